@@ -1,0 +1,68 @@
+"""What every method shares: the ensemble's output, cross-entropy and weighted means."""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Formulation = Literal["paper", "released"]
+"""The printed formula, or what the authors' code computes."""
+
+
+def ensemble_log_proba(logits: Tensor) -> Tensor:
+    r"""Log mean probability of an ensemble.
+
+    .. math:: \log \bar p_c = \log\sum_i \exp(\log \mathrm{softmax}(z_i)_c) - \log N
+
+    computed without leaving log space, so that nothing underflows.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n_members, n_samples, n_classes)
+        Logits or log-probabilities of the members.
+
+    Returns
+    -------
+    log_proba : Tensor of shape (n_samples, n_classes)
+    """
+    return torch.logsumexp(F.log_softmax(logits, dim=-1), dim=0) - math.log(len(logits))
+
+
+def batch_mean(values: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+    """Mean over the batch of per-sample values, weighted where weights are given.
+
+    Parameters
+    ----------
+    values : Tensor of shape (n_samples,)
+    sample_weight : Tensor of shape (n_samples,), default=None
+        Weights with mean 1 over the *training set*: the sum is divided by the batch's size, so
+        that a batch of light samples counts less than a batch of heavy ones.
+
+    Returns
+    -------
+    mean : scalar Tensor
+    """
+    return values.mean() if sample_weight is None else (values * sample_weight).mean()
+
+
+def member_cross_entropy(logits: Tensor, y: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+    """Cross-entropy of every member, averaged over the batch.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n_members, n_samples, n_classes)
+    y : Tensor of shape (n_samples,)
+        Class indices.
+    sample_weight : Tensor of shape (n_samples,), default=None
+
+    Returns
+    -------
+    cross_entropy : Tensor of shape (n_members,)
+    """
+    losses = []
+    for member in logits:
+        per_sample = F.cross_entropy(member, y, reduction="none")
+        losses.append(batch_mean(per_sample, sample_weight))
+    return torch.stack(losses)
