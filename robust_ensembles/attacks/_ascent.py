@@ -1,0 +1,91 @@
+"""Projected steepest ascent, the loop that all the gradient attacks share."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._balls import Ball
+from ._objective import Objective
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How to walk.
+
+    Parameters
+    ----------
+    n_steps : int
+    step_size : float
+        Length of a step, in the attack's norm and the units of X.
+    decay : float or None
+        Momentum: the direction accumulates gradients of unit L1 norm, discounted by this factor.
+    """
+
+    n_steps: int
+    step_size: float
+    decay: float | None = None
+
+
+def ascend(
+    objective: Objective,
+    ball: Ball,
+    start: Tensor,
+    y: Tensor,
+    steps: Steps,
+    *,
+    stop_when_broken: bool,
+) -> tuple[Tensor, Tensor]:
+    """Walk uphill from `start`, projecting each step into the ball.
+
+    Parameters
+    ----------
+    objective : Objective
+    ball : Ball
+    start : Tensor of shape (n_samples, ...)
+        Points in the ball.
+    y : Tensor of shape (n_samples,)
+    steps : Steps
+    stop_when_broken : bool
+        Drop a sample at the first iterate that is broken; the others go on by themselves. False
+        takes every step and looks at no decision.
+
+    Returns
+    -------
+    x : Tensor of shape (n_samples, ...)
+        The breaking iterate, or the last.
+    broken : bool Tensor of shape (n_samples,)
+        All False unless `stop_when_broken`.
+    """
+    result = start.clone()
+    is_broken = torch.zeros(len(start), dtype=torch.bool, device=start.device)
+    active = torch.arange(len(start), device=start.device)
+    x, momentum = start, torch.zeros_like(start) if steps.decay is not None else None
+    for _ in range(steps.n_steps):
+        gradient, broken = objective.gradient(x, y)
+        if stop_when_broken and broken.any():
+            result[active], is_broken[active] = x, broken
+            keep = ~broken
+            active, x, y, gradient, ball = (
+                active[keep],
+                x[keep],
+                y[keep],
+                gradient[keep],
+                ball[keep],
+            )
+            momentum = None if momentum is None else momentum[keep]
+            if not len(active):
+                return result, is_broken
+        if momentum is not None and steps.decay is not None:
+            momentum = steps.decay * momentum + _unit_l1(gradient)
+        direction = ball.steepest(gradient if momentum is None else momentum)
+        x = ball.project(x + steps.step_size * direction)
+    result[active] = x
+    if stop_when_broken:
+        is_broken[active] = objective.broken(x, y)
+    return result, is_broken
+
+
+def _unit_l1(gradient: Tensor) -> Tensor:
+    norm = gradient.abs().flatten(1).sum(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
+    return gradient / norm.view(-1, *([1] * (gradient.ndim - 1)))

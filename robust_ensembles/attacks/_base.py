@@ -1,0 +1,242 @@
+"""The contract of every attack."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
+from torch import Tensor, nn
+
+from .._validation import one_of
+from ._balls import NORMS, Ball, Box
+from ._margins import LOSSES
+from ._mode import untouched
+from ._objective import Objective, device_of
+from ._target import resolve_target
+
+# X may lie this far outside the box: what float32 arithmetic does to a scaled image
+BOX_TOLERANCE = 1e-6
+
+
+class Attack(BaseEstimator, ABC):
+    """What every attack can do. `BoundedAttack` adds the parameters that nearly all share."""
+
+    targeted: bool = False
+
+    @property
+    def gradient_free(self) -> bool:
+        """Whether the attack looks at decisions only, so that nothing need be differentiable."""
+        return False
+
+    @abstractmethod
+    def __call__(
+        self, module: nn.Module, X: Tensor, y: Tensor, *, stop_when_broken: bool = True
+    ) -> Tensor:
+        """Adversarial examples for a torch module, which is put into eval mode meanwhile.
+
+        Parameters
+        ----------
+        module : nn.Module
+            Returns logits or log-probabilities, (n, n_classes), or has
+            ``member_logits(x) -> (n_members, n, n_classes)``.
+        X : Tensor of shape (n_samples, ...)
+            Floating point.
+        y : Tensor of shape (n_samples,)
+            Class indices: the true ones, or the targets of a targeted attack.
+        stop_when_broken : bool, default=True
+            Whether a sample leaves the attack once it is misclassified (or reaches its target):
+            right for measuring robustness. False goes on to the last step: stronger examples
+            for training and for transfer.
+
+        Returns
+        -------
+        X_adv : Tensor of shape (n_samples, ...)
+            On the device of X.
+
+        Raises
+        ------
+        ValueError
+            For parameters out of range, X outside the box, NaN, or lengths that differ.
+        """
+
+    def generate(self, estimator: Any, X: ArrayLike, y: ArrayLike) -> NDArray[Any]:
+        """Adversarial examples for a fitted estimator, through the steps of a Pipeline.
+
+        Parameters
+        ----------
+        estimator : fitted estimator
+            One of this package, or a Pipeline or search that ends in one.
+        X : array-like of shape (n_samples, ...)
+            Raw X, as the estimator takes it. uint8 images are attacked in [0, 1].
+        y : array-like of shape (n_samples,)
+            Labels as in `estimator.classes_`.
+
+        Returns
+        -------
+        X_adv : ndarray of the shape of X
+            Floating point.
+
+        Raises
+        ------
+        NotDifferentiableError
+            If a step of the estimator has no differentiable twin.
+        """
+        self._validate()
+        target = resolve_target(estimator, X, gradient=not self.gradient_free)
+        adversarial = self(target.module, target.tensor(X), target.encode(y))
+        result: NDArray[Any] = adversarial.cpu().numpy().reshape(np.shape(X))
+        return result
+
+    @abstractmethod
+    def _validate(self) -> None:
+        """Raise for parameters that make no sense."""
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class BoundedAttack(Attack):
+    """Base of the attacks that search an eps-ball: batches, validation and guarantees.
+
+    The result of a sample does not depend on the batch it stands in. Results lie in the eps-ball
+    and in the box exactly. The attacked module is left as it was.
+
+    Parameters
+    ----------
+    eps : float, default=8/255
+        Radius of the ball, in the units of X.
+    norm : {"linf", "l2"}, default="linf"
+        Norm of the perturbation.
+    targeted : bool, default=False
+        Whether `y` holds the classes to reach instead of those to leave.
+    loss : {"margin", "cw_margin", "cross_entropy", "member_cross_entropy"}, default="margin"
+        What is ascended. ``"margin"`` is the log-odds of the ensemble's mean probability against
+        the label: the same direction as ``"cross_entropy"`` of the mean probability, but it does
+        not round to zero for over-confident ensembles. ``"member_cross_entropy"`` averages the
+        members' own losses.
+    clip_values : tuple of two floats, default=None
+        Box that adversarial examples stay in; None takes the box of the estimator (or of the
+        module's attribute `clip_values`), if it has one.
+    batch_size : int, default=256
+        Samples attacked at once. Does not change the result.
+    random_state : int or None, default=0
+        Seed of random starts. The noise of a sample depends on this seed and on the sample
+        alone. None draws a new seed for each call.
+    """
+
+    eps: float = 8 / 255
+    norm: str = "linf"
+    targeted: bool = False
+    loss: str = "margin"
+    clip_values: Box | None = None
+    batch_size: int = 256
+    random_state: int | None = 0
+
+    def __call__(
+        self, module: nn.Module, X: Tensor, y: Tensor, *, stop_when_broken: bool = True
+    ) -> Tensor:
+        """Adversarial examples for a torch module; see `Attack`."""
+        self._validate()
+        box = self.clip_values or getattr(module, "clip_values", None)
+        _check_batch(X, y, box)
+        seed = self._seed()
+        device = device_of(module, X.device)
+        results = []
+        with untouched(module):
+            objective = Objective(module, self.loss, targeted=self.targeted)
+            for x, labels in zip(X.split(self.batch_size), y.split(self.batch_size), strict=True):
+                ball = self._ball(x.detach().to(device), box)
+                adversarial = self._perturb(
+                    objective, ball, labels.to(device), seed, stop_when_broken
+                )
+                results.append(adversarial.to(X.device))
+        return torch.cat(results) if results else X.clone()
+
+    def craft(
+        self, module: nn.Module, x: Tensor, y: Tensor, *, box: Box | None, seed: int
+    ) -> Tensor:
+        """Adversarial examples for one training batch: all steps, in the module's present mode.
+
+        Parameters
+        ----------
+        module : nn.Module
+            Its parameters must be frozen by the caller, see `untouched`.
+        x : Tensor of shape (n_samples, ...)
+            On the module's device.
+        y : Tensor of shape (n_samples,)
+        box : tuple of two floats or None
+            Used where the attack has no `clip_values` of its own.
+        seed : int
+            Of the random start; a new one for each batch.
+
+        Returns
+        -------
+        x_adv : Tensor of shape (n_samples, ...)
+        """
+        objective = Objective(module, self.loss, targeted=self.targeted)
+        return self._perturb(objective, self._ball(x, self.clip_values or box), y, seed, False)
+
+    @abstractmethod
+    def _perturb(
+        self, objective: Objective, ball: Ball, y: Tensor, seed: int, stop_when_broken: bool
+    ) -> Tensor:
+        """Adversarial examples for one batch, ``ball.x``."""
+
+    def _ball(self, x: Tensor, box: Box | None) -> Ball:
+        # samples within the tolerance of the box start inside it
+        ball = NORMS[self.norm]
+        return ball(x if box is None else x.clamp(*box), self.eps, box)
+
+    def _seed(self) -> int:
+        if self.random_state is None:
+            return int(np.random.default_rng().integers(2**62))
+        return int(self.random_state)
+
+    def _validate(self) -> None:
+        name = type(self).__name__
+        if not isinstance(self.eps, Real) or not 0 <= self.eps < float("inf"):
+            raise ValueError(
+                f"{name}: eps must be a finite number >= 0, in the units of X; got {self.eps!r}"
+            )
+        one_of(self.norm, NORMS, f"{name}: norm")
+        one_of(self.loss, LOSSES, f"{name}: loss")
+        if self.clip_values is not None:
+            check_box(self.clip_values, name)
+        if self.batch_size < 1:
+            raise ValueError(f"{name}: batch_size must be at least 1; got {self.batch_size!r}")
+
+
+def check_box(clip_values: Any, owner: str) -> None:
+    """Raise unless `clip_values` is a pair (low, high) of numbers with low < high."""
+    try:
+        low, high = clip_values
+        valid = bool(low < high)
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise ValueError(
+            f"{owner}: clip_values must be a pair (low, high) with low < high, such as (0, 1); "
+            f"got {clip_values!r}"
+        )
+
+
+def _check_batch(X: Tensor, y: Tensor, box: Box | None) -> None:
+    if not X.is_floating_point():
+        raise ValueError(f"X must be floating point; got {X.dtype}. Scale images to [0, 1] first.")
+    if len(X) != len(y):
+        raise ValueError(f"X has {len(X)} samples but y has {len(y)} labels")
+    if not torch.isfinite(X).all():
+        raise ValueError("X contains NaN or infinity; remove or impute these samples first")
+    if box is not None and len(X):
+        low, high = float(X.min()), float(X.max())
+        excess = max(box[0] - low, high - box[1])
+        if excess > BOX_TOLERANCE:
+            raise ValueError(
+                f"X lies up to {excess:.3g} outside clip_values={box}: it spans "
+                f"[{low:.4g}, {high:.4g}]. Give the box that the raw data live in, or move the "
+                "scaling of X into the module or a Pipeline."
+            )

@@ -1,0 +1,106 @@
+"""A control without gradients, and the per-sample worst case over several attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ._balls import Ball
+from ._base import Attack, BoundedAttack
+from ._objective import Objective, is_broken
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class UniformNoise(BoundedAttack):
+    """Uniform noise in the ball: a control that a gradient attack must beat.
+
+    Parameters
+    ----------
+    n_draws : int, default=10
+        Random points tried for each sample.
+    """
+
+    n_draws: int = 10
+
+    @property
+    def gradient_free(self) -> bool:
+        """True: only decisions are looked at."""
+        return True
+
+    def _perturb(
+        self, objective: Objective, ball: Ball, y: Tensor, seed: int, stop_when_broken: bool
+    ) -> Tensor:
+        result = ball.random_point(seed)
+        if not stop_when_broken:
+            return result
+        clean = ball.project(ball.x)
+        already = objective.broken(clean, y)
+        result[already] = clean[already]
+        active = (~already).nonzero().squeeze(1)
+        for draw in range(self.n_draws):
+            if not len(active):
+                break
+            part = ball[active]
+            result[active] = part.random_point(seed + 10 * draw)
+            active = active[~objective.broken(result[active], y[active])]
+        return result
+
+    def _validate(self) -> None:
+        super()._validate()
+        if self.n_draws < 1:
+            raise ValueError(f"UniformNoise: n_draws must be at least 1; got {self.n_draws!r}")
+
+
+@dataclass(repr=False, eq=False)
+class WorstCase(Attack):
+    """Per-sample worst case: a sample is broken if any of the attacks breaks it.
+
+    Each attack takes the samples that those before it have left, so put cheap ones first.
+
+    Parameters
+    ----------
+    attacks : sequence of Attack
+        At least one, each with its own parameters, all with the same `targeted`.
+    """
+
+    attacks: Sequence[Attack]
+
+    @property
+    def targeted(self) -> bool:  # type: ignore[override]
+        """Whether the attacks are targeted."""
+        return any(attack.targeted for attack in self.attacks)
+
+    @property
+    def gradient_free(self) -> bool:
+        """Whether none of the attacks needs gradients."""
+        return all(attack.gradient_free for attack in self.attacks)
+
+    def __call__(
+        self, module: nn.Module, X: Tensor, y: Tensor, *, stop_when_broken: bool = True
+    ) -> Tensor:
+        """Adversarial examples for a torch module; see `Attack`."""
+        self._validate()
+        if not stop_when_broken:
+            raise ValueError("WorstCase needs stop_when_broken=True: it looks at every decision")
+        result = X.clone()
+        active = torch.arange(len(X), device=X.device)
+        for attack in self.attacks:
+            if not len(active):
+                break
+            result[active] = attack(module, X[active], y[active])
+            broken = is_broken(module, result[active], y[active], targeted=self.targeted)
+            active = active[~broken]
+        return result
+
+    def _validate(self) -> None:
+        if not self.attacks:
+            raise ValueError("WorstCase needs at least one attack: WorstCase([FGSM(), PGD()])")
+        for attack in self.attacks:
+            if not isinstance(attack, Attack):
+                raise TypeError(f"WorstCase: {attack!r} is no attack of robust_ensembles.attacks")
+            attack._validate()
+        if len({attack.targeted for attack in self.attacks}) > 1:
+            raise ValueError("WorstCase: attacks must be all targeted or all untargeted")

@@ -1,0 +1,88 @@
+"""A fitted estimator, as an attack sees it: a module, tensors of raw X, class indices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from ._objective import device_of
+from ._twins import as_torch, check_differentiable
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is attacked.
+
+    Parameters
+    ----------
+    module : nn.Module
+        From raw X to log-probabilities.
+    classes : ndarray of shape (n_classes,)
+        Labels, in the order of the module's outputs.
+    scales_uint8 : bool
+        Whether uint8 X means images in [0, 1] (an estimator of this package attacked directly) or
+        plain numbers (a Pipeline, whose first step sees 0 to 255).
+    """
+
+    module: nn.Module
+    classes: NDArray[Any]
+    scales_uint8: bool
+
+    def tensor(self, X: ArrayLike) -> Tensor:
+        """Raw X as a floating point tensor on the module's device."""
+        array = np.asarray(X)
+        if array.dtype == np.uint8 and self.scales_uint8:
+            array = array.astype(np.float32) / np.float32(255)
+        elif array.dtype != np.float32:
+            array = array.astype(np.float64)
+        device = device_of(self.module, torch.device("cpu"))
+        if device.type == "mps":
+            array = array.astype(np.float32)
+        # a copy: X may be a read-only memory map
+        return torch.tensor(array, device=device)
+
+    def encode(self, y: ArrayLike) -> Tensor:
+        """Labels as class indices."""
+        labels = np.asarray(y)
+        index = {label: i for i, label in enumerate(self.classes.tolist())}
+        unknown = sorted({str(label) for label in labels.tolist() if label not in index})
+        if unknown:
+            raise ValueError(
+                f"y contains labels that the estimator was not trained on: {unknown[:5]}; it "
+                f"knows {self.classes.tolist()[:10]}"
+            )
+        device = device_of(self.module, torch.device("cpu"))
+        return torch.tensor([index[label] for label in labels.tolist()], device=device)
+
+
+def resolve_target(estimator: Any, X: ArrayLike, *, gradient: bool = True) -> Target:
+    """Differentiable view of a fitted estimator.
+
+    Parameters
+    ----------
+    estimator : fitted estimator
+    X : array-like of shape (n_samples, ...)
+        Its first rows check that the view computes what the estimator does.
+    gradient : bool, default=True
+        Whether gradients must reach X.
+
+    Returns
+    -------
+    target : Target
+
+    Raises
+    ------
+    NotDifferentiableError
+        If a step has no differentiable twin.
+    """
+    module = as_torch(estimator)
+    final = getattr(estimator, "best_estimator_", estimator)
+    target = Target(module, np.asarray(estimator.classes_), hasattr(final, "as_module"))
+    if gradient:
+        check_differentiable(module, estimator, np.asarray(X))
+    return target
