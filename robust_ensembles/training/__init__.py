@@ -1,0 +1,44 @@
+"""How a step runs: the private skorch net, batches, augmentation, random streams.
+
+Where a step runs: `EnsembleNet.train_step` asks an estimator's objective for its terms, the
+objective sees a `TrainingStep`.
+"""
+
+from ._data import Batch, EnsembleDataset, MiniBatches
+from ._features import captured_embedding, embedding_size, final_linear
+from ._inference import log_proba, member_log_proba
+from ._net import EnsembleNet
+from ._random import derive_seed, preserve_global_rng, seeded_global_rng
+from ._step import Objective, TrainingStep, input_gradients
+from .augmentation import (
+    AugmentationPipeline,
+    BatchTransform,
+    GaussianNoise,
+    NoisyCopies,
+    RandomCrop,
+    RandomHorizontalFlip,
+)
+
+__all__ = [
+    "AugmentationPipeline",
+    "Batch",
+    "BatchTransform",
+    "EnsembleDataset",
+    "EnsembleNet",
+    "GaussianNoise",
+    "MiniBatches",
+    "NoisyCopies",
+    "Objective",
+    "RandomCrop",
+    "RandomHorizontalFlip",
+    "TrainingStep",
+    "captured_embedding",
+    "derive_seed",
+    "embedding_size",
+    "final_linear",
+    "input_gradients",
+    "log_proba",
+    "member_log_proba",
+    "preserve_global_rng",
+    "seeded_global_rng",
+]

@@ -1,0 +1,258 @@
+"""The skorch net that an estimator owns: runs epochs, keeps the history, protects the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from skorch import NeuralNetClassifier
+from skorch.callbacks import EpochTimer, PrintLog
+from torch import Tensor, nn
+
+from ..exceptions import NonFiniteLossError
+from ..modules import Ensemble, RawInput
+from ._data import Batch, MiniBatches
+from ._inference import log_proba
+from ._meter import EpochMeter
+from ._random import derive_seed, preserve_global_rng
+from ._step import Objective, TrainingStep
+from .augmentation import AugmentationPipeline
+
+Components = tuple[Ensemble, nn.Module | None]
+
+
+class EnsembleNet(NeuralNetClassifier):
+    """skorch net of an ensemble and what its method trains beside it.
+
+    The members and the auxiliary module share one optimizer, with a parameter group for each:
+    the same as one optimizer each, as long as the losses are summed and each reaches its own
+    member only. Cached predictions are off (`use_caching=False`), so that a robust scorer inside
+    `EpochScoring` gets predictions of what it asks for.
+
+    Parameters
+    ----------
+    module : type
+        `Ensemble`; the instance comes from the builder given to `build`.
+    *args, **kwargs
+        See `skorch.NeuralNetClassifier`.
+    input_shape : tuple of int
+        Shape of one sample.
+    clip_values : tuple of two floats or None
+    seed : int
+        Of all random streams of the fit.
+    augmentation : AugmentationPipeline
+    lr_milestones : tuple of int
+        Epochs (finished ones) after which the learning rate is multiplied by 0.1.
+    """
+
+    def __init__(
+        self,
+        module: type[Ensemble],
+        *args: Any,
+        input_shape: tuple[int, ...],
+        clip_values: tuple[float, float] | None,
+        seed: int,
+        augmentation: AugmentationPipeline,
+        lr_milestones: tuple[int, ...] = (),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(module, *args, use_caching=False, **kwargs)
+        self.input_shape = input_shape
+        self.clip_values = clip_values
+        self.seed = seed
+        self.augmentation = augmentation
+        self.lr_milestones = lr_milestones
+        self.objective_: Objective | None = None
+
+    @property
+    def _default_callbacks(self) -> list[tuple[str, Any]]:
+        timer = [("epoch_timer", EpochTimer())]
+        return [*timer, ("print_log", PrintLog())] if self.verbose else timer
+
+    def build(self, builder: Callable[[], Components]) -> EnsembleNet:
+        """Initialise everything, with the members and the auxiliary module from `builder`."""
+        self.builder_ = builder
+        try:
+            self.initialize()
+        finally:
+            del self.builder_
+        return self
+
+    def initialize_module(self) -> EnsembleNet:
+        """Take the modules that the builder makes; called by skorch."""
+        self.module_, auxiliary = self.builder_()
+        self.has_auxiliary_ = auxiliary is not None
+        if auxiliary is not None:
+            self.auxiliary_ = auxiliary
+        return self
+
+    def initialize_optimizer(self, triggered_directly: bool | None = None) -> EnsembleNet:
+        """Make one optimizer with a parameter group per member; called by skorch."""
+        owners = [*self.module_, *([self.auxiliary_] if self.has_auxiliary_ else [])]
+        trainable = [[p for p in owner.parameters() if p.requires_grad] for owner in owners]
+        groups = [{"params": parameters} for parameters in trainable if parameters]
+        options = {"lr": self.lr, **self.get_params_for("optimizer")}
+        self.optimizer_ = self.optimizer(groups, **options)
+        return self
+
+    def train_epochs(
+        self, dataset: Any, y: NDArray[np.int64], *, epochs: int, objective: Objective
+    ) -> None:
+        """Train for some more epochs.
+
+        Parameters
+        ----------
+        dataset : EnsembleDataset
+        y : ndarray of shape (n_samples,)
+            Its class indices, for a stratified split.
+        epochs : int
+        objective : callable
+            Held for the duration of the call only: it belongs to the estimator that owns this
+            net, and a cycle would keep both in memory until the garbage collector runs.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            If the user interrupts. `EarlyStopping` raises it too, and that one ends here.
+        """
+        self.objective_ = objective
+        self.notify("on_train_begin", X=dataset, y=y)
+        try:
+            with preserve_global_rng():
+                self.fit_loop(dataset, y, epochs=epochs)
+        except KeyboardInterrupt:
+            if not self._stopped_early():
+                raise
+        finally:
+            self.objective_ = None
+            self.module_.eval()
+            self.notify("on_train_end", X=dataset, y=y)
+
+    def _stopped_early(self) -> bool:
+        """Whether an EarlyStopping ran out of patience; nobody else raises on its behalf."""
+        return any(
+            hasattr(callback, "patience") and callback.misses_ == callback.patience
+            for _, callback in self.callbacks_
+            if hasattr(callback, "misses_")
+        )
+
+    def get_iterator(self, dataset: Any, training: bool = False) -> MiniBatches:
+        """Batches of a data set on the device; called by skorch."""
+        return MiniBatches(
+            dataset,
+            batch_size=self.batch_size,
+            device=torch.device(self.device),
+            dtype=next(self.module_.parameters()).dtype,
+            seed=self.seed,
+            augmentation=self.augmentation if training else None,
+        )
+
+    def run_single_epoch(
+        self,
+        iterator: MiniBatches | None,
+        training: bool,
+        prefix: str,
+        step_fn: Callable[..., dict[str, Any]],
+        **fit_params: Any,
+    ) -> None:
+        """One pass over the batches; every term of the objective becomes a column of history."""
+        if iterator is None:
+            return
+        epoch = len(self.history) - 1
+        meter = EpochMeter(prefix, epoch, immediate=torch.device(self.device).type == "cpu")
+        iterator.epoch = epoch
+        with self._protected_weights(training):
+            self._begin_epoch(epoch, training)
+            for number, batch in enumerate(iterator):
+                pair = batch.x, batch.y
+                self.notify("on_batch_begin", batch=pair, training=training)
+                step = step_fn(batch, number=number, meter=meter)
+                self.notify("on_batch_end", batch=pair, training=training, **step)
+            meter.write(self.history)
+
+    def _begin_epoch(self, epoch: int, training: bool) -> None:
+        if not training:
+            return
+        # for layers that know the global generator only, such as dropout
+        torch.manual_seed(derive_seed(self.seed, "layers", epoch))
+        if epoch in self.lr_milestones:
+            for group in self.optimizer_.param_groups:
+                group["lr"] *= 0.1
+        self.attack_seeds_ = np.random.default_rng(derive_seed(self.seed, "attack", epoch))
+
+    @contextmanager
+    def _protected_weights(self, training: bool) -> Iterator[None]:
+        """Put back the epoch's first weights and optimizer state if its loss turns non-finite."""
+        modules = [getattr(self, f"{name}_") for name in self._modules] if training else []
+        weights = [deepcopy(module.state_dict()) for module in modules]
+        optimizer = deepcopy(self.optimizer_.state_dict()) if training else None
+        try:
+            yield
+        except NonFiniteLossError:
+            for module, state in zip(modules, weights, strict=True):
+                module.load_state_dict(state)
+            self.optimizer_.load_state_dict(optimizer)
+            raise
+
+    def train_step(self, batch: Batch, *, number: int, meter: EpochMeter) -> dict[str, Any]:
+        """One optimizer step on the objective."""
+
+        def closure() -> Tensor:
+            self.optimizer_.zero_grad()
+            self._set_training(True)
+            terms = self._objective_terms(batch)
+            loss = torch.stack(list(terms.values())).sum()
+            meter.add({"loss": loss, **terms}, len(batch.x))
+            loss.backward()
+            self.notify(
+                "on_grad_computed",
+                named_parameters=list(self.get_all_learnable_params()),
+                batch=(batch.x, batch.y),
+                training=True,
+            )
+            return loss
+
+        loss = self.optimizer_.step(closure)
+        return {"loss": loss.detach(), "y_pred": None}
+
+    def _objective_terms(self, batch: Batch) -> dict[str, Tensor]:
+        if self.objective_ is None:
+            raise RuntimeError("this net is trained by its estimator: call the estimator's fit")
+        step = TrainingStep(
+            module=self.module_,
+            auxiliary=self.auxiliary_ if self.has_auxiliary_ else None,
+            x=batch.x,
+            y=batch.y,
+            sample_weight=batch.sample_weight,
+            clip_values=self.clip_values,
+            seed=int(self.attack_seeds_.integers(2**62)),
+        )
+        return self.objective_(step)
+
+    def validation_step(self, batch: Batch, *, number: int, meter: EpochMeter) -> dict[str, Any]:
+        """Loss and accuracy of the deployed mean probability on one batch."""
+        self._set_training(False)
+        with torch.no_grad():
+            y_pred = self.module_(batch.x)
+            loss = self.criterion_(y_pred, batch.y)
+            accuracy = (y_pred.argmax(dim=1) == batch.y).to(y_pred.dtype).mean()
+        meter.add({"loss": loss, "acc": accuracy}, len(batch.x))
+        return {"loss": loss, "y_pred": y_pred}
+
+    def as_module(self) -> RawInput:
+        """The members behind raw X, in eval mode."""
+        return RawInput(self.module_, self.input_shape, self.clip_values).eval()
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Mean probabilities, (n_samples, n_classes); for skorch's callbacks too."""
+        proba: NDArray[np.float64] = np.exp(log_proba(self.as_module(), X))
+        return proba
+
+    def predict(self, X: ArrayLike) -> NDArray[np.int64]:
+        """Class indices, (n_samples,); for skorch's callbacks too."""
+        return self.predict_proba(X).argmax(axis=1)
