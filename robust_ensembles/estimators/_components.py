@@ -1,0 +1,125 @@
+"""What a parameter stands for: devices, optimizers, splits, and double-underscore names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from skorch.dataset import ValidSplit
+
+from .._validation import one_of
+
+_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+}
+
+# parameters that are not estimators, but take double-underscore names: where those are kept
+_PARAMS_OF = {"module": "module_params", "optimizer": "optimizer_params"}
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device that is meant, which must be there.
+
+    Parameters
+    ----------
+    device : str or torch.device
+        ``"auto"`` is CUDA, else MPS, else the CPU.
+
+    Returns
+    -------
+    device : torch.device
+
+    Raises
+    ------
+    ValueError
+        If the device is absent from this machine.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r} is no torch device: {error}") from None
+    absent = {
+        "cuda": not torch.cuda.is_available() or (resolved.index or 0) >= torch.cuda.device_count(),
+        "mps": not torch.backends.mps.is_available(),
+    }
+    if absent.get(resolved.type, False):
+        raise ValueError(
+            f"device={device!r} was asked for, but torch finds no such device here; use "
+            "device='auto' or 'cpu', or install a torch build for your GPU"
+        )
+    return resolved
+
+
+def resolve_optimizer(
+    optimizer: str | type[torch.optim.Optimizer], params: dict[str, Any] | None
+) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """Class and arguments of the optimizer.
+
+    Parameters
+    ----------
+    optimizer : str or type
+    params : dict or None
+
+    Returns
+    -------
+    optimizer : type
+    params : dict
+    """
+    params = dict(params or {})
+    if "lr" in params:
+        raise ValueError("give the learning rate as lr=..., not in optimizer_params")
+    if isinstance(optimizer, str):
+        one_of(optimizer, _OPTIMIZERS, "optimizer")
+        optimizer = _OPTIMIZERS[optimizer]
+    if not issubclass(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must be a class of torch.optim or a name; got {optimizer!r}")
+    return optimizer, params
+
+
+def resolve_train_split(train_split: Any, seed: int) -> Any:
+    """A fraction becomes a stratified split, everything else stays."""
+    if train_split is None or callable(train_split):
+        return train_split
+    return ValidSplit(float(train_split), stratified=True, random_state=seed)
+
+
+def merge_component_params(estimator: Any, params: dict[str, Any]) -> dict[str, Any]:
+    """Turn ``module__x`` and ``optimizer__x`` into new dicts, which no clone shares.
+
+    Parameters
+    ----------
+    estimator : BaseEnsembleClassifier
+    params : dict
+        As given to `set_params`.
+
+    Returns
+    -------
+    params : dict
+        With plain names, and ``attack__x``, which the attack itself understands.
+    """
+    plain: dict[str, Any] = {}
+    merged: dict[str, dict[str, Any]] = {}
+    for name, value in params.items():
+        component, separator, key = name.partition("__")
+        if separator and component in _PARAMS_OF:
+            merged.setdefault(_PARAMS_OF[component], {})[key] = value
+        else:
+            plain[name] = value
+    for name, added in merged.items():
+        present = plain.get(name, getattr(estimator, name))
+        if isinstance(present, list):
+            plain[name] = [{**(entry or {}), **added} for entry in present]
+        else:
+            plain[name] = {**(present or {}), **added}
+    nested = any(name.startswith("attack__") for name in plain)
+    if nested and "attack" not in plain and getattr(estimator, "attack", False) is None:
+        default = estimator._default_attack()
+        if default is not None:
+            plain = {"attack": default, **plain}
+    return plain

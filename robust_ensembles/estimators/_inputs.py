@@ -1,0 +1,216 @@
+"""Checks of X, y and weights, and what is learned from them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils import compute_sample_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, validate_data
+
+from ..attacks._base import BOX_TOLERANCE, check_box
+
+Box = tuple[float, float]
+
+
+def check_X(
+    estimator: Any, X: Any, y: Any = None, *, reset: bool
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Validate X (and y) and give it the shape that the members take.
+
+    Parameters
+    ----------
+    estimator : BaseEnsembleClassifier
+        Gets `n_features_in_`, `feature_names_in_` and `input_shape_` if `reset`.
+    X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
+    y : array-like of shape (n_samples,), default=None
+    reset : bool
+        Whether to learn the shape, or to compare with what was learned.
+
+    Returns
+    -------
+    X : ndarray of shape (n_samples, *input_shape_), float32 or uint8
+    y : ndarray of shape (n_samples,)
+        Empty if none was given.
+
+    Raises
+    ------
+    ValueError, TypeError
+        With the shape that was given, those allowed, and how to mend it.
+    """
+    shape = _sample_shape(X)
+    if shape is not None and len(shape) == 3:
+        X = np.asarray(X).reshape(len(X), -1)
+    dtypes = [np.float32, np.float64, np.uint8]
+    targets = {} if y is None else {"y": y}
+    if not reset and shape is not None:
+        _compare_shape(estimator, shape)
+    checked = validate_data(estimator, X, **targets, reset=reset, dtype=dtypes)
+    X, y = checked if targets else (checked, np.empty(0))
+    if reset:
+        estimator.input_shape_ = _resolve_input_shape(estimator.input_shape, shape, X.shape[1])
+    if X.dtype == np.float64:
+        X = _to_float32(X)
+    return X.reshape(len(X), *estimator.input_shape_), y
+
+
+def _sample_shape(X: Any) -> tuple[int, ...] | None:
+    """Shape of one sample of an array; None where scikit-learn's own check has to judge."""
+    if not hasattr(X, "shape"):
+        X = np.asarray(X) if isinstance(X, (list, tuple)) else X
+    shape = tuple(getattr(X, "shape", ()))
+    if len(shape) < 2:
+        return None
+    if len(shape) not in (2, 4):
+        hint = " For grey images add a channel axis: X[:, None]." if len(shape) == 3 else ""
+        raise ValueError(
+            "X must have shape (n_samples, n_features) or (n_samples, channels, height, width); "
+            f"got {shape}.{hint}"
+        )
+    return tuple(int(size) for size in shape[1:])
+
+
+def _compare_shape(estimator: Any, shape: tuple[int, ...]) -> None:
+    fitted = estimator.input_shape_
+    if len(shape) == 3 and shape != fitted:
+        raise ValueError(
+            f"X has samples of shape {shape}, but {type(estimator).__name__} was fitted with "
+            f"{fitted}"
+        )
+
+
+def _resolve_input_shape(
+    wanted: Any, shape: tuple[int, ...] | None, n_features: int
+) -> tuple[int, ...]:
+    if wanted is None:
+        return shape or (n_features,)
+    wanted = tuple(int(size) for size in wanted)
+    if shape is not None and len(shape) == 3 and shape != wanted:
+        raise ValueError(f"input_shape={wanted} but X has samples of shape {shape}")
+    if math.prod(wanted) != n_features:
+        raise ValueError(
+            f"input_shape={wanted} has {math.prod(wanted)} numbers, but X has {n_features} "
+            "features; their product must be the same"
+        )
+    return wanted
+
+
+def _to_float32(X: NDArray[np.float64]) -> NDArray[np.float32]:
+    largest = float(np.abs(X).max(initial=0))
+    if largest > np.finfo(np.float32).max:
+        raise ValueError(
+            f"X holds values up to {largest:.3g}, too large for float32; scale X first, such as "
+            "by a StandardScaler in a Pipeline"
+        )
+    return X.astype(np.float32)
+
+
+def resolve_clip_values(clip_values: Any, X: NDArray[Any]) -> Box | None:
+    """The box of the data.
+
+    Parameters
+    ----------
+    clip_values : "auto", tuple of two floats, or None
+    X : ndarray of shape (n_samples, ...)
+
+    Returns
+    -------
+    clip_values : tuple of two floats or None
+
+    Raises
+    ------
+    ValueError
+        If X lies outside an explicit box.
+    """
+    if clip_values is None or (isinstance(clip_values, str) and X.dtype == np.uint8):
+        return None if clip_values is None else (0.0, 1.0)
+    scale = 255 if X.dtype == np.uint8 else 1
+    low, high = float(X.min()) / scale, float(X.max()) / scale
+    if isinstance(clip_values, str):
+        if low >= 0 and high <= 1:
+            return (0.0, 1.0)
+        if X.ndim == 4:
+            warnings.warn(
+                f"X spans [{low:.4g}, {high:.4g}], so attacks stay in no box. For images give "
+                "raw pixels in [0, 1] (or uint8) and normalise inside the module, or set "
+                "clip_values.",
+                stacklevel=4,
+            )
+        return None
+    check_box(clip_values, "estimator")
+    box = (float(clip_values[0]), float(clip_values[1]))
+    excess = max(box[0] - low, high - box[1])
+    if excess > BOX_TOLERANCE:
+        raise ValueError(
+            f"X lies up to {excess:.3g} outside clip_values={box}: it spans [{low:.4g}, "
+            f"{high:.4g}]. Give the box that the raw data live in, and scale inside the module "
+            "(normalize=...) or in a Pipeline."
+        )
+    return box
+
+
+def check_classes(estimator: Any, y: NDArray[Any], *, classes: Any, reset: bool) -> Any:
+    """Learn or compare `classes_`; return class indices.
+
+    Parameters
+    ----------
+    estimator : BaseEnsembleClassifier
+    y : ndarray of shape (n_samples,)
+    classes : array-like of shape (n_classes,) or None
+        All classes, if they are known.
+    reset : bool
+
+    Returns
+    -------
+    index : int64 ndarray of shape (n_samples,)
+    """
+    check_classification_targets(y)
+    if reset:
+        found = np.unique(y if classes is None else np.asarray(classes))
+        if len(found) < 2:
+            raise ValueError(
+                f"y holds {len(found)} class ({found.tolist()}); a classifier needs 2 or more"
+            )
+        estimator.classes_ = found
+    elif classes is not None and not np.array_equal(np.unique(classes), estimator.classes_):
+        raise ValueError(f"classes={classes!r} differs from the first call's {estimator.classes_}")
+    unknown = np.setdiff1d(y, estimator.classes_)
+    if len(unknown):
+        raise ValueError(
+            f"y holds labels that are not among the classes: {unknown[:5].tolist()}; known are "
+            f"{estimator.classes_[:10].tolist()}"
+        )
+    return np.searchsorted(estimator.classes_, y).astype(np.int64)
+
+
+def check_weights(
+    class_weight: Any, sample_weight: Any, X: NDArray[Any], y: NDArray[Any]
+) -> NDArray[np.float32] | None:
+    """Sample weights with the class weights in them, of mean 1; None if all are alike.
+
+    Parameters
+    ----------
+    class_weight : dict, "balanced" or None
+    sample_weight : array-like of shape (n_samples,) or None
+    X : ndarray of shape (n_samples, ...)
+    y : ndarray of shape (n_samples,)
+        Labels.
+
+    Returns
+    -------
+    weight : float32 ndarray of shape (n_samples,) or None
+    """
+    if sample_weight is None and class_weight is None:
+        return None
+    weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    if class_weight is not None:
+        weight = weight * compute_sample_weight(class_weight, y)
+    total = weight.sum()
+    if total <= 0:
+        raise ValueError("sample_weight and class_weight leave no sample with a positive weight")
+    normalized: NDArray[np.float32] = (weight * (len(weight) / total)).astype(np.float32)
+    return normalized

@@ -1,0 +1,126 @@
+"""The parameters that all ensembles share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import Interval, StrOptions
+from torch import nn
+
+from ._components import merge_component_params
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class EnsembleParameters(BaseEstimator):
+    """Common parameters of the ensembles.
+
+    Parameters
+    ----------
+    module : str, nn.Module class, callable, nn.Module, list of these, or None, default=None
+        The network of a member: a name from `robust_ensembles.modules` such as ``"resnet20"``, a
+        class, a factory such as ``torchvision.models.resnet18``, or a list of these, one per
+        member (a mixed ensemble). None picks by the shape of X: an `MLP` for rows of features,
+        `LeNet5` for small images, `ResNet20` from 32 x 32 pixels.
+    module_params : dict or list of dict, default=None
+        Arguments of the module's constructor, also as ``module__name=value`` in `set_params`.
+    n_estimators : int, default=3
+        Number of members.
+    optimizer : {"adam", "adamw", "sgd"} or torch.optim.Optimizer class, default="adam"
+        One optimizer with a parameter group for each member.
+    optimizer_params : dict, default=None
+        Further arguments of the optimizer, also as ``optimizer__name=value`` in `set_params`.
+    lr : float, default=1e-3
+        Learning rate.
+    lr_milestones : sequence of int, default=None
+        Numbers of finished epochs after which the learning rate is multiplied by 0.1.
+    max_epochs : int, default=20
+        Passes over the data in `fit`.
+    batch_size : int, default=128
+        Samples in a training batch.
+    augmentation : callable or list of callables, default=None
+        Changes of each training batch, ``(x, generator) -> x``: `RandomCrop` and the others of
+        `robust_ensembles.training`.
+    input_shape : tuple of int, default=None
+        Shape of one sample, for flat rows that are images: (channels, height, width).
+    clip_values : "auto", tuple of two floats, or None, default="auto"
+        Box that attacks stay in. ``"auto"`` is (0, 1) if all of X lies in it, else none (with a
+        warning for images). X outside an explicit box is an error.
+    class_weight : dict or "balanced", default=None
+        Weights of the classes, multiplied into `sample_weight`.
+    train_split : float or callable, default=None
+        Part of the data held back for ``valid_loss`` and ``valid_acc`` in the history: a
+        fraction, or a splitter such as `skorch.dataset.ValidSplit`.
+    callbacks : list, default=None
+        skorch callbacks.
+    device : str or torch.device, default="auto"
+        ``"auto"`` is CUDA, else MPS, else the CPU.
+    warm_start : bool, default=False
+        Whether `fit` goes on from where the last one ended.
+    random_state : int, RandomState instance or None, default=None
+        Seed of weights, order, augmentation and attacks. Two fits with one seed on a CPU are
+        identical to the bit. The global random state stays as it is.
+    verbose : int, default=0
+        1 prints a line for each epoch.
+    """
+
+    module: Any = field(default=None, kw_only=False)
+    module_params: Any = None
+    n_estimators: int = 3
+    optimizer: Any = "adam"
+    optimizer_params: dict[str, Any] | None = None
+    lr: float = 1e-3
+    lr_milestones: Sequence[int] | None = None
+    max_epochs: int = 20
+    batch_size: int = 128
+    augmentation: Any = None
+    input_shape: tuple[int, ...] | None = None
+    clip_values: Any = "auto"
+    class_weight: Any = None
+    train_split: Any = None
+    callbacks: list[Any] | None = None
+    device: Any = "auto"
+    warm_start: bool = False
+    random_state: Any = None
+    verbose: int = 0
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        "module": [str, type, callable, nn.Module, list, tuple, None],
+        "module_params": [dict, list, None],
+        "n_estimators": [Interval(Integral, 1, None, closed="left")],
+        "optimizer": [str, type],
+        "optimizer_params": [dict, None],
+        "lr": [Interval(Real, 0, None, closed="neither")],
+        "lr_milestones": ["array-like", None],
+        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "augmentation": [callable, list, tuple, None],
+        "input_shape": [tuple, list, None],
+        "clip_values": [StrOptions({"auto"}), tuple, list, None],
+        "class_weight": [StrOptions({"balanced"}), dict, None],
+        "train_split": [Interval(Real, 0, 1, closed="neither"), callable, None],
+        "callbacks": [list, None],
+        "device": [str, torch.device],
+        "warm_start": ["boolean"],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def set_params(self, **params: Any) -> EnsembleParameters:
+        """Set parameters; ``module__width=8`` goes into a new `module_params`.
+
+        Parameters
+        ----------
+        **params : dict
+            Also ``optimizer__name`` and ``attack__name``.
+
+        Returns
+        -------
+        self : estimator
+        """
+        super().set_params(**merge_component_params(self, params))
+        return self

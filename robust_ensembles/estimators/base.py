@@ -1,0 +1,194 @@
+"""The scikit-learn contract that all ensembles keep."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import ClassifierMixin, _fit_context
+from sklearn.utils import check_random_state
+from torch import Tensor, nn
+
+from ..modules import Ensemble, build_members
+from ..training import (
+    AugmentationPipeline,
+    EnsembleDataset,
+    EnsembleNet,
+    TrainingStep,
+    seeded_global_rng,
+)
+from ._components import resolve_device, resolve_optimizer, resolve_train_split
+from ._inputs import check_classes, check_weights, check_X, resolve_clip_values
+from ._parameters import EnsembleParameters
+from ._prediction import PredictionMixin
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class BaseEnsembleClassifier(PredictionMixin, ClassifierMixin, EnsembleParameters, ABC):
+    """Base of all ensembles: everything but the training objective.
+
+    The decision is the argmax of the members' mean probability. For the parameters see
+    `EnsembleParameters`.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+    n_features_in_ : int
+        Numbers in one sample.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        If X has feature names.
+    input_shape_ : tuple of int
+        Shape of one sample as the members take it.
+    clip_values_ : tuple of two floats or None
+    net_ : EnsembleNet
+        The skorch net.
+    module_ : Ensemble
+    estimators_ : list of nn.Module
+        The members.
+    history_ : skorch.history.History
+        One row for each epoch; ``train_loss`` is the sum of the objective's terms, which are
+        columns of their own.
+    n_iter_ : int
+        Epochs trained.
+    device_ : torch.device
+    """
+
+    @abstractmethod
+    def _objective(self, step: TrainingStep) -> dict[str, Tensor]:
+        """The addends of the method's loss on one batch, by name."""
+
+    def _build_auxiliary(self, members: list[nn.Module], n_classes: int) -> nn.Module | None:
+        """What the method trains beside the members."""
+        return None
+
+    def _check_method(self, n_classes: int) -> None:
+        """Raise, before anything is built, for what this method cannot be trained with."""
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> BaseEnsembleClassifier:
+        """Train the ensemble.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
+            Floating point, or uint8, which is divided by 255.
+        y : array-like of shape (n_samples,)
+            Class labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+
+        Returns
+        -------
+        self : estimator
+
+        Raises
+        ------
+        ValueError, TypeError
+            For bad input, before any training.
+        NonFiniteLossError
+            If a loss term becomes NaN or infinite. The weights from the start of that epoch are
+            kept, and the estimator is usable.
+        KeyboardInterrupt
+            If interrupted; the estimator is usable, trained so far.
+        """
+        resume = self.warm_start and hasattr(self, "net_")
+        X, y, index = self._check_fit_input(X, y, classes=None, reset=not resume)
+        weight = check_weights(self.class_weight, sample_weight, X, y)
+        if not resume:
+            self._initialize()
+        return self._train(X, index, weight, self.max_epochs)
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        classes: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> BaseEnsembleClassifier:
+        """Train for one more epoch.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
+        y : array-like of shape (n_samples,)
+        classes : array-like of shape (n_classes,), default=None
+            All classes that will ever occur; by default those of the first call.
+        sample_weight : array-like of shape (n_samples,), default=None
+
+        Returns
+        -------
+        self : estimator
+        """
+        if self.class_weight == "balanced":
+            raise ValueError(
+                "class_weight='balanced' needs all of y; with partial_fit pass a dict of weights"
+            )
+        first = not hasattr(self, "net_")
+        X, y, index = self._check_fit_input(X, y, classes=classes, reset=first)
+        weight = check_weights(self.class_weight, sample_weight, X, y)
+        if first:
+            self._initialize()
+        return self._train(X, index, weight, 1)
+
+    def _check_fit_input(
+        self, X: Any, y: Any, *, classes: Any, reset: bool
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
+        X, y = check_X(self, X, y, reset=reset)
+        index = check_classes(self, y, classes=classes, reset=reset)
+        if reset:
+            self.clip_values_ = resolve_clip_values(self.clip_values, X)
+        return X, y, index
+
+    def _initialize(self) -> None:
+        """Build the net; draws from the random state once."""
+        self._check_method(len(self.classes_))
+        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        device = resolve_device(self.device)
+        optimizer, optimizer_params = resolve_optimizer(self.optimizer, self.optimizer_params)
+        net = EnsembleNet(
+            Ensemble,
+            input_shape=self.input_shape_,
+            clip_values=self.clip_values_,
+            seed=seed,
+            augmentation=AugmentationPipeline(self.augmentation),
+            lr_milestones=tuple(self.lr_milestones or ()),
+            optimizer=optimizer,
+            lr=self.lr,
+            batch_size=self.batch_size,
+            max_epochs=self.max_epochs,
+            train_split=resolve_train_split(self.train_split, seed),
+            callbacks=self.callbacks,
+            device=str(device),
+            verbose=self.verbose,
+            classes=list(range(len(self.classes_))),
+            **{f"optimizer__{name}": value for name, value in optimizer_params.items()},
+        )
+        with seeded_global_rng(seed):
+            self.net_ = net.build(self._build_modules)
+
+    def _build_modules(self) -> tuple[Ensemble, nn.Module | None]:
+        n_classes = len(self.classes_)
+        members = build_members(
+            self.module,
+            self.module_params,
+            n_members=self.n_estimators,
+            input_shape=self.input_shape_,
+            n_classes=n_classes,
+        )
+        return Ensemble(members), self._build_auxiliary(members, n_classes)
+
+    def _train(
+        self,
+        X: NDArray[Any],
+        y: NDArray[np.int64],
+        sample_weight: NDArray[np.float32] | None,
+        epochs: int,
+    ) -> BaseEnsembleClassifier:
+        dataset = EnsembleDataset(X, y, sample_weight)
+        self.net_.train_epochs(dataset, y, epochs=epochs, objective=self._objective)
+        return self
