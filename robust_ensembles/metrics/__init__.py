@@ -1,0 +1,17 @@
+"""Robust accuracy and scorers that scikit-learn's searches take."""
+
+from ..attacks import as_torch
+from ._names import attack_from_name
+from ._robust import robust_accuracy_score, robust_mask
+from ._scorers import RobustScorer, get_robust_scorer, make_robust_scorer, robust_scoring
+
+__all__ = [
+    "RobustScorer",
+    "as_torch",
+    "attack_from_name",
+    "get_robust_scorer",
+    "make_robust_scorer",
+    "robust_accuracy_score",
+    "robust_mask",
+    "robust_scoring",
+]

@@ -1,0 +1,80 @@
+"""Masks that the scorers of one pass share, so that no attack runs twice."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import OrderedDict
+from typing import Any
+
+import joblib
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..attacks import Attack, as_torch
+from ._robust import correct_mask, robust_mask
+
+Mask = NDArray[np.bool_]
+_MAX_PASSES = 4
+
+
+class SharedMasks:
+    """Robust masks, remembered for the latest few passes.
+
+    A pass is one estimator object with its present weights, X and y; all are compared by
+    content, so nothing stale is ever returned: not after more training, not for other data, not
+    for an attack whose parameters have been changed. Copies and pickles start empty.
+    """
+
+    def __init__(self) -> None:
+        self._passes: OrderedDict[str, tuple[weakref.ref[Any], dict[str, Mask]]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+
+    def mask(self, estimator: Any, X: ArrayLike, y: ArrayLike, attacks: tuple[Attack, ...]) -> Mask:
+        """Samples that are right without and under each of the attacks.
+
+        Parameters
+        ----------
+        estimator : fitted estimator
+        X : array-like of shape (n_samples, ...)
+        y : array-like of shape (n_samples,)
+        attacks : tuple of Attack
+            Empty for clean accuracy.
+
+        Returns
+        -------
+        mask : bool ndarray of shape (n_samples,)
+        """
+        known = self._known(estimator, X, y)
+        if not attacks:
+            if "clean" not in known:
+                known["clean"] = correct_mask(estimator, X, y)
+            return known["clean"].copy()
+        result = np.ones(len(np.asarray(y)), dtype=bool)
+        for attack in attacks:
+            key = joblib.hash((type(attack).__qualname__, attack))
+            if key not in known:
+                known[key] = robust_mask(estimator, X, y, attack=attack)
+            result &= known[key]
+        return result
+
+    def _known(self, estimator: Any, X: ArrayLike, y: ArrayLike) -> dict[str, Mask]:
+        """The masks of this pass so far."""
+        state = {k: v.cpu().numpy() for k, v in as_torch(estimator).state_dict().items()}
+        key = joblib.hash((state, np.asarray(X), np.asarray(y)))
+        with self._lock:
+            owner, known = self._passes.get(key, (None, {}))
+            # weights alone do not tell a FunctionTransformer from another
+            if owner is None or owner() is not estimator:
+                known = {}
+                self._passes[key] = weakref.ref(estimator), known
+            self._passes.move_to_end(key)
+            while len(self._passes) > _MAX_PASSES:
+                self._passes.popitem(last=False)
+        return known
