@@ -63,6 +63,8 @@ def ascend(
     x, momentum = start, torch.zeros_like(start) if steps.decay is not None else None
     for _ in range(steps.n_steps):
         gradient, broken = objective.gradient(x, y)
+        if stop_when_broken:
+            _check_finite(gradient)
         if stop_when_broken and broken.any():
             result[active], is_broken[active] = x, broken
             keep = ~broken
@@ -84,6 +86,16 @@ def ascend(
     if stop_when_broken:
         is_broken[active] = objective.broken(x, y)
     return result, is_broken
+
+
+def _check_finite(gradient: Tensor) -> None:
+    finite = gradient.isfinite().flatten(1).all(dim=1)
+    if not finite.all():
+        raise FloatingPointError(
+            f"the module's gradient is NaN or infinite for {int((~finite).sum())} of "
+            f"{len(finite)} samples, so it cannot be attacked by gradients: look for a division "
+            "by zero, a square root of zero or an overflow in its forward pass"
+        )
 
 
 def _unit_l1(gradient: Tensor) -> Tensor:

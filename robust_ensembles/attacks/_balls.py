@@ -1,7 +1,7 @@
 """The sets that adversarial examples stay in: an eps-ball around x, cut by the data's box.
 
 Membership is exact in the sense that a check in float64 finds no point outside: rounding to the
-tensor's dtype always goes towards x.
+tensor's dtype always goes towards x. The ends of the box are what they are in that dtype.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from ._noise import sample_keys, uniform
+from ._noise import STREAM_SHIFT, sample_keys, uniform
 
 Box = tuple[float, float]
 
@@ -69,8 +69,9 @@ class LinfBall(Ball):
 
     def __init__(self, x: Tensor, eps: float, clip_values: Box | None) -> None:
         super().__init__(x, eps, clip_values)
-        # a sum rounded away from x would leave the ball by half a unit in the last place
-        lower, upper = x - eps, x + eps
+        # in double precision, since eps itself has no exact float32; then an end that was
+        # rounded away from x would leave the ball by half a unit in the last place
+        lower, upper = (_exact(x) - eps).to(x.dtype), (_exact(x) + eps).to(x.dtype)
         too_low, too_high = _exact(x) - lower > eps, upper - _exact(x) > eps
         self.lower = self.clip(torch.where(too_low, torch.nextafter(lower, x), lower))
         self.upper = self.clip(torch.where(too_high, torch.nextafter(upper, x), upper))
@@ -122,17 +123,23 @@ class L2Ball(Ball):
 
     def steepest(self, direction: Tensor) -> Tensor:
         """The direction at unit length; zero stays zero."""
-        norm = torch.linalg.vector_norm(_flat(direction), dim=1)
-        return direction / _per_sample(norm.clamp_min(torch.finfo(norm.dtype).tiny), direction)
+        tiny = torch.finfo(direction.dtype).tiny
+        # largest entry first: the squares of a saturated model's float32 gradient underflow
+        largest = _flat(direction).abs().amax(dim=1).clamp_min(tiny)
+        scaled = direction / _per_sample(largest, direction)
+        norm = torch.linalg.vector_norm(_flat(scaled), dim=1).clamp_min(tiny)
+        return scaled / _per_sample(norm, direction)
 
     def random_point(self, seed: int) -> Tensor:
         """Uniform in the ball (Gaussian direction, radius to the power 1/d), then clipped."""
         keys = sample_keys(self.x, seed)
         shape = self.x.shape[1:]
         first = uniform(keys, shape, self.x.dtype).clamp_min(torch.finfo(self.x.dtype).tiny)
-        second = uniform(sample_keys(self.x, seed + 1), shape, self.x.dtype)
+        second = uniform(sample_keys(self.x, seed + (1 << STREAM_SHIFT)), shape, self.x.dtype)
         gauss = (-2 * first.log()).sqrt() * (2 * math.pi * second).cos()  # Box-Muller
-        u = uniform(sample_keys(self.x, seed + 2), torch.Size([1]), self.x.dtype).squeeze(1)
+        u = uniform(
+            sample_keys(self.x, seed + (2 << STREAM_SHIFT)), torch.Size([1]), self.x.dtype
+        ).squeeze(1)
         radius = self.eps * u.pow(1 / math.prod(shape))
         return self.project(self.x + self.steepest(gauss) * _per_sample(radius, self.x))
 

@@ -20,8 +20,8 @@ from ._mode import untouched
 from ._objective import Objective, device_of
 from ._target import resolve_target
 
-# X may lie this far outside the box: what float32 arithmetic does to a scaled image
-BOX_TOLERANCE = 1e-6
+# X may lie this part of the box's size outside it: what float32 does to a scaled image
+_BOX_TOLERANCE = 1e-6
 
 
 class Attack(BaseEstimator, ABC):
@@ -46,7 +46,7 @@ class Attack(BaseEstimator, ABC):
             Returns logits or log-probabilities, (n, n_classes), or has
             ``member_logits(x) -> (n_members, n, n_classes)``.
         X : Tensor of shape (n_samples, ...)
-            Floating point.
+            float32 or float64.
         y : Tensor of shape (n_samples,)
             Class indices: the true ones, or the targets of a targeted attack.
         stop_when_broken : bool, default=True
@@ -141,7 +141,9 @@ class BoundedAttack(Attack):
     ) -> Tensor:
         """Adversarial examples for a torch module; see `Attack`."""
         self._validate()
-        box = self.clip_values or getattr(module, "clip_values", None)
+        box = self.clip_values
+        if box is None:
+            box = getattr(module, "clip_values", None)
         _check_batch(X, y, box)
         seed = self._seed()
         device = device_of(module, X.device)
@@ -154,7 +156,7 @@ class BoundedAttack(Attack):
                     objective, ball, labels.to(device), seed, stop_when_broken
                 )
                 results.append(adversarial.to(X.device))
-        return torch.cat(results) if results else X.clone()
+        return torch.cat(results) if results else X.detach().clone()
 
     def craft(
         self, module: nn.Module, x: Tensor, y: Tensor, *, box: Box | None, seed: int
@@ -178,7 +180,8 @@ class BoundedAttack(Attack):
         x_adv : Tensor of shape (n_samples, ...)
         """
         objective = Objective(module, self.loss, targeted=self.targeted)
-        return self._perturb(objective, self._ball(x, self.clip_values or box), y, seed, False)
+        box = box if self.clip_values is None else self.clip_values
+        return self._perturb(objective, self._ball(x, box), y, seed, False)
 
     @abstractmethod
     def _perturb(
@@ -224,17 +227,26 @@ def check_box(clip_values: Any, owner: str) -> None:
         )
 
 
+def box_excess(low: float, high: float, box: Box) -> float:
+    """How far values from low to high lie outside a box; 0 within the tolerance of rounding."""
+    excess = max(box[0] - low, high - box[1])
+    return excess if excess > _BOX_TOLERANCE * max(1.0, abs(box[0]), abs(box[1])) else 0.0
+
+
 def _check_batch(X: Tensor, y: Tensor, box: Box | None) -> None:
-    if not X.is_floating_point():
-        raise ValueError(f"X must be floating point; got {X.dtype}. Scale images to [0, 1] first.")
+    if X.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"X must be float32 or float64; got {X.dtype}. Convert it with X.float(); scale "
+            "images to [0, 1] first."
+        )
     if len(X) != len(y):
         raise ValueError(f"X has {len(X)} samples but y has {len(y)} labels")
     if not torch.isfinite(X).all():
         raise ValueError("X contains NaN or infinity; remove or impute these samples first")
     if box is not None and len(X):
         low, high = float(X.min()), float(X.max())
-        excess = max(box[0] - low, high - box[1])
-        if excess > BOX_TOLERANCE:
+        excess = box_excess(low, high, box)
+        if excess:
             raise ValueError(
                 f"X lies up to {excess:.3g} outside clip_values={box}: it spans "
                 f"[{low:.4g}, {high:.4g}]. Give the box that the raw data live in, or move the "

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ._balls import Ball
 from ._base import Attack, BoundedAttack
+from ._noise import RESTART_SHIFT
 from ._objective import Objective, is_broken
 
 
@@ -44,7 +45,7 @@ class UniformNoise(BoundedAttack):
             if not len(active):
                 break
             part = ball[active]
-            result[active] = part.random_point(seed + 10 * draw)
+            result[active] = part.random_point(seed + (draw << RESTART_SHIFT))
             active = active[~objective.broken(result[active], y[active])]
         return result
 
@@ -85,7 +86,7 @@ class WorstCase(Attack):
         self._validate()
         if not stop_when_broken:
             raise ValueError("WorstCase needs stop_when_broken=True: it looks at every decision")
-        result = X.clone()
+        result = X.detach().clone()
         active = torch.arange(len(X), device=X.device)
         for attack in self.attacks:
             if not len(active):

@@ -11,6 +11,7 @@ from torch import Tensor
 from ._ascent import Steps, ascend
 from ._balls import Ball
 from ._base import BoundedAttack
+from ._noise import RESTART_SHIFT
 from ._objective import Objective
 
 
@@ -56,7 +57,9 @@ class GradientAttack(BoundedAttack):
             if not len(active):
                 break
             part = ball[active]
-            start = part.random_point(seed + 10 * restart) if restart else start[active]
+            start = (
+                part.random_point(seed + (restart << RESTART_SHIFT)) if restart else start[active]
+            )
             found, broken = ascend(objective, part, start, y[active], walk, stop_when_broken=True)
             result[active] = found
             active = active[~broken]
@@ -71,7 +74,7 @@ class GradientAttack(BoundedAttack):
                     f"{name}: {parameter} must be at least 1; got {getattr(self, parameter)!r}"
                 )
         if self.step_size is not None and not (
-            isinstance(self.step_size, Real) and self.step_size > 0
+            isinstance(self.step_size, Real) and 0 < self.step_size < float("inf")
         ):
             raise ValueError(f"{name}: step_size must be positive or None; got {self.step_size!r}")
         if self.n_restarts > 1 and not self.random_start:
@@ -147,8 +150,8 @@ class MIM(BIM):
 
     def _validate(self) -> None:
         super()._validate()
-        if self.decay < 0:
-            raise ValueError(f"MIM: decay must not be negative; got {self.decay!r}")
+        if not 0 <= self.decay < float("inf"):
+            raise ValueError(f"MIM: decay must be a finite number >= 0; got {self.decay!r}")
 
 
 @dataclass(kw_only=True, repr=False, eq=False)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 CraftMode = Literal["eval", "train_frozen_stats", "train"]
 
@@ -28,7 +28,7 @@ def untouched(module: nn.Module, mode: CraftMode = "eval") -> Iterator[nn.Module
     """
     training = {m: m.training for m in module.modules()}
     requires_grad = {p: p.requires_grad for p in module.parameters()}
-    buffers = {} if mode == "train" else {b: b.clone() for b in module.buffers()}
+    buffers = [] if mode == "train" else _buffers(module)
     try:
         module.train(mode != "eval")
         for parameter in requires_grad:
@@ -40,5 +40,15 @@ def untouched(module: nn.Module, mode: CraftMode = "eval") -> Iterator[nn.Module
         for parameter, required in requires_grad.items():
             parameter.requires_grad_(required)
         with torch.no_grad():
-            for buffer, value in buffers.items():
+            for owner, name, buffer, value in buffers:
                 buffer.copy_(value)
+                owner._buffers[name] = buffer  # a forward may have put another in its place
+
+
+def _buffers(module: nn.Module) -> list[tuple[nn.Module, str, Tensor, Tensor]]:
+    return [
+        (owner, name, buffer, buffer.clone())
+        for owner in module.modules()
+        for name, buffer in owner._buffers.items()
+        if buffer is not None
+    ]

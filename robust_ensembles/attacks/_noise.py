@@ -13,6 +13,10 @@ from torch import Tensor
 _INCREMENT = 0x9E3779B97F4A7C15 - (1 << 64)
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MULTIPLIER_2 = 0x94D049BB133111EB - (1 << 64)
+# seeds of restarts, and of the several numbers that one point takes, lie this many bits apart, so
+# that two small seeds of a user's share nothing
+RESTART_SHIFT = 36
+STREAM_SHIFT = 52
 _MANTISSA_BITS = {torch.float32: 24, torch.float64: 53}
 
 

@@ -84,5 +84,10 @@ def resolve_target(estimator: Any, X: ArrayLike, *, gradient: bool = True) -> Ta
     final = getattr(estimator, "best_estimator_", estimator)
     target = Target(module, np.asarray(estimator.classes_), hasattr(final, "as_module"))
     if gradient:
-        check_differentiable(module, estimator, np.asarray(X))
+        check_differentiable(module, estimator, _first_rows(target, X))
     return target
+
+
+def _first_rows(target: Target, X: Any) -> Any:
+    """Enough of X to check with: as the module takes it, unless columns have names."""
+    return X if hasattr(X, "iloc") else target.tensor(np.asarray(X)[:32])

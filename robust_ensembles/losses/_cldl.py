@@ -10,6 +10,7 @@ from ._ensemble import Formulation, batch_mean
 from ._geometry import CosineEpsMode, pair_cosines
 
 _TINY = 1e-12
+_OFFSET = 1e-6  # of the released code, in its logarithms
 
 
 def soft_label_divergence(
@@ -36,7 +37,7 @@ def soft_label_divergence(
     divergence : Tensor of shape (..., n_samples)
     """
     if formulation == "released":
-        return (s * ((s + 1e-6).log() - (log_p.exp() + 1e-6).log())).sum(dim=-1)
+        return (s * ((s + _OFFSET).log() - (log_p.exp() + _OFFSET).log())).sum(dim=-1)
     return (s * (s.clamp_min(_TINY).log() - log_p)).sum(dim=-1)
 
 
@@ -87,8 +88,8 @@ def cldl_label_diversity(
     if jsd_reduction == "element_mean":
         if sample_weight is not None:
             divergences = divergences * sample_weight
-        divergences = divergences.mean(dim=1, keepdim=True) / (n_classes - 1)
-        sample_weight = None  # it is in the averages already
+        elements = divergences.mean(dim=1) / (n_classes - 1)
+        return (elements.exp().mean() + _OFFSET).log()
     log_mean = torch.logsumexp(divergences, dim=0) - math.log(len(i))
     return batch_mean(log_mean, sample_weight)
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from robust_ensembles.attacks._twins import as_torch, check_differentiable
-from robust_ensembles.attacks._twins_preprocessing import StandardTwin
-from robust_ensembles.exceptions import NotDifferentiableError
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import PCA
@@ -24,6 +21,10 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 from torch import nn
+
+from robust_ensembles.attacks._twins import as_torch, check_differentiable
+from robust_ensembles.attacks._twins_preprocessing import StandardTwin
+from robust_ensembles.exceptions import NotDifferentiableError
 
 N_FEATURES = 5
 

@@ -1,0 +1,56 @@
+"""Tiny models that the attack tests share."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from robust_ensembles.modules import Ensemble
+
+DUAL = {"linf": 1, "l2": 2}  # order of the norm that is dual to the attack's
+
+
+def random(*shape, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def uniform(*shape, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def linear(weight, bias=None):
+    """Logits ``x @ weight + bias``."""
+    layer = nn.Linear(*weight.shape, dtype=weight.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(weight.T)
+        layer.bias.zero_() if bias is None else layer.bias.copy_(bias)
+    return layer
+
+
+def mlp(n_features, n_classes, *, seed=0, n_hidden=8, dtype=torch.float64):
+    """Smooth, with weights of order one."""
+    first = linear(random(n_features, n_hidden, seed=seed, dtype=dtype))
+    second = linear(random(n_hidden, n_classes, seed=seed + 1, dtype=dtype))
+    return nn.Sequential(first, nn.Tanh(), second)
+
+
+def ensemble(n_features=6, n_classes=3, n_members=3, *, seed=0, dtype=torch.float64):
+    members = [
+        mlp(n_features, n_classes, seed=seed + 10 * i, dtype=dtype) for i in range(n_members)
+    ]
+    return Ensemble(members)
+
+
+def labelled(module, n_samples=20, n_features=6, *, seed=5, dtype=torch.float64):
+    """Points of the unit box with the classes that the module gives them."""
+    x = uniform(n_samples, n_features, seed=seed, dtype=dtype)
+    with torch.no_grad():
+        return x, module(x).argmax(dim=1)
+
+
+def perturbation_norm(x_adv, x, norm):
+    """Of each sample, in float64."""
+    delta = (x_adv.double() - x.double()).flatten(1)
+    return delta.abs().amax(dim=1) if norm == "linf" else delta.norm(dim=1)

@@ -1,0 +1,77 @@
+"""Linear models: the distance to the boundary is the margin over the dual norm."""
+
+import pytest
+import torch
+from small_models import DUAL, linear, random
+
+from robust_ensembles.attacks import BIM, CW, FGSM, MIM, PGD, is_broken
+from robust_ensembles.modules import Ensemble
+
+ATTACKS = [FGSM, BIM, MIM, PGD, CW]
+
+
+def binary_problem(n_features, n_samples, norm, distance):
+    """A binary model, with samples on both sides that all have the same distance."""
+    w, x = random(n_features, seed=1), random(n_samples, n_features, seed=2)
+    module = linear(torch.stack([torch.zeros_like(w), w], dim=1), torch.tensor([0.3, -0.2]))
+    y = torch.arange(n_samples) % 2
+    wanted = (2 * y - 1) * distance * w.norm(p=DUAL[norm])
+    x = x + ((wanted - (x @ w - 0.5)) / w.dot(w))[:, None] * w
+    return module, x, y
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize(("n_features", "n_samples"), [(2, 1), (3, 64), (17, 5), (100, 33)])
+def test_binary(attack, norm, n_features, n_samples):
+    module, x, y = binary_problem(n_features, n_samples, norm, distance=0.7)
+    assert not is_broken(module, x, y).any()
+    for eps, expected in [(0.7 * 0.999, False), (0.7 * 1.001, True)]:
+        x_adv = attack(eps=eps, norm=norm)(module, x, y)
+        assert (is_broken(module, x_adv, y) == expected).all(), eps
+
+
+@pytest.mark.parametrize("loss", ["margin", "cw_margin", "cross_entropy", "member_cross_entropy"])
+@pytest.mark.parametrize("n_members", [1, 3])
+def test_every_loss_on_equal_members(loss, n_members):
+    module, x, y = binary_problem(10, 8, "linf", distance=0.3)
+    module = Ensemble([module] * n_members)
+    for eps, expected in [(0.3 * 0.999, False), (0.3 * 1.001, True)]:
+        x_adv = PGD(eps=eps, loss=loss)(module, x, y)
+        assert (is_broken(module, x_adv, y) == expected).all()
+
+
+def boundary_distances(weight, x, y, norm):
+    """To every other class, (n_samples, n_classes); infinite for the own one."""
+    logits = x @ weight
+    gap = logits.gather(1, y[:, None]) - logits
+    difference = weight.T[y][:, None, :] - weight.T[None]
+    distance = gap / difference.norm(p=DUAL[norm], dim=2)
+    return distance.scatter(1, y[:, None], torch.inf)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize(("n_features", "n_classes"), [(2, 3), (20, 5), (100, 10)])
+def test_multi_class(norm, n_features, n_classes):
+    """Nothing reaches below the nearest boundary; a targeted walk reaches just beyond it."""
+    weight, x = random(n_features, n_classes, seed=1), random(6, n_features, seed=2)
+    module, y = linear(weight), (x @ weight).argmax(dim=1)
+    nearest = boundary_distances(weight, x, y, norm).min(dim=1)
+    for i in range(len(x)):
+        x_i, y_i, distance = x[i : i + 1], y[i : i + 1], float(nearest.values[i])
+        below = [attack(eps=0.999 * distance, norm=norm) for attack in ATTACKS]
+        assert not any(is_broken(module, a(module, x_i, y_i), y_i).any() for a in below)
+        target = nearest.indices[i : i + 1]
+        beyond = PGD(eps=1.01 * distance, norm=norm, targeted=True, loss="cw_margin", n_steps=100)
+        x_adv = beyond(module, x_i, target)
+        assert is_broken(module, x_adv, target, targeted=True).all()
+        assert is_broken(module, x_adv, y_i).all()
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_image_shaped_samples(attack):
+    module, x, y = binary_problem(12, 4, "l2", distance=0.2)
+    images = x.view(4, 3, 2, 2)
+    flat = attack(eps=0.201, norm="l2")(module, x, y)
+    found = attack(eps=0.201, norm="l2")(torch.nn.Sequential(torch.nn.Flatten(), module), images, y)
+    torch.testing.assert_close(found.flatten(1), flat, rtol=0, atol=1e-12)

@@ -1,0 +1,148 @@
+"""Bad input ends in an error that says what to do."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from small_models import ensemble, labelled
+
+from robust_ensembles.attacks import BIM, CW, FGSM, MIM, PGD, UniformNoise, WorstCase
+
+NAN = float("nan")
+
+
+@pytest.fixture(scope="module")
+def problem():
+    module = ensemble()
+    return module, *labelled(module, 6)
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        (PGD(eps=-0.1), r"PGD: eps must be a finite number >= 0.*got -0.1"),
+        (FGSM(eps=NAN), "FGSM: eps .* got nan"),
+        (PGD(eps=float("inf")), "eps .* got inf"),
+        (PGD(eps="8/255"), "eps .* got '8/255'"),
+        (PGD(norm="l_inf"), "norm must be one of .* Did you mean 'linf'"),
+        (PGD(norm="L2"), "got 'L2'. Did you mean 'l2'"),
+        (PGD(loss="crossentropy"), "Did you mean 'cross_entropy'"),
+        (PGD(n_steps=0), "PGD: n_steps must be at least 1; got 0"),
+        (BIM(step_size=0.0), "step_size must be positive or None"),
+        (BIM(step_size=NAN), "step_size must be positive or None"),
+        (BIM(step_size=float("inf")), "step_size must be positive or None"),
+        (PGD(n_restarts=0), "n_restarts must be at least 1"),
+        (PGD(n_restarts=2, random_start=False), "repeats one walk.*random_start=True"),
+        (PGD(batch_size=0), "batch_size must be at least 1"),
+        (MIM(decay=-1.0), "MIM: decay must be a finite number >= 0"),
+        (MIM(decay=NAN), "MIM: decay"),
+        (UniformNoise(n_draws=0), "n_draws must be at least 1"),
+        (CW(clip_values=(1, 0)), r"clip_values must be a pair \(low, high\).*got \(1, 0\)"),
+        (CW(clip_values=(0, NAN)), "clip_values must be a pair"),
+        (CW(clip_values=(0, 1, 2)), "clip_values must be a pair"),
+        (CW(clip_values=0.5), "clip_values must be a pair"),
+        (CW(clip_values=("a", 1)), "clip_values must be a pair"),
+        (WorstCase([]), "at least one attack"),
+        (WorstCase([FGSM(), PGD(eps=-1)]), "PGD: eps"),
+        (WorstCase([FGSM(), FGSM(targeted=True)]), "all targeted or all untargeted"),
+    ],
+)
+def test_parameters(attack, message, problem):
+    with pytest.raises(ValueError, match=message):
+        attack(*problem)
+
+
+def test_worst_case_of_something_else(problem):
+    with pytest.raises(TypeError, match="'pgd' is no attack"):
+        WorstCase(["pgd"])(*problem)
+
+
+def test_worst_case_checks_parts_that_have_nothing_to_do(problem):
+    module, x, y = problem
+    with pytest.raises(ValueError, match="PGD: eps"):
+        WorstCase([FGSM(), PGD(eps=-1)])(module, x[:0], y[:0])
+
+
+def test_worst_case_looks_at_decisions(problem):
+    with pytest.raises(ValueError, match="stop_when_broken"):
+        WorstCase([FGSM()])(*problem, stop_when_broken=False)
+
+
+class TestData:
+    def test_outside_the_box(self, problem):
+        module, x, y = problem
+        with pytest.raises(ValueError, match=r"up to 0\.5 outside clip_values=\(0, 1\).*1\.5\]"):
+            PGD(clip_values=(0, 1))(module, x.clamp(0, 0.9).index_fill(1, torch.tensor(0), 1.5), y)
+        with pytest.raises(ValueError, match=r"up to 0\.25 outside"):
+            PGD(clip_values=(0, 1))(module, x.index_fill(1, torch.tensor(0), -0.25), y)
+
+    @pytest.mark.parametrize("attack", [FGSM, PGD, UniformNoise])
+    @pytest.mark.parametrize(("norm", "eps"), [("linf", 1e-3), ("l2", 1e-3), ("l2", 1e-9)])
+    def test_rounding_is_tolerated_and_clipped(self, attack, norm, eps, problem):
+        module, x, y = problem
+        x = x.index_fill(1, torch.tensor(0), -3e-8).index_fill(1, torch.tensor(1), 1 + 1e-7)
+        for stop in (False, True):
+            walk = attack(eps=eps, norm=norm, clip_values=(0, 1))
+            found = walk(module, x, y, stop_when_broken=stop)
+            assert found.min() >= 0
+            assert found.max() <= 1
+
+    @pytest.mark.parametrize("value", [NAN, float("inf"), -float("inf")])
+    def test_not_finite(self, value, problem):
+        module, x, y = problem
+        x = x.index_fill(0, torch.tensor(2), value)
+        for box in (None, (0, 1)):
+            with pytest.raises(ValueError, match="NaN or infinity"):
+                PGD(clip_values=box)(module, x, y)
+
+    def test_lengths(self, problem):
+        module, x, y = problem
+        with pytest.raises(ValueError, match="X has 6 samples but y has 5 labels"):
+            PGD()(module, x, y[:5])
+
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float16, torch.bfloat16])
+    def test_dtype(self, dtype, problem):
+        module, x, y = problem
+        with pytest.raises(ValueError, match=f"X must be .*got {dtype}"):
+            PGD()(module, x.to(dtype), y)
+
+
+class TestBox:
+    def test_taken_from_the_module(self):
+        module = ensemble()
+        x, y = labelled(module)
+        module.clip_values = (0.25, 0.75)
+        x = x.clamp(0.25, 0.75)
+        found = FGSM(eps=1.0)(module, x, y, stop_when_broken=False)
+        assert set(found.unique().tolist()) == {0.25, 0.75}
+
+    def test_own_box_goes_first(self):
+        module = ensemble()
+        x, y = labelled(module)
+        module.clip_values = (0.25, 0.75)
+        found = FGSM(eps=2.0, clip_values=(0, 1))(module, x, y, stop_when_broken=False)
+        assert set(found.unique().tolist()) == {0.0, 1.0}
+
+    @pytest.mark.parametrize("box", [[0, 1], np.array([0.0, 1.0])])
+    def test_other_pairs(self, box, problem):
+        found = FGSM(eps=2.0, clip_values=box)(*problem, stop_when_broken=False)
+        assert set(found.unique().tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    "attack", [FGSM(eps=0.1), MIM(decay=0.5), UniformNoise(), WorstCase([FGSM(), PGD(eps=0.5)])]
+)
+def test_scikit_learn_parameters(attack):
+    copy = clone(attack)
+    assert repr(copy) == repr(attack)
+    assert copy.get_params(deep=False).keys() == attack.get_params(deep=False).keys()
+
+
+def test_set_params(problem):
+    found = PGD().set_params(eps=0.2, n_steps=3)(*problem)
+    assert torch.equal(found, PGD(eps=0.2, n_steps=3)(*problem))
+
+
+def test_keyword_only():
+    with pytest.raises(TypeError):
+        PGD(0.1)
