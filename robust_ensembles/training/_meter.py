@@ -23,10 +23,16 @@ class EpochMeter:
     immediate : bool
         Look for non-finite terms at each batch, free on a CPU, instead of at the end of the
         epoch, which spares an accelerator the waiting.
+
+    Attributes
+    ----------
+    first_bad : int or None
+        Number of the first batch with a non-finite term, once that was noticed.
     """
 
     def __init__(self, prefix: str, epoch: int, *, immediate: bool) -> None:
         self.prefix, self.epoch, self.immediate = prefix, epoch, immediate
+        self.first_bad: int | None = None
         self._names: list[str] = []
         self._rows: list[Tensor] = []
         self._sizes: list[int] = []
@@ -47,7 +53,7 @@ class EpochMeter:
             self._raise(self._table())
 
     def write(self, history: Any) -> None:
-        """Write the epoch's means, and each batch's loss, into skorch's history.
+        """Write the terms, of the epoch and of each batch, into skorch's history.
 
         Raises
         ------
@@ -58,13 +64,14 @@ class EpochMeter:
         if not all(math.isfinite(value) for row in table for value in row):
             self._raise(table)
         total = sum(self._sizes)
-        for column, name in enumerate(self._names):
-            weighted = sum(row[column] * n for row, n in zip(table, self._sizes, strict=True))
-            history.record(f"{self.prefix}_{name}", weighted / total)
+        columns = [f"{self.prefix}_{name}" for name in self._names]
+        for i, column in enumerate(columns):
+            weighted = sum(row[i] * n for row, n in zip(table, self._sizes, strict=True))
+            history.record(column, weighted / total)
         for entry, row, size in zip(
             history[-1]["batches"][-len(table) :], table, self._sizes, strict=True
         ):
-            entry[f"{self.prefix}_loss"] = row[self._names.index("loss")]
+            entry.update(zip(columns, row, strict=True))
             entry[f"{self.prefix}_batch_size"] = size
         history.record(f"{self.prefix}_batch_count", len(table))
 
@@ -76,6 +83,7 @@ class EpochMeter:
         number, bad = next(
             (i, row) for i, row in enumerate(table) if not all(map(math.isfinite, row))
         )
+        self.first_bad = number
         # the total is non-finite whenever a term is: name the term
         guilty = [i for i, name in enumerate(self._names) if name != "loss"] or [0]
         column = next((i for i in guilty if not math.isfinite(bad[i])), guilty[0])
@@ -84,6 +92,5 @@ class EpochMeter:
         raise NonFiniteLossError(
             f"the {self.prefix} loss turned non-finite in epoch {self.epoch + 1}, batch "
             f"{number + 1}: {self._names[column]} is {bad[column]} (last finite value: {last}). "
-            "The weights from the start of this epoch are restored. Lower lr, or look for "
-            "extreme values in X."
+            "The last good weights are restored. Lower lr, or look for extreme values in X."
         )

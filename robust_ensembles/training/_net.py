@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from skorch import NeuralNetClassifier
-from skorch.callbacks import EpochTimer, PrintLog
+from skorch.callbacks import EpochTimer, PassthroughScoring, PrintLog
 from torch import Tensor, nn
 
 from ..exceptions import NonFiniteLossError
@@ -19,7 +19,7 @@ from ..modules import Ensemble, RawInput
 from ._data import Batch, MiniBatches
 from ._inference import log_proba
 from ._meter import EpochMeter
-from ._random import derive_seed, preserve_global_rng
+from ._random import derive_seed, preserve_global_rng, reseed_global_rng
 from ._step import Objective, TrainingStep
 from .augmentation import AugmentationPipeline
 
@@ -68,11 +68,18 @@ class EnsembleNet(NeuralNetClassifier):
         self.augmentation = augmentation
         self.lr_milestones = lr_milestones
         self.objective_: Objective | None = None
+        self.snapshot_: tuple[list[Any], Any] | None = None
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Any]]:
-        timer = [("epoch_timer", EpochTimer())]
-        return [*timer, ("print_log", PrintLog())] if self.verbose else timer
+        callbacks = [
+            ("epoch_timer", EpochTimer()),
+            # the columns train_loss_best and so on, which Checkpoint watches
+            ("train_loss", PassthroughScoring("train_loss", on_train=True)),
+            ("valid_loss", PassthroughScoring("valid_loss")),
+            ("valid_acc", PassthroughScoring("valid_acc", lower_is_better=False)),
+        ]
+        return [*callbacks, ("print_log", PrintLog())] if self.verbose else callbacks
 
     def build(self, builder: Callable[[], Components]) -> EnsembleNet:
         """Initialise everything, with the members and the auxiliary module from `builder`."""
@@ -120,8 +127,8 @@ class EnsembleNet(NeuralNetClassifier):
         KeyboardInterrupt
             If the user interrupts. `EarlyStopping` raises it too, and that one ends here.
         """
-        self.objective_ = objective
         self.notify("on_train_begin", X=dataset, y=y)
+        self.objective_ = objective
         try:
             with preserve_global_rng():
                 self.fit_loop(dataset, y, epochs=epochs)
@@ -129,9 +136,15 @@ class EnsembleNet(NeuralNetClassifier):
             if not self._stopped_early():
                 raise
         finally:
-            self.objective_ = None
+            self.objective_ = self.snapshot_ = None
             self.module_.eval()
+            self._drop_unfinished_epoch()
             self.notify("on_train_end", X=dataset, y=y)
+
+    def _drop_unfinished_epoch(self) -> None:
+        """Remove the row of an epoch that was cut short, so that rows count finished epochs."""
+        if self.history and "dur" not in self.history[-1]:
+            self.history.pop()
 
     def _stopped_early(self) -> bool:
         """Whether an EarlyStopping ran out of patience; nobody else raises on its behalf."""
@@ -166,7 +179,7 @@ class EnsembleNet(NeuralNetClassifier):
         epoch = len(self.history) - 1
         meter = EpochMeter(prefix, epoch, immediate=torch.device(self.device).type == "cpu")
         iterator.epoch = epoch
-        with self._protected_weights(training):
+        with self._protected_weights(meter, training):
             self._begin_epoch(epoch, training)
             for number, batch in enumerate(iterator):
                 pair = batch.x, batch.y
@@ -174,30 +187,50 @@ class EnsembleNet(NeuralNetClassifier):
                 step = step_fn(batch, number=number, meter=meter)
                 self.notify("on_batch_end", batch=pair, training=training, **step)
             meter.write(self.history)
+            if training:
+                self._check_weights(epoch)
 
     def _begin_epoch(self, epoch: int, training: bool) -> None:
         if not training:
             return
         # for layers that know the global generator only, such as dropout
-        torch.manual_seed(derive_seed(self.seed, "layers", epoch))
-        if epoch in self.lr_milestones:
-            for group in self.optimizer_.param_groups:
-                group["lr"] *= 0.1
+        reseed_global_rng(derive_seed(self.seed, "layers", epoch))
+        for group in self.optimizer_.param_groups:
+            # an epoch that was interrupted comes twice
+            if epoch in self.lr_milestones and group.get("decayed_in") != epoch:
+                group.update(lr=0.1 * group["lr"], decayed_in=epoch)
         self.attack_seeds_ = np.random.default_rng(derive_seed(self.seed, "attack", epoch))
 
     @contextmanager
-    def _protected_weights(self, training: bool) -> Iterator[None]:
-        """Put back the epoch's first weights and optimizer state if its loss turns non-finite."""
-        modules = [getattr(self, f"{name}_") for name in self._modules] if training else []
-        weights = [deepcopy(module.state_dict()) for module in modules]
-        optimizer = deepcopy(self.optimizer_.state_dict()) if training else None
+    def _protected_weights(self, meter: EpochMeter, training: bool) -> Iterator[None]:
+        """Put back the last good weights and optimizer state if a loss turns non-finite.
+
+        Those from the start of an epoch are good if the loss of its first batch is finite.
+        """
+        modules = [getattr(self, f"{name}_") for name in self._modules]
+        earlier = self.snapshot_
+        if training:
+            states = [deepcopy(module.state_dict()) for module in modules]
+            self.snapshot_ = states, deepcopy(self.optimizer_.state_dict())
         try:
             yield
         except NonFiniteLossError:
-            for module, state in zip(modules, weights, strict=True):
-                module.load_state_dict(state)
-            self.optimizer_.load_state_dict(optimizer)
+            started_badly = training and meter.first_bad == 0
+            good = earlier if started_badly and earlier is not None else self.snapshot_
+            if good is not None:
+                for module, state in zip(modules, good[0], strict=True):
+                    module.load_state_dict(state)
+                self.optimizer_.load_state_dict(good[1])
             raise
+
+    def _check_weights(self, epoch: int) -> None:
+        """Raise for weights that a last step has ruined: no loss has seen them yet."""
+        if not all(bool(p.isfinite().all()) for p in self.module_.parameters()):
+            raise NonFiniteLossError(
+                f"a gradient turned non-finite in epoch {epoch + 1}, although the loss was "
+                "finite. The last good weights are restored. Lower lr, or look for extreme "
+                "values in X."
+            )
 
     def train_step(self, batch: Batch, *, number: int, meter: EpochMeter) -> dict[str, Any]:
         """One optimizer step on the objective."""

@@ -74,6 +74,17 @@ _GLOBAL_STATE = _GlobalState()
 preserve_global_rng = _GLOBAL_STATE.preserved
 
 
+def reseed_global_rng(seed: int) -> None:
+    """Seed torch's global generators, but not while another thread initialises weights.
+
+    Parameters
+    ----------
+    seed : int
+    """
+    with _GLOBAL_STATE.lock:
+        torch.manual_seed(seed)
+
+
 @contextmanager
 def seeded_global_rng(seed: int) -> Iterator[None]:
     """Seed torch's global generators within the block only, one thread at a time.
