@@ -12,13 +12,13 @@ from sklearn.utils import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
-from ..attacks._base import BOX_TOLERANCE, check_box
+from ..attacks._base import box_excess, check_box
 
 Box = tuple[float, float]
 
 
 def check_X(
-    estimator: Any, X: Any, y: Any = None, *, reset: bool
+    estimator: Any, X: Any, y: Any = "no_validation", *, reset: bool
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Validate X (and y) and give it the shape that the members take.
 
@@ -27,7 +27,8 @@ def check_X(
     estimator : BaseEnsembleClassifier
         Gets `n_features_in_`, `feature_names_in_` and `input_shape_` if `reset`.
     X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
-    y : array-like of shape (n_samples,), default=None
+    y : array-like of shape (n_samples,), default="no_validation"
+        As in scikit-learn's `validate_data`: by default there is no y to look at.
     reset : bool
         Whether to learn the shape, or to compare with what was learned.
 
@@ -46,11 +47,10 @@ def check_X(
     if shape is not None and len(shape) == 3:
         X = np.asarray(X).reshape(len(X), -1)
     dtypes = [np.float32, np.float64, np.uint8]
-    targets = {} if y is None else {"y": y}
     if not reset and shape is not None:
         _compare_shape(estimator, shape)
-    checked = validate_data(estimator, X, **targets, reset=reset, dtype=dtypes)
-    X, y = checked if targets else (checked, np.empty(0))
+    checked = validate_data(estimator, X, y, reset=reset, dtype=dtypes)
+    X, y = checked if isinstance(checked, tuple) else (checked, np.empty(0))
     if reset:
         estimator.input_shape_ = _resolve_input_shape(estimator.input_shape, shape, X.shape[1])
     if X.dtype == np.float64:
@@ -101,7 +101,7 @@ def _resolve_input_shape(
 
 def _to_float32(X: NDArray[np.float64]) -> NDArray[np.float32]:
     largest = float(np.abs(X).max(initial=0))
-    if largest > np.finfo(np.float32).max:
+    if largest > float(np.finfo(np.float32).max):
         raise ValueError(
             f"X holds values up to {largest:.3g}, too large for float32; scale X first, such as "
             "by a StandardScaler in a Pipeline"
@@ -138,13 +138,13 @@ def resolve_clip_values(clip_values: Any, X: NDArray[Any]) -> Box | None:
                 f"X spans [{low:.4g}, {high:.4g}], so attacks stay in no box. For images give "
                 "raw pixels in [0, 1] (or uint8) and normalise inside the module, or set "
                 "clip_values.",
-                stacklevel=4,
+                stacklevel=5,
             )
         return None
     check_box(clip_values, "estimator")
     box = (float(clip_values[0]), float(clip_values[1]))
-    excess = max(box[0] - low, high - box[1])
-    if excess > BOX_TOLERANCE:
+    excess = box_excess(low, high, box)
+    if excess:
         raise ValueError(
             f"X lies up to {excess:.3g} outside clip_values={box}: it spans [{low:.4g}, "
             f"{high:.4g}]. Give the box that the raw data live in, and scale inside the module "
@@ -208,7 +208,10 @@ def check_weights(
         return None
     weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
     if class_weight is not None:
-        weight = weight * compute_sample_weight(class_weight, y)
+        class_weights = compute_sample_weight(class_weight, y)
+        if (class_weights < 0).any():
+            raise ValueError(f"class_weight must not be negative; got {class_weight!r}")
+        weight = weight * class_weights
     total = weight.sum()
     if total <= 0:
         raise ValueError("sample_weight and class_weight leave no sample with a positive weight")

@@ -32,7 +32,8 @@ class PredictionMixin:
         -------
         y : ndarray of shape (n_samples,)
         """
-        labels: NDArray[Any] = self.classes_[self.predict_log_proba(X).argmax(axis=1)]
+        winners = self.predict_log_proba(X).argmax(axis=1)
+        labels: NDArray[Any] = self.classes_[winners]
         return labels
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:

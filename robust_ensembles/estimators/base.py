@@ -142,11 +142,13 @@ class BaseEnsembleClassifier(PredictionMixin, ClassifierMixin, EnsembleParameter
         index = check_classes(self, y, classes=classes, reset=reset)
         if reset:
             self.clip_values_ = resolve_clip_values(self.clip_values, X)
+        else:
+            resolve_clip_values(self.clip_values_, X)  # more data, in the same box
+        self._check_method(len(self.classes_))
         return X, y, index
 
     def _initialize(self) -> None:
         """Build the net; draws from the random state once."""
-        self._check_method(len(self.classes_))
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         device = resolve_device(self.device)
         optimizer, optimizer_params = resolve_optimizer(self.optimizer, self.optimizer_params)

@@ -21,7 +21,7 @@ _COUNT = {"bim": "n_steps", "mim": "n_steps", "pgd": "n_steps", "cw": "n_steps",
 
 _PATTERN = re.compile(
     r"(?P<attack>[a-z]+)(?P<count>\d+)?(?:_(?P<norm>[a-z]+\d?))?"
-    r"(?:_(?P<eps>\d*\.?\d+)(?:_(?P<denominator>\d+))?)?"
+    r"(?:_(?P<eps>\d*\.?\d+)(?:_(?P<denominator>[1-9]\d*))?)?"
 )
 
 

@@ -21,9 +21,9 @@ _MAX_PASSES = 4
 class SharedMasks:
     """Robust masks, remembered for the latest few passes.
 
-    A pass is one estimator object with its present weights, X and y; all are compared by
-    content, so nothing stale is ever returned: not after more training, not for other data, not
-    for an attack whose parameters have been changed. Copies and pickles start empty.
+    A pass is one estimator object with its present weights and parameters, X and y; all are
+    compared by content, so nothing stale is ever returned: not after more training, not for other
+    data, not for an attack whose parameters have been changed. Copies and pickles start empty.
     """
 
     def __init__(self) -> None:
@@ -67,10 +67,12 @@ class SharedMasks:
     def _known(self, estimator: Any, X: ArrayLike, y: ArrayLike) -> dict[str, Mask]:
         """The masks of this pass so far."""
         state = {k: v.cpu().numpy() for k, v in as_torch(estimator).state_dict().items()}
-        key = joblib.hash((state, np.asarray(X), np.asarray(y)))
+        # steps that learn nothing, such as a FunctionTransformer, obey their parameters at once
+        settings = repr(estimator.get_params()) if hasattr(estimator, "get_params") else ""
+        key = joblib.hash((state, settings, np.asarray(X), np.asarray(y)))
         with self._lock:
             owner, known = self._passes.get(key, (None, {}))
-            # weights alone do not tell a FunctionTransformer from another
+            # other estimators may have equal weights, but other classes
             if owner is None or owner() is not estimator:
                 known = {}
                 self._passes[key] = weakref.ref(estimator), known

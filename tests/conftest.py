@@ -1,0 +1,20 @@
+"""Small data that several test folders share."""
+
+import pytest
+from sklearn.model_selection import train_test_split
+
+from robust_ensembles.datasets import load_digits_images
+
+
+@pytest.fixture(scope="session")
+def digit_images():
+    """X_train, X_test, y_train, y_test: 200 and 100 images of 1 x 8 x 8 pixels in [0, 1]."""
+    X, y = load_digits_images()
+    return train_test_split(X, y, train_size=200, test_size=100, random_state=0, stratify=y)
+
+
+@pytest.fixture(scope="session")
+def digit_rows(digit_images):
+    """The same as rows of 64 features."""
+    X_train, X_test, y_train, y_test = digit_images
+    return X_train.reshape(200, 64), X_test.reshape(100, 64), y_train, y_test

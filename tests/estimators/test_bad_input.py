@@ -1,0 +1,317 @@
+"""Bad input ends before any training, in a message that says how to mend it."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.exceptions import NotFittedError
+from small_estimators import CLASSES, make
+from torch import nn
+
+from robust_ensembles import (
+    AdversarialEnsembleClassifier,
+    CEATEnsembleClassifier,
+    CLDLEnsembleClassifier,
+    VanillaEnsembleClassifier,
+)
+from robust_ensembles.attacks import PGD
+from robust_ensembles.modules import MLP
+from robust_ensembles.training import EnsembleNet
+
+ADVERSARIAL = [AdversarialEnsembleClassifier, CEATEnsembleClassifier]
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    def fail(*args, **kwargs):
+        pytest.fail("training began")
+
+    monkeypatch.setattr(EnsembleNet, "train_epochs", fail)
+
+
+pytestmark = pytest.mark.usefixtures("untrained")
+
+
+@pytest.fixture
+def trained(monkeypatch, digit_rows):
+    X, _, y, _ = digit_rows
+    with monkeypatch.context() as patch:
+        patch.undo()
+        patch.setattr(EnsembleNet, "train_epochs", lambda *args, **kwargs: None)
+        yield make(clip_values=(0, 1)).fit(X, y)
+
+
+def rejects(estimator, X, y, match, error=ValueError, **fit_params):
+    with pytest.raises(error, match=match):
+        estimator.fit(X, y, **fit_params)
+    with pytest.raises(NotFittedError):
+        estimator.predict(X)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_not_finite(digit_rows, cls, value):
+    X, _, y, _ = digit_rows
+    X = X.copy()
+    X[3, 5] = value
+    rejects(make(cls), X, y, "NaN|infinity")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "excess"), [(0, 1.25, "0.25"), (-0.5, 1, "0.5"), (-0.5, 1.25, "0.5")]
+)
+def test_outside_the_box(digit_rows, low, high, excess):
+    X, _, y, _ = digit_rows
+    scaled = low + (high - low) * X
+    match = rf"up to {excess} outside clip_values=\(0.0, 1.0\).*inside the module"
+    rejects(make(clip_values=(0, 1)), scaled, y, match)
+
+
+def test_rounding_is_inside_the_box(digit_rows, monkeypatch):
+    X, _, y, _ = digit_rows
+    monkeypatch.setattr(EnsembleNet, "train_epochs", lambda *args, **kwargs: None)
+    assert make(clip_values=(0, 1)).fit(X - np.float32(3e-8), y).clip_values_ == (0, 1)
+    assert make(clip_values=None).fit(X, y).clip_values_ is None
+    assert make(clip_values=(-1, 2)).fit(X, y).clip_values_ == (-1, 2)
+    assert make().fit(3 * X, y).clip_values_ is None  # rows of features need no box
+
+
+def test_bytes_outside_the_box(digit_rows):
+    X, _, y, _ = digit_rows
+    X = (255 * X).astype(np.uint8)
+    rejects(make(clip_values=(0, 0.5)), X, y, "up to 0.5 outside")
+
+
+@pytest.mark.parametrize("again", ["partial_fit", "warm_start"])
+def test_outside_the_box_later(digit_rows, trained, again):
+    """An attack would clip X silently, and train on something else."""
+    X, _, y, _ = digit_rows
+    trained.set_params(warm_start=True)
+    method = trained.fit if again == "warm_start" else trained.partial_fit
+    with pytest.raises(ValueError, match="up to 1 outside"):
+        method(2 * X, y)
+
+
+@pytest.mark.parametrize("box", [(1, 0), (0,), (0, 1, 2), ("a", 1)])
+def test_no_box(digit_rows, box):
+    X, _, y, _ = digit_rows
+    rejects(make(clip_values=box), X, y, r"pair \(low, high\)")
+
+
+def test_images_outside_the_unit_box_warn(digit_images, monkeypatch):
+    X, _, y, _ = digit_images
+    monkeypatch.setattr(EnsembleNet, "train_epochs", lambda *args, **kwargs: None)
+    with pytest.warns(UserWarning, match=r"spans \[-1, 1\].*normalise inside the module") as seen:
+        estimator = make(module="mlp").fit(2 * X - 1, y)
+    assert seen[0].filename == __file__
+    assert estimator.clip_values_ is None
+
+
+def test_rank(digit_images):
+    X, _, y, _ = digit_images
+    rejects(make(), X[:, 0], y, r"got \(200, 8, 8\).*X\[:, None\]")
+    rejects(make(), X[..., None], y, r"got \(200, 1, 8, 8, 1\)")
+    rejects(make(), X[:, 0, 0, 0], y, "Expected 2D array, got 1D array")
+    rejects(make(), X[0, 0, 0, 0], y, "Expected 2D array, got scalar array")
+
+
+@pytest.mark.parametrize("module", ["lenet5", "resnet20", None])
+def test_flat_rows_for_a_convolution(digit_rows, module):
+    X, _, y, _ = digit_rows
+    settings = {"module": module, "module_params": None}
+    if module is None:
+        settings["module"] = nn.Conv2d(1, 10, 8)
+        settings["n_estimators"] = 1
+    rejects(make(**settings), X, y, "input_shape")
+
+
+def test_channels(digit_images):
+    X, _, y, _ = digit_images
+
+    class GreyOnly(nn.Sequential):
+        def __init__(self, n_classes):
+            super().__init__(nn.Conv2d(1, n_classes, 8), nn.Flatten())
+
+    rejects(make(module=GreyOnly), np.repeat(X, 3, axis=1), y, r"\(3, 8, 8\)")
+
+
+def test_input_shape(digit_rows, digit_images):
+    X, _, y, _ = digit_rows
+    rejects(make(input_shape=(1, 8, 9)), X, y, "72 numbers, but X has 64")
+    rejects(make(input_shape=(1, 4, 16)), digit_images[0], y, r"\(1, 4, 16\).*\(1, 8, 8\)")
+
+
+@pytest.mark.parametrize("shape", [(5, 63), (5, 1, 8, 9), (5, 1, 4, 16), (5, 8, 8), (5, 2, 8, 4)])
+def test_other_shape_in_predict(trained, shape):
+    with pytest.raises(ValueError, match="X"):
+        trained.predict(np.zeros(shape, dtype=np.float32))
+
+
+@pytest.mark.parametrize("shape", [(5, 1, 4, 16), (5, 4, 4, 4)])
+def test_other_images_of_the_same_size(digit_images, monkeypatch, shape):
+    X, _, y, _ = digit_images
+    monkeypatch.setattr(EnsembleNet, "train_epochs", lambda *args, **kwargs: None)
+    estimator = make(module="mlp").fit(X, y)
+    with pytest.raises(ValueError, match=r"was fitted with \(1, 8, 8\)"):
+        estimator.predict(np.zeros(shape, dtype=np.float32))
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_one_class(digit_rows, cls):
+    X, _, y, _ = digit_rows
+    rejects(make(cls), X, np.full_like(y, 3), r"1 class \(\[3\]\)")
+
+
+def test_labels(digit_rows, trained):
+    X, _, y, _ = digit_rows
+    rejects(make(), X, y + 0.5, "Unknown label type")
+    rejects(make(), X, y[:-1], "inconsistent numbers of samples")
+    rejects(make(), X, None, "requires y to be passed")
+    with pytest.raises(ValueError, match=r"not among the classes: \[55\]"):
+        trained.partial_fit(X[:3], [1, 55, 2])
+    with pytest.raises(ValueError, match=r"not among the classes: \[9\]"):
+        make().partial_fit(X, y, classes=range(9))
+
+
+def test_members_that_disagree_on_classes(digit_rows):
+    X, _, y, _ = digit_rows
+    module = ["mlp", lambda: MLP((64,), 7), "mlp"]
+    rejects(make(module=module), X, y, "member 1.*returns 7 classes, y has 10")
+
+
+@pytest.mark.parametrize("n_estimators", [1, 2])
+def test_ceat_without_peers_warns(digit_rows, monkeypatch, n_estimators):
+    X, _, y, _ = digit_rows
+    monkeypatch.setattr(EnsembleNet, "train_epochs", lambda *args, **kwargs: None)
+    for method in ("fit", "partial_fit"):
+        estimator = make(CEATEnsembleClassifier, n_estimators=n_estimators)
+        with pytest.warns(UserWarning, match="no member has two peers.*Use 3 or more") as seen:
+            getattr(estimator, method)(X, y)
+        assert seen[0].filename == __file__
+
+
+def test_ceat_has_no_released_code(digit_rows):
+    X, _, y, _ = digit_rows
+    rejects(make(CEATEnsembleClassifier, formulation="released"), X, y, "no code was released")
+
+
+@pytest.mark.parametrize("cls", ADVERSARIAL)
+@pytest.mark.parametrize(
+    ("params", "match"),
+    [
+        ({"attack__eps": -0.1}, "PGD: eps must be .* >= 0.*-0.1"),
+        ({"attack__targeted": True}, "targeted=False"),
+        ({"attack__norm": "linff"}, "Did you mean 'linf'"),
+        ({"attack__n_steps": 0}, "n_steps must be at least 1"),
+        ({"attack": "pgd"}, "attack"),
+        ({"attack_target": "members"}, "attack_target"),
+    ],
+)
+def test_attack(digit_rows, cls, params, match):
+    X, _, y, _ = digit_rows
+    rejects(make(cls).set_params(**params), X, y, match)
+
+
+@pytest.mark.parametrize("cls", ADVERSARIAL)
+@pytest.mark.parametrize("again", ["partial_fit", "warm_start"])
+def test_attack_that_is_changed_later(digit_rows, monkeypatch, cls, again):
+    X, _, y, _ = digit_rows
+    with monkeypatch.context() as patch:
+        patch.setattr(EnsembleNet, "train_epochs", lambda *args, **kwargs: None)
+        estimator = make(cls, attack=PGD(), warm_start=True).fit(X, y)
+    estimator.set_params(attack__eps=-1.0)
+    with pytest.raises(ValueError, match="eps must be"):
+        estimator.fit(X, y) if again == "warm_start" else estimator.partial_fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("params", "match", "error"),
+    [
+        ({"module": "lenet"}, "Did you mean 'lenet5'", ValueError),
+        ({"module": ["mlp"] * 2}, "lists 2 networks", ValueError),
+        ({"module": nn.Linear(64, 10)}, "one instance of Linear", ValueError),
+        ({"module": 3}, "module", ValueError),
+        ({"module": dict}, "not an nn.Module", TypeError),
+        ({"module": "mlp", "module_params": {"widht": 3}}, "widht", TypeError),
+        ({"optimizer": "adamm"}, "Did you mean 'adam'", ValueError),
+        ({"optimizer": nn.Linear}, "class of torch.optim", TypeError),
+        ({"optimizer_params": {"lr": 1.0}}, "lr=", ValueError),
+        ({"optimizer_params": {"momentun": 1.0}}, "momentun", TypeError),
+        ({"device": "gpu"}, "no torch device", ValueError),
+        ({"device": "cuda:99"}, "device='auto' or 'cpu'", ValueError),
+        ({"lr": 0.0}, "lr", ValueError),
+        ({"max_epochs": 0}, "max_epochs", ValueError),
+        ({"n_estimators": 0}, "n_estimators", ValueError),
+        ({"batch_size": 1.5}, "batch_size", ValueError),
+        ({"augmentation": [3]}, "RandomCrop", TypeError),
+        ({"train_split": 1.5}, "train_split", ValueError),
+        ({"class_weight": "balance"}, "class_weight", ValueError),
+        ({"callbacks": object()}, "callbacks", ValueError),
+    ],
+)
+def test_parameters(digit_rows, params, match, error):
+    X, _, y, _ = digit_rows
+    rejects(make(**params), X, y, match, error)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+def test_cuda_is_absent(digit_rows):
+    X, _, y, _ = digit_rows
+    rejects(make(device="cuda"), X, y, "no such device here; use device='auto' or 'cpu'")
+
+
+@pytest.mark.parametrize(
+    ("weight", "match"),
+    [
+        (np.r_[-1.0, np.ones(199)], "[Nn]egative"),
+        (np.zeros(200), "positive weight|zero"),
+        (np.ones(199), r"sample_weight.shape|200"),
+        (np.r_[np.nan, np.ones(199)], "NaN"),
+    ],
+)
+def test_sample_weight(digit_rows, weight, match):
+    X, _, y, _ = digit_rows
+    rejects(make(), X, y, match, sample_weight=weight)
+
+
+def test_class_weight(digit_rows):
+    X, _, y, _ = digit_rows
+    rejects(make(class_weight=dict.fromkeys(range(10), 0.0)), X, y, "positive weight")
+    rejects(make(class_weight={3: -1.0}), X, y, "class_weight must not be negative")
+
+
+def test_too_large_for_float32(digit_rows, trained):
+    X, _, y, _ = digit_rows
+    X = X.astype(np.float64) * 1e40
+    rejects(make(), X, y, "1e[+]40, too large for float32; scale X")
+    with pytest.raises(ValueError, match="too large for float32"):
+        trained.predict(X)
+
+
+def test_cldl_needs_a_final_linear_layer(digit_images):
+    X, _, y, _ = digit_images
+
+    class Convolution(nn.Sequential):
+        def __init__(self, n_classes):
+            super().__init__(nn.Conv2d(1, n_classes, 8), nn.Flatten())
+
+    estimator = make(CLDLEnsembleClassifier, module=Convolution)
+    rejects(estimator, X, y, "ends in a linear layer.*Convolution has no nn.Linear")
+
+
+def test_cldl_needs_one_embedding_size(digit_rows):
+    X, _, y, _ = digit_rows
+    params = [{"hidden_sizes": (size,)} for size in (8, 8, 4)]
+    estimator = make(CLDLEnsembleClassifier, module=["mlp"] * 3, module_params=params)
+    rejects(estimator, X, y, r"\[8, 8, 4\]")
+
+
+def test_not_fitted(digit_rows):
+    X, _, y, _ = digit_rows
+    estimator = VanillaEnsembleClassifier()
+    for method in ("predict", "predict_proba", "predict_log_proba", "member_predict_proba"):
+        with pytest.raises(NotFittedError):
+            getattr(estimator, method)(X)
+    with pytest.raises(NotFittedError):
+        estimator.as_module()
+    with pytest.raises(NotFittedError):
+        estimator.score(X, y)

@@ -1,0 +1,29 @@
+"""scikit-learn's own checks of the contract."""
+
+import pytest
+from sklearn.utils import get_tags
+from sklearn.utils.estimator_checks import estimator_checks_generator, parametrize_with_checks
+from small_estimators import CLASSES, make
+
+from robust_ensembles import CLDLEnsembleClassifier
+
+REASON = "float32 members cannot agree to rtol 1e-7 where the batches are not the same"
+EXPECTED = {"check_sample_weight_equivalence_on_dense_data": REASON}
+# three gradients of two features cannot be orthogonal: CLDL's beta of 4 would rule the loss there
+OPTIONS = {CLDLEnsembleClassifier: {"beta": 0.5}}
+ESTIMATORS = [
+    make(cls, lr=0.05, max_epochs=8, batch_size=64, **OPTIONS.get(cls, {})) for cls in CLASSES
+]
+
+
+@parametrize_with_checks(ESTIMATORS, expected_failed_checks=lambda _: EXPECTED)
+def test_sklearn_check(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: type(e).__name__)
+def test_checks_are_not_vacuous(estimator):
+    """A tag such as two_d_array=False leaves one check of about 60, and all is green."""
+    checks = list(estimator_checks_generator(estimator))
+    assert len(checks) >= 60
+    assert get_tags(estimator).input_tags.two_d_array
