@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import _check_sample_weight
+from torch import Tensor
 
 from ..attacks import Attack, is_broken, resolve_target
 
@@ -25,8 +26,9 @@ def correct_mask(estimator: Any, X: ArrayLike, y: ArrayLike) -> NDArray[np.bool_
     mask : bool ndarray of shape (n_samples,)
     """
     target = resolve_target(estimator, X, gradient=False)
-    broken = is_broken(target.module, target.tensor(X), target.encode(y))
-    return ~broken.cpu().numpy()
+    known = np.isin(np.asarray(y), target.classes)
+    broken = is_broken(target.module, target.tensor(X)[known], target.encode(np.asarray(y)[known]))
+    return _spread(~broken, known)
 
 
 def robust_mask(estimator: Any, X: ArrayLike, y: ArrayLike, *, attack: Attack) -> NDArray[np.bool_]:
@@ -64,13 +66,20 @@ def robust_mask(estimator: Any, X: ArrayLike, y: ArrayLike, *, attack: Attack) -
         )
     attack._validate()
     target = resolve_target(estimator, X, gradient=not attack.gradient_free)
-    x, labels = target.tensor(X), target.encode(y)
-    clean = ~is_broken(target.module, x, labels)
-    x_adv = attack(target.module, x[clean], labels[clean])
-    mask = clean.clone()
-    mask[clean] = ~is_broken(target.module, x_adv, labels[clean])
-    result: NDArray[np.bool_] = mask.cpu().numpy()
-    return result
+    # a label that the training fold did not hold cannot be predicted: such a sample is wrong
+    known = np.isin(np.asarray(y), target.classes)
+    x, labels = target.tensor(X)[known], target.encode(np.asarray(y)[known])
+    robust = ~is_broken(target.module, x, labels)
+    x_adv = attack(target.module, x[robust], labels[robust])
+    robust[robust.clone()] = ~is_broken(target.module, x_adv, labels[robust])
+    return _spread(robust, known)
+
+
+def _spread(mask: Tensor, where: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The mask of some samples as a mask of all, False for the others."""
+    spread = np.zeros(len(where), dtype=bool)
+    spread[where] = mask.cpu().numpy()
+    return spread
 
 
 def robust_accuracy_score(

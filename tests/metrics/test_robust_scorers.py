@@ -84,7 +84,18 @@ def test_string_labels(digit_rows, fitted):
     for scorer in robust_scoring("fgsm", eps=EPS).values():
         assert scorer(named, X_test, names[y_test]) == scorer(fitted, X_test, y_test)
     with pytest.raises(ValueError, match="not trained on: \\['digit 77'\\]"):
-        scorer(named, X_test[:1], ["digit 77"])
+        FGSM(eps=EPS).generate(named, X_test[:1], ["digit 77"])
+
+
+def test_a_label_that_the_training_fold_did_not_hold_counts_as_wrong(digit_rows):
+    X, X_test, y, y_test = digit_rows
+    nine = make().fit(X[y < 9], y[y < 9])
+    for scorer in robust_scoring("fgsm", eps=EPS).values():
+        mask = scorer.robust_mask(nine, X_test, y_test)
+        assert not mask[y_test == 9].any()
+        np.testing.assert_array_equal(
+            mask[y_test < 9], scorer.robust_mask(nine, X_test[y_test < 9], y_test[y_test < 9])
+        )
 
 
 def test_worst(digit_rows, fitted):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import sklearn
 import torch
 from sklearn import config_context
 from sklearn.decomposition import PCA
@@ -13,6 +14,7 @@ from sklearn.model_selection import (
 )
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, QuantileTransformer, StandardScaler
+from sklearn.utils.fixes import parse_version
 
 from robust_ensembles import CEATEnsembleClassifier, VanillaEnsembleClassifier
 from robust_ensembles.attacks import FGSM, PGD, UniformNoise, as_torch
@@ -166,7 +168,18 @@ def test_pipeline_that_changes_without_training_is_not_stale(digit_rows):
     assert after != before
 
 
-@pytest.mark.parametrize("routing", [False, True])
+BEFORE_1_7 = parse_version(sklearn.__version__) < parse_version("1.7")
+
+
+@pytest.mark.parametrize(
+    "routing",
+    [
+        pytest.param(
+            False, marks=pytest.mark.skipif(BEFORE_1_7, reason="scorers got no weights before 1.7")
+        ),
+        True,
+    ],
+)
 def test_sample_weight_in_a_search(digit_rows, routing):
     X, _, y, _ = digit_rows
     weight = (np.arange(200) % 4).astype(float)

@@ -1,0 +1,61 @@
+# Each target works on a fresh machine with Python 3.10 or newer; `make help` lists them.
+
+PYTHON ?= python3
+VENV ?= .venv
+# make quickstart
+DATA ?= digits
+# make test: further extras to install, markers instead of the default ones, and what else pytest takes
+EXTRAS ?=
+MARKERS ?=
+JOBS ?= auto
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+comma := ,
+TEST_EXTRAS := test$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
+# its name says which extras are installed: .installed-test-crosscheck
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help quickstart test lint dist clean
+
+help:
+	@echo "make quickstart [DATA=fashion-mnist]   train four ensembles, print a table, write a plot"
+	@echo "make test [MARKERS=\"not slow\"] [EXTRAS=crosscheck] [PYTEST_ARGS=...] [JOBS=1]"
+	@echo "                                       lint, formatting, types and tests"
+	@echo "make lint                              lint, formatting and types"
+	@echo "make dist                              source distribution and wheel, in dist/"
+	@echo "make clean                             remove $(VENV) and everything that was made"
+	@echo "PYTHON=python3.12 chooses the Python of a new $(VENV)"
+
+quickstart: $(INSTALLED)-plot
+	$(BIN)/python examples/quickstart.py --data $(DATA)
+
+# one thread of torch for each worker: more would wait for each other
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 \
+		$(if $(MARKERS),-m "$(MARKERS)") $(PYTEST_ARGS)
+
+lint: $(INSTALLED)-$(TEST_EXTRAS)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+dist: $(INSTALLED)-$(TEST_EXTRAS)
+	$(BIN)/python -m build
+
+clean:
+	rm -rf $(VENV) build dist quickstart-results *.egg-info .mypy_cache .ruff_cache .pytest_cache \
+		.hypothesis
+	find robust_ensembles tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} + \
+		2>/dev/null || true
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "$(PYTHON) is no Python 3.10 or newer; choose one by PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+.PRECIOUS: $(INSTALLED)-%
+$(INSTALLED)-%: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --editable '.[$(subst -,$(comma),$*)]'
+	@touch $@

@@ -1,0 +1,125 @@
+"""What a user gets: the wheel, the source distribution, and a README whose code runs."""
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import robust_ensembles
+from robust_ensembles import attacks
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "robust_ensembles"
+
+
+def python_blocks(name="README.md"):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def run_code(code, folder):
+    # one thread: more would only wait for those of other tests
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def test_first_code_of_the_readme_runs_without_a_warning(tmp_path):
+    done = run_code(python_blocks()[0], tmp_path)
+    assert done.returncode == 0, done.stderr
+    clean, robust = (float(number) for number in re.findall(r"0\.\d{3}", done.stdout))
+    assert clean > 0.9
+    assert 0.5 < robust < clean
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_all_code_of_the_readme_runs_in_its_order(tmp_path):
+    blocks = [block for block in python_blocks() if "foolbox" not in block]
+    assert len(blocks) == len(python_blocks()) - 1
+    done = run_code("\n".join(blocks), tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_readme_names_every_estimator_and_attack():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE))
+    estimators = {name for name in robust_ensembles.__all__ if name.endswith("Classifier")}
+    abstract = {"Attack", "BoundedAttack", "GradientAttack"}
+    concrete = {
+        name
+        for name in attacks.__all__
+        if isinstance(kind := getattr(attacks, name), type)
+        and issubclass(kind, attacks.Attack)
+        and name not in abstract
+    }
+    assert named == estimators | concrete
+
+
+def test_the_citation_has_the_version_of_the_package():
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {robust_ensembles.__version__}\n" in text
+    assert robust_ensembles.__version__ in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory):
+    """Names of the files in the source distribution and in the wheel that is built from it."""
+    pytest.importorskip("build")
+    # build/ and the egg-info of another build would leak into this one
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    tracked = ["robust_ensembles", "tests", "examples", ".ci", "setup.cfg", "pyproject.toml"]
+    tracked += ["README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff"]
+    tracked += ["Makefile", "MANIFEST.in"]
+    subprocess.run(["cp", "-r", *(ROOT / name for name in tracked), source], check=True)
+    built = subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source],
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert "Deprecat" not in built.stdout + built.stderr
+    (wheel,) = out.glob("*.whl")
+    (sdist,) = out.glob("*.tar.gz")
+    with tarfile.open(sdist) as tar, zipfile.ZipFile(wheel) as archive:
+        in_sdist = {name.partition("/")[2] for name in tar.getnames()}
+        return in_sdist, set(archive.namelist())
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_package_and_nothing_else(distributions):
+    _, wheel = distributions
+    sources = {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*.py")}
+    installed = {name for name in wheel if ".dist-info/" not in name}
+    assert installed == sources | {"robust_ensembles/py.typed"}
+    assert any(re.search(r"\.dist-info/(licenses/)?LICENSE$", name) for name in wheel)
+
+
+@pytest.mark.slow
+def test_source_distribution_holds_what_a_developer_needs(distributions):
+    sdist, _ = distributions
+    wanted = {
+        "LICENSE",
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "CITATION.cff",
+        "Makefile",
+        ".ci/run",
+        "examples/quickstart.py",
+        "tests/test_packaging.py",
+        "robust_ensembles/py.typed",
+    }
+    assert wanted <= sdist
+    assert not any("__pycache__" in name for name in sdist)
