@@ -3,7 +3,7 @@
 Run by ``make quickstart``, or from a checkout::
 
     python examples/quickstart.py                        # digits, about a minute on two cores
-    python examples/quickstart.py --data fashion-mnist   # about a quarter of an hour
+    python examples/quickstart.py --data fashion-mnist   # some 25 minutes of processor time
 
 Prints one table and writes the numbers and a plot into ``quickstart-results/``.
 """
@@ -211,14 +211,15 @@ def select(results: Sequence[Accuracy], method: str, attack: str, eps: float) ->
 
 
 def table_rows(settings: Settings, results: Sequence[Accuracy]) -> list[list[str]]:
-    """Method, then mean and standard deviation over the seeds, in per cent."""
+    """Method, then mean and standard deviation over the seeds (if there are several), in %."""
     rows = []
     for method in STYLES:
         cells = [method]
         for attack in COLUMNS:
             eps = 0.0 if attack == "clean" else settings.eps
             values = 100 * select(results, method, attack, eps)
-            cells.append(f"{values.mean():.1f} ± {values.std():.1f}")
+            deviation = f" ± {values.std():.1f}" if settings.seeds > 1 else ""
+            cells.append(f"{values.mean():.1f}{deviation}")
         rows.append(cells)
     return rows
 
@@ -228,9 +229,8 @@ def caption(settings: Settings, data: Data, seconds: float) -> str:
     training = settings.training
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     device = gpu or f"{platform.machine()} CPU, {os.cpu_count()} cores"
-    seeds = "seed 0" if settings.seeds == 1 else f"seeds 0 to {settings.seeds - 1}"
     return (
-        f"Accuracy in %, mean ± standard deviation over {seeds}. {settings.data}, "
+        f"Accuracy in %, {spread(settings)}. {settings.data}, "
         f"{len(data[2])} training and {len(data[3])} test images; 3 members "
         f"({training['module']}), {training['max_epochs']} epochs, Adam {training['lr']:g}; "
         f"white box, L-infinity, eps = {settings.eps:g} (pixels in [0, 1]); worst: per image, of "
@@ -239,8 +239,11 @@ def caption(settings: Settings, data: Data, seconds: float) -> str:
     )
 
 
-def counted(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+def spread(settings: Settings) -> str:
+    """What the numbers are taken over."""
+    if settings.seeds == 1:
+        return "one training, seed 0"
+    return f"mean ± standard deviation over seeds 0 to {settings.seeds - 1}"
 
 
 def print_table(rows: Sequence[Sequence[str]], text: str, console: Console) -> None:
@@ -282,8 +285,7 @@ def plot(path: Path, settings: Settings, data: Data, results: Sequence[Accuracy]
     axes.set_xlabel("radius of the attack, eps (L-infinity; pixels in [0, 1])")
     axes.set_ylabel("accuracy under PGD-20 (%)")
     axes.set_title(
-        f"{settings.data}, {len(data[3])} test images, white box\n"
-        f"mean and standard deviation over {counted(settings.seeds, 'training')}",
+        f"{settings.data}, {len(data[3])} test images, white box\n{spread(settings)}",
         fontsize="medium",
     )
     axes.set_ylim(-2, 102)
