@@ -123,35 +123,23 @@ class CEATEnsembleClassifier(AdversarialTrainingMixin, BaseEnsembleClassifier):
             # plain adversarial training: a clean forward would only move BatchNorm's statistics
             return terms
         clean = step.module.member_logits(step.x)
-        terms["natural_distance"] = self.lam * self._natural_distance(clean, step)
-        terms["adversarial_distance"] = self.mu * self._adversarial_distance(
-            clean, adversarial, step
-        )
+        one_hot = F.one_hot(step.y, clean.shape[-1]).to(clean.dtype)
+        anchor = self._output(clean.detach() if self.stop_gradient_clean else clean)
+        lam_exp = self.lam if self.lam_exp is None else self.lam_exp
+        mu_exp = self.mu if self.mu_exp is None else self.mu_exp
+        terms["natural_distance"] = self.lam * self._distance(clean, one_hot, lam_exp, step)
+        terms["adversarial_distance"] = self.mu * self._distance(adversarial, anchor, mu_exp, step)
         if self.clean_cross_entropy:
             losses = member_cross_entropy(clean, step.y, step.sample_weight)
             terms["clean_cross_entropy"] = losses.sum()
         return terms
 
-    def _natural_distance(self, clean: Tensor, step: TrainingStep) -> Tensor:
-        """Eqs. 20 and 21."""
-        one_hot = F.one_hot(step.y, clean.shape[-1]).to(clean.dtype)
-        distance = squared_distance(self._output(clean), one_hot, reduce=self.distance_reduce)
-        exponent = self.lam if self.lam_exp is None else self.lam_exp
-        weights = disparity_weights(_true_class(clean, step.y), exponent, peers=self.peers)
-        return weighted_distance(
-            weights, distance, step.sample_weight, normalize=self.normalize_weights
-        )
-
-    def _adversarial_distance(
-        self, clean: Tensor, adversarial: Tensor, step: TrainingStep
+    def _distance(
+        self, logits: Tensor, anchor: Tensor, exponent: float, step: TrainingStep
     ) -> Tensor:
-        """Eqs. 17 to 19."""
-        anchor = clean.detach() if self.stop_gradient_clean else clean
-        distance = squared_distance(
-            self._output(adversarial), self._output(anchor), reduce=self.distance_reduce
-        )
-        exponent = self.mu if self.mu_exp is None else self.mu_exp
-        weights = disparity_weights(_true_class(adversarial, step.y), exponent, peers=self.peers)
+        """Weighted distance of the outputs from an anchor: Eqs. 17 to 19, or 20 and 21."""
+        distance = squared_distance(self._output(logits), anchor, reduce=self.distance_reduce)
+        weights = disparity_weights(_true_class(logits, step.y), exponent, peers=self.peers)
         return weighted_distance(
             weights, distance, step.sample_weight, normalize=self.normalize_weights
         )

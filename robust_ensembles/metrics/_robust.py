@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import _check_sample_weight
-from torch import Tensor
 
 from ..attacks import Attack, is_broken, resolve_target
 
@@ -25,10 +24,7 @@ def correct_mask(estimator: Any, X: ArrayLike, y: ArrayLike) -> NDArray[np.bool_
     -------
     mask : bool ndarray of shape (n_samples,)
     """
-    target = resolve_target(estimator, X, gradient=False)
-    known = np.isin(np.asarray(y), target.classes)
-    broken = is_broken(target.module, target.tensor(X)[known], target.encode(np.asarray(y)[known]))
-    return _spread(~broken, known)
+    return _mask(estimator, X, y, None)
 
 
 def robust_mask(estimator: Any, X: ArrayLike, y: ArrayLike, *, attack: Attack) -> NDArray[np.bool_]:
@@ -59,27 +55,34 @@ def robust_mask(estimator: Any, X: ArrayLike, y: ArrayLike, *, attack: Attack) -
     ValueError
         For a targeted attack, or bad parameters of it.
     """
+    check_untargeted(attack)
+    return _mask(estimator, X, y, attack)
+
+
+def check_untargeted(attack: Attack) -> None:
+    """Raise for an attack with bad parameters, or one that does not ask whether y can be left."""
+    attack._validate()
     if attack.targeted:
         raise ValueError(
             f"{attack!r} is targeted, but robust accuracy asks whether y can be left: set "
             "targeted=False"
         )
-    attack._validate()
-    target = resolve_target(estimator, X, gradient=not attack.gradient_free)
+
+
+def _mask(estimator: Any, X: ArrayLike, y: ArrayLike, attack: Attack | None) -> NDArray[np.bool_]:
+    """Samples that are right, and stay right under an attack if there is one."""
+    gradient = attack is not None and not attack.gradient_free
+    target = resolve_target(estimator, X, gradient=gradient)
     # a label that the training fold did not hold cannot be predicted: such a sample is wrong
     known = np.isin(np.asarray(y), target.classes)
     x, labels = target.tensor(X)[known], target.encode(np.asarray(y)[known])
     robust = ~is_broken(target.module, x, labels)
-    x_adv = attack(target.module, x[robust], labels[robust])
-    robust[robust.clone()] = ~is_broken(target.module, x_adv, labels[robust])
-    return _spread(robust, known)
-
-
-def _spread(mask: Tensor, where: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The mask of some samples as a mask of all, False for the others."""
-    spread = np.zeros(len(where), dtype=bool)
-    spread[where] = mask.cpu().numpy()
-    return spread
+    if attack is not None:
+        x_adv = attack(target.module, x[robust], labels[robust])
+        robust[robust.clone()] = ~is_broken(target.module, x_adv, labels[robust])
+    mask = np.zeros(len(known), dtype=bool)
+    mask[known] = robust.cpu().numpy()
+    return mask
 
 
 def robust_accuracy_score(

@@ -10,7 +10,7 @@ from sklearn.utils.metadata_routing import MetadataRequest, get_routing_for_obje
 
 from ..attacks import Attack
 from ._names import attack_from_name
-from ._robust import weighted_fraction
+from ._robust import check_untargeted, weighted_fraction
 from ._shared import SharedMasks
 
 
@@ -134,9 +134,7 @@ def make_robust_scorer(attack: Attack, *, name: str | None = None) -> RobustScor
             f"attack must be an attack such as PGD(eps=0.1); got {attack!r}. For a name use "
             "get_robust_scorer"
         )
-    attack._validate()
-    if attack.targeted:
-        raise ValueError(f"{attack!r} is targeted; robust accuracy needs targeted=False")
+    check_untargeted(attack)
     return RobustScorer((attack,), name or type(attack).__name__.lower())
 
 
