@@ -1,12 +1,22 @@
 """Projected steepest ascent, the loop that all the gradient attacks share."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ._balls import Ball
-from ._objective import Objective
+
+
+class Climbable(Protocol):
+    """What a walk climbs: an attack's `Objective`, or a distance of features."""
+
+    def gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient of each sample's value, upwards, and whether the sample is broken."""
+
+    def broken(self, x: Tensor, y: Tensor) -> Tensor:
+        """Whether each sample is broken."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +38,7 @@ class Steps:
 
 
 def ascend(
-    objective: Objective,
+    objective: Climbable,
     ball: Ball,
     start: Tensor,
     y: Tensor,
@@ -40,7 +50,7 @@ def ascend(
 
     Parameters
     ----------
-    objective : Objective
+    objective : Climbable
     ball : Ball
     start : Tensor of shape (n_samples, ...)
         Points in the ball.

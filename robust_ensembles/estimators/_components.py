@@ -15,6 +15,8 @@ _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
 }
 
+_EXAMPLES = {"attack": "PGD(eps=8 / 255, n_steps=10)", "calibration": "CollaborativeCalibration()"}
+
 # parameters that are not estimators, but take double-underscore names: where those are kept
 _PARAMS_OF = {"module": "module_params", "optimizer": "optimizer_params"}
 
@@ -117,9 +119,22 @@ def merge_component_params(estimator: Any, params: dict[str, Any]) -> dict[str, 
             plain[name] = [{**(entry or {}), **added} for entry in present]
         else:
             plain[name] = {**(present or {}), **added}
-    nested = any(name.startswith("attack__") for name in plain)
-    if nested and "attack" not in plain and getattr(estimator, "attack", False) is None:
-        default = estimator._default_attack()
-        if default is not None:
-            plain = {"attack": default, **plain}
-    return plain
+    return {**_default_components(estimator, plain), **plain}
+
+
+def _default_components(estimator: Any, params: dict[str, Any]) -> dict[str, Any]:
+    """Components that are None so far, for the parameters that name something inside them."""
+    defaults: dict[str, Any] = {}
+    for component in ("attack", "calibration"):
+        nested = any(name.startswith(f"{component}__") for name in params)
+        if not nested or component in params or getattr(estimator, component, False) is not None:
+            continue
+        default = estimator._default_attack() if component == "attack" else None
+        if default is None:
+            name = next(name for name in params if name.startswith(f"{component}__"))
+            raise ValueError(
+                f"{name} cannot be set: {component}=None, so there is none; set {component} first, "
+                f"such as {component}={_EXAMPLES[component]}"
+            )
+        defaults[component] = default
+    return defaults

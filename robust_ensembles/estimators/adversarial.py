@@ -7,14 +7,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..losses import member_cross_entropy
 from ..training import TrainingStep
-from ._adversarial import AdversarialTrainingMixin
+from ._adversarial import CalibrationMixin
 from .base import BaseEnsembleClassifier
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
-class AdversarialEnsembleClassifier(AdversarialTrainingMixin, BaseEnsembleClassifier):
+class AdversarialEnsembleClassifier(CalibrationMixin, BaseEnsembleClassifier):
     r"""Members trained on adversarial examples of the ensemble, or each on its own.
 
     .. math:: L = \sum_i \mathrm{CE}(z_i(\tilde x), y), \qquad
@@ -26,6 +25,8 @@ class AdversarialEnsembleClassifier(AdversarialTrainingMixin, BaseEnsembleClassi
     ----------
     attack, attack_target, craft_bn
         See `AdversarialTrainingMixin`: PGD-10 at 8/255 on the ensemble by default.
+    calibration : CollaborativeCalibration, default=None
+        Adds CEAT's two distance terms, which makes this `CEATEnsembleClassifier`.
     formulation : {"paper", "released"}, default="paper"
         ``"released"`` lets the attack's iterates move BatchNorm's running statistics.
     **params
@@ -45,13 +46,11 @@ class AdversarialEnsembleClassifier(AdversarialTrainingMixin, BaseEnsembleClassi
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **BaseEnsembleClassifier._parameter_constraints,
-        **AdversarialTrainingMixin._adversarial_constraints,
+        **CalibrationMixin._adversarial_constraints,
     }
 
     def _check_method(self, n_classes: int) -> None:
         self._check_attack()
 
     def _objective(self, step: TrainingStep) -> dict[str, Tensor]:
-        logits = self._adversarial_logits(step)
-        losses = member_cross_entropy(logits, step.y, step.sample_weight)
-        return {"adversarial_cross_entropy": losses.sum()}
+        return self._adversarial_terms(step, self._craft(step), reduce="sum")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -56,6 +56,9 @@ class BaseEnsembleClassifier(PredictionMixin, ClassifierMixin, EnsembleParameter
     device_ : torch.device
     """
 
+    # whether each step needs a second, independent batch of inputs
+    _paired_batches: ClassVar[bool] = False
+
     @abstractmethod
     def _objective(self, step: TrainingStep) -> dict[str, Tensor]:
         """The addends of the method's loss on one batch, by name."""
@@ -66,6 +69,22 @@ class BaseEnsembleClassifier(PredictionMixin, ClassifierMixin, EnsembleParameter
 
     def _check_method(self, n_classes: int) -> None:
         """Raise, before anything is built, for what this method cannot be trained with."""
+
+    def _check_n_estimators(self, least: int, reason: str) -> None:
+        """Raise unless there are enough members."""
+        if self.n_estimators < least:
+            raise ValueError(
+                f"n_estimators={self.n_estimators} is too few: {reason}. Use n_estimators={least} "
+                "or more."
+            )
+
+    def _check_members(self, members: list[nn.Module]) -> None:
+        """Raise for members that this method cannot train."""
+
+    def _before_training(
+        self, X: NDArray[Any], y: NDArray[np.int64], sample_weight: NDArray[np.float32] | None
+    ) -> None:
+        """Set the new members' weights, for methods that start from trained ones."""
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
@@ -100,6 +119,7 @@ class BaseEnsembleClassifier(PredictionMixin, ClassifierMixin, EnsembleParameter
         weight = check_weights(self.class_weight, sample_weight, X, y)
         if not resume:
             self._initialize()
+            self._before_training(X, index, weight)
         return self._train(X, index, weight, self.max_epochs)
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -133,6 +153,7 @@ class BaseEnsembleClassifier(PredictionMixin, ClassifierMixin, EnsembleParameter
         weight = check_weights(self.class_weight, sample_weight, X, y)
         if first:
             self._initialize()
+            self._before_training(X, index, weight)
         return self._train(X, index, weight, 1)
 
     def _check_fit_input(
@@ -159,6 +180,7 @@ class BaseEnsembleClassifier(PredictionMixin, ClassifierMixin, EnsembleParameter
             seed=seed,
             augmentation=AugmentationPipeline(self.augmentation),
             lr_milestones=tuple(self.lr_milestones or ()),
+            paired=self._paired_batches,
             optimizer=optimizer,
             lr=self.lr,
             batch_size=self.batch_size,
@@ -182,6 +204,7 @@ class BaseEnsembleClassifier(PredictionMixin, ClassifierMixin, EnsembleParameter
             input_shape=self.input_shape_,
             n_classes=n_classes,
         )
+        self._check_members(members)
         return Ensemble(members), self._build_auxiliary(members, n_classes)
 
     def _train(

@@ -12,7 +12,6 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
 from ..losses import (
-    Formulation,
     batch_mean,
     cldl_gradient_diversity,
     cldl_label_diversity,
@@ -20,11 +19,12 @@ from ..losses import (
 )
 from ..modules import Ensemble, LabelConfusionModel
 from ..training import TrainingStep, captured_embedding, embedding_size, input_gradients
+from ._adversarial import DiversityMixin
 from .base import BaseEnsembleClassifier
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
-class CLDLEnsembleClassifier(BaseEnsembleClassifier):
+class CLDLEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
     r"""Members that learn soft labels of their own, and whose input gradients are orthogonal.
 
     .. math:: L = \tfrac1N \sum_i \mathrm{KL}(s_i \| p_i) - \alpha\, l_{ld} + \beta\, l_{gd}
@@ -41,7 +41,7 @@ class CLDLEnsembleClassifier(BaseEnsembleClassifier):
         (3, 2, 4) for Fashion-MNIST. gamma must grow with the number of classes: about 6.5 for
         100.
     formulation : {"paper", "released"}, default="paper"
-        Sets the next three.
+        Sets the next three, and `craft_bn`.
     label_diversity_on : {"soft_labels", "confusion_vectors"}, default=None
         What l_ld compares: the first in the paper, the second in the released code.
     jsd_reduction : {"sample", "element_mean"}, default=None
@@ -50,6 +50,9 @@ class CLDLEnsembleClassifier(BaseEnsembleClassifier):
         See `cldl_gradient_diversity`.
     cos_eps_mode : {"torch2", "torch1"}, default="torch2"
         ``"torch1"`` shrinks the cosines of short gradients as torch did before 1.12.
+    attack, attack_target, craft_bn, calibration
+        Adversarial training beside, on the soft labels of the adversarial examples; see
+        `DiversityMixin`.
     **params
         See `EnsembleParameters`. The paper's networks have a 64-d embedding:
         ``module_params={"embedding_size": 64}``. Any network with a final linear layer works.
@@ -62,7 +65,6 @@ class CLDLEnsembleClassifier(BaseEnsembleClassifier):
     gamma: float = 4.0
     alpha: float = 2.0
     beta: float = 4.0
-    formulation: Formulation = "paper"
     label_diversity_on: Literal["soft_labels", "confusion_vectors"] | None = None
     jsd_reduction: Literal["sample", "element_mean"] | None = None
     gradient_norm: Literal["pairs", "members"] | None = None
@@ -70,10 +72,10 @@ class CLDLEnsembleClassifier(BaseEnsembleClassifier):
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **BaseEnsembleClassifier._parameter_constraints,
+        **DiversityMixin._adversarial_constraints,
         "gamma": [Interval(Real, 0, None, closed="neither")],
         "alpha": [Interval(Real, 0, None, closed="left")],
         "beta": [Interval(Real, 0, None, closed="left")],
-        "formulation": [StrOptions({"paper", "released"})],
         "label_diversity_on": [StrOptions({"soft_labels", "confusion_vectors"}), None],
         "jsd_reduction": [StrOptions({"sample", "element_mean"}), None],
         "gradient_norm": [StrOptions({"pairs", "members"}), None],
@@ -90,22 +92,36 @@ class CLDLEnsembleClassifier(BaseEnsembleClassifier):
             )
         return LabelConfusionModel(n_classes, sizes[0])
 
+    def _check_method(self, n_classes: int) -> None:
+        self._check_attack()
+
     def _objective(self, step: TrainingStep) -> dict[str, Tensor]:
+        x_adv = self._craft(step)
         leaves = step.input_leaves()
-        v, logits = _embed(step.module, leaves)
-        assert step.auxiliary is not None
-        c = step.auxiliary(v)
-        s = (self.gamma * F.one_hot(step.y, c.shape[-1]) + c).softmax(dim=-1)
-        divergence = soft_label_divergence(
-            s, logits.log_softmax(dim=-1), formulation=self.formulation
-        )
+        logits, c, s, divergence = self._soft_labels(step, leaves)
         g = input_gradients(divergence.mean(dim=1), leaves)
-        members = [batch_mean(member, step.sample_weight) for member in divergence]
-        return {
-            "soft_label_divergence": torch.stack(members).mean(),
+        terms = {
+            "soft_label_divergence": _member_mean(divergence, step),
             "label_diversity": -self.alpha * self._label_diversity(s, c, step),
             "gradient_diversity": self.beta * self._gradient_diversity(g, step),
         }
+        if x_adv is not None:
+            adversarial, _, _, divergence = self._soft_labels(step, x_adv)
+            terms["adversarial_divergence"] = _member_mean(divergence, step)
+            calibration = self._calibration_terms(step, adversarial, reduce="mean", clean=logits)
+            terms.update(calibration)
+        return terms
+
+    def _soft_labels(
+        self, step: TrainingStep, inputs: list[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits, confusion vectors c, soft labels s and KL(s || p), each of every member."""
+        v, logits = _embed(step.module, inputs)
+        assert step.auxiliary is not None
+        c = step.auxiliary(v)
+        s = (self.gamma * F.one_hot(step.y, c.shape[-1]) + c).softmax(dim=-1)
+        log_p = logits.log_softmax(dim=-1)
+        return logits, c, s, soft_label_divergence(s, log_p, formulation=self.formulation)
 
     def _label_diversity(self, s: Tensor, c: Tensor, step: TrainingStep) -> Tensor:
         default = "soft_labels" if self.formulation == "paper" else "confusion_vectors"
@@ -128,10 +144,15 @@ class CLDLEnsembleClassifier(BaseEnsembleClassifier):
         )
 
 
-def _embed(module: Ensemble, leaves: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Embeddings and logits of each member on its own copy of the batch, in one forward each."""
+def _member_mean(divergence: Tensor, step: TrainingStep) -> Tensor:
+    """Mean over members of the weighted batch means."""
+    return torch.stack([batch_mean(member, step.sample_weight) for member in divergence]).mean()
+
+
+def _embed(module: Ensemble, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Embeddings and logits of each member on an input of its own, in one forward each."""
     embeddings, logits = [], []
-    for member, x in zip(module, leaves, strict=True):
+    for member, x in zip(module, inputs, strict=True):
         with captured_embedding(member) as captured:
             logits.append(member(x))
         embeddings.append(captured[0])

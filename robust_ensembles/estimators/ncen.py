@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar
 
-import torch
-from sklearn.utils._param_validation import Interval, Options, StrOptions
+from sklearn.utils._param_validation import Interval, Options
 from torch import Tensor
 
-from ..losses import Formulation, member_cross_entropy, nceen_regularizer
+from ..losses import member_cross_entropy, nceen_regularizer
 from ..training import TrainingStep, input_gradients
+from ._adversarial import DiversityMixin
 from .base import BaseEnsembleClassifier
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
-class NCEnEnsembleClassifier(BaseEnsembleClassifier):
+class NCEnEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
     r"""Members whose input gradients correlate negatively, in direction and in magnitude.
 
     .. math:: L = \tfrac1k \sum_i \mathrm{CE}_i
@@ -32,13 +32,16 @@ class NCEnEnsembleClassifier(BaseEnsembleClassifier):
         where the cross-entropy's gradient is about half as large or less: with a sound
         cross-entropy search for your own.
     formulation : {"paper", "released"}, default="paper"
-        ``"released"`` uses log-sum-exp forms and cross-entropy of probabilities.
+        ``"released"`` uses log-sum-exp forms and cross-entropy of probabilities, and sets
+        `craft_bn`.
     norm_sign : {1, -1}, default=1
         -1 makes the norm term balance the magnitudes, which the paper says that it does; as
         printed (1) it drives them apart.
     ce_on_probabilities : bool, default=None
         Whether the members' *probabilities* are fed to the cross-entropy as if they were logits,
         as the released code does. None is True for ``formulation="released"``.
+    attack, attack_target, craft_bn, calibration
+        Adversarial training beside; see `DiversityMixin`.
     **params
         See `EnsembleParameters`.
 
@@ -49,30 +52,33 @@ class NCEnEnsembleClassifier(BaseEnsembleClassifier):
 
     lambda_cos: float = 0.06
     lambda_norm: float = 0.04
-    formulation: Formulation = "paper"
     norm_sign: int = 1
     ce_on_probabilities: bool | None = None
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **BaseEnsembleClassifier._parameter_constraints,
+        **DiversityMixin._adversarial_constraints,
         "lambda_cos": [Interval(Real, 0, None, closed="left")],
         "lambda_norm": [Interval(Real, 0, None, closed="left")],
-        "formulation": [StrOptions({"paper", "released"})],
         "norm_sign": [Options(int, {1, -1})],
         "ce_on_probabilities": ["boolean", None],
     }
 
+    def _check_method(self, n_classes: int) -> None:
+        self._check_attack()
+
     def _objective(self, step: TrainingStep) -> dict[str, Tensor]:
+        x_adv = self._craft(step)
         leaves = step.input_leaves()
-        logits = torch.stack([m(x) for m, x in zip(step.module, leaves, strict=True)])
-        if self._on_probabilities():
-            logits = logits.softmax(dim=-1)
-        g = input_gradients(member_cross_entropy(logits, step.y), leaves)
-        losses = member_cross_entropy(logits, step.y, step.sample_weight)
+        logits = step.member_logits(leaves)
+        outputs = logits.softmax(dim=-1) if self._on_probabilities() else logits
+        g = input_gradients(member_cross_entropy(outputs, step.y), leaves)
+        losses = member_cross_entropy(outputs, step.y, step.sample_weight)
         return {
             "cross_entropy": losses.mean(),
             "direction": self._regularizer(g, step, lambda_cos=self.lambda_cos),
             "magnitude": self._regularizer(g, step, lambda_norm=self.lambda_norm),
+            **self._adversarial_terms(step, x_adv, reduce="mean", clean=logits),
         }
 
     def _regularizer(

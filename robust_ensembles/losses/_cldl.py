@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ._ensemble import Formulation, batch_mean
+from ._ensemble import Formulation, batch_mean, without_true_class
 from ._geometry import CosineEpsMode, pair_cosines
 
 _TINY = 1e-12
@@ -75,14 +75,12 @@ def cldl_label_diversity(
     diversity : scalar Tensor
         0 for a single member, which has nobody to differ from.
     """
-    n_members, n_samples, n_classes = s.shape
+    n_members, _, n_classes = s.shape
     if n_members < 2:
         return s.new_zeros(())
     if jsd_reduction is None:
         jsd_reduction = "sample" if formulation == "paper" else "element_mean"
-    others = torch.ones(n_samples, n_classes, dtype=torch.bool, device=s.device)
-    others.scatter_(1, y[:, None], False)
-    s_y = s[:, others].view(n_members, n_samples, n_classes - 1)
+    s_y = without_true_class(s, y)
     i, j = torch.triu_indices(n_members, n_members, offset=1, device=s.device)
     divergences = _jensen_shannon(s_y[i], s_y[j])
     if jsd_reduction == "element_mean":

@@ -66,3 +66,22 @@ def member_cross_entropy(logits: Tensor, y: Tensor, sample_weight: Tensor | None
         per_sample = F.cross_entropy(member, y, reduction="none")
         losses.append(batch_mean(per_sample, sample_weight))
     return torch.stack(losses)
+
+
+def without_true_class(p: Tensor, y: Tensor) -> Tensor:
+    """Drop the label's entry of each sample; what is left is not renormalised.
+
+    Parameters
+    ----------
+    p : Tensor of shape (n_members, n_samples, n_classes)
+    y : Tensor of shape (n_samples,)
+        Class indices.
+
+    Returns
+    -------
+    others : Tensor of shape (n_members, n_samples, n_classes - 1)
+    """
+    n_members, n_samples, n_classes = p.shape
+    others = torch.ones(n_samples, n_classes, dtype=torch.bool, device=p.device)
+    others.scatter_(1, y[:, None], False)
+    return p[:, others].view(n_members, n_samples, n_classes - 1)

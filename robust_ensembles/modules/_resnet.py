@@ -28,6 +28,7 @@ class _BasicBlock(nn.Module):
         self.act1 = make_activation(activation)
         self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(n_out)
+        self.residual_sum = nn.Identity()  # where hooks find the features before act2
         self.act2 = make_activation(activation)
         self.stride = stride
         self.extra_channels = n_out - n_in
@@ -35,7 +36,7 @@ class _BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Add the residual to the shortcut; neither is changed in place."""
         residual = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
-        out: Tensor = self.act2(residual + self._shortcut(x))
+        out: Tensor = self.act2(self.residual_sum(residual + self._shortcut(x)))
         return out
 
     def _shortcut(self, x: Tensor) -> Tensor:
@@ -82,6 +83,8 @@ class CifarResNet(nn.Module):
         Layer of `embedding_size` units; only where that is given.
     classifier : nn.Linear
         Last layer.
+    feature_layers : list of str
+        Layers that methods such as DVERGE look into.
 
     Raises
     ------
@@ -131,6 +134,13 @@ class CifarResNet(nn.Module):
         self.embedding_activation = make_activation(activation)
         self.classifier = nn.Linear(n_in, check_size(n_classes, "n_classes"))
         self._init_convolutions(activation_slope(activation))
+
+    @property
+    def feature_layers(self) -> list[str]:
+        """Layers with features, before their activation: 1 to `depth` in DVERGE's numbering."""
+        blocks = range(len(self.stages))
+        inner = [f"stages.{b}.{layer}" for b in blocks for layer in ("bn1", "residual_sum")]
+        return ["stem.1", *inner, "classifier"]
 
     def _init_convolutions(self, slope: float) -> None:
         """Apply Kaiming's normal initialisation, with the gain of the activation."""

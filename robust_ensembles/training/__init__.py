@@ -5,10 +5,13 @@ objective sees a `TrainingStep`.
 """
 
 from ._data import Batch, EnsembleDataset, MiniBatches
+from ._distillation import distill, repel
 from ._features import captured_embedding, embedding_size, final_linear
 from ._inference import log_proba, member_log_proba
+from ._layers import feature_layers, features, replaced_output, resolve_layers
+from ._memory import PerturbationMemory
 from ._net import EnsembleNet
-from ._random import derive_seed, preserve_global_rng, seeded_global_rng
+from ._random import derive_seed, generator, preserve_global_rng, seeded_global_rng
 from ._step import Objective, TrainingStep, input_gradients
 from .augmentation import (
     AugmentationPipeline,
@@ -29,16 +32,24 @@ __all__ = [
     "MiniBatches",
     "NoisyCopies",
     "Objective",
+    "PerturbationMemory",
     "RandomCrop",
     "RandomHorizontalFlip",
     "TrainingStep",
     "captured_embedding",
     "derive_seed",
+    "distill",
     "embedding_size",
+    "feature_layers",
+    "features",
     "final_linear",
+    "generator",
     "input_gradients",
     "log_proba",
     "member_log_proba",
     "preserve_global_rng",
+    "repel",
+    "replaced_output",
+    "resolve_layers",
     "seeded_global_rng",
 ]

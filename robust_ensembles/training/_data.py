@@ -28,11 +28,17 @@ class Batch(NamedTuple):
     y : Tensor of shape (n_samples,)
         Class indices.
     sample_weight : Tensor of shape (n_samples,) or None
+    sample_index : int64 Tensor of shape (n_samples,)
+        Which sample of the training set each is; copies (`NoisyCopies`) count as further ones.
+    x_target : Tensor of the shape of x, or None
+        An independent draw of other inputs, for methods that pair samples at random.
     """
 
     x: Tensor
     y: Tensor
     sample_weight: Tensor | None
+    sample_index: Tensor
+    x_target: Tensor | None = None
 
 
 class EnsembleDataset(Dataset):
@@ -77,6 +83,8 @@ class MiniBatches:
         Seed of the fit.
     augmentation : AugmentationPipeline or None
         None also means in the order of the data, for validation.
+    paired : bool, default=False
+        Whether batches have an `x_target`.
     """
 
     def __init__(
@@ -88,7 +96,9 @@ class MiniBatches:
         dtype: torch.dtype,
         seed: int,
         augmentation: AugmentationPipeline | None,
+        paired: bool = False,
     ) -> None:
+        self.paired = paired
         self.device, self.dtype, self.seed = device, dtype, seed
         self.augmentation, self.epoch = augmentation, 0
         base, self.indices = _base_and_indices(dataset)
@@ -109,11 +119,20 @@ class MiniBatches:
         return len(self._chunks(np.arange(self._n_samples)))
 
     def __iter__(self) -> Iterator[Batch]:
+        batches = self._stream("")
+        if not self.paired:
+            return batches
+        pairs = zip(batches, self._stream("target "), strict=True)
+        return (batch._replace(x_target=target.x) for batch, target in pairs)
+
+    def _stream(self, prefix: str) -> Iterator[Batch]:
+        """One pass over the data; the prefix names its random streams."""
         order = np.arange(self._n_samples)
         if self.augmentation is not None:
-            order_seed = derive_seed(self.seed, "order", self.epoch)
+            order_seed = derive_seed(self.seed, f"{prefix}order", self.epoch)
             order = np.random.default_rng(order_seed).permutation(order)
-        noise = generator(derive_seed(self.seed, "augmentation", self.epoch), self.device)
+        noise_seed = derive_seed(self.seed, f"{prefix}augmentation", self.epoch)
+        noise = generator(noise_seed, self.device)
         for chunk in self._chunks(order):
             copy, position = np.divmod(chunk, len(self.indices))
             yield self._batch(self.indices[position], copy, noise)
@@ -137,7 +156,8 @@ class MiniBatches:
         if self.augmentation is not None:
             x = self.augmentation(x, torch.from_numpy(copy).to(self.device), noise)
         weight = None if self.sample_weight is None else self.sample_weight[where]
-        return Batch(x, self.y[where], weight)
+        unique = where + torch.from_numpy(copy).to(self.device) * len(self.X)
+        return Batch(x, self.y[where], weight, unique)
 
     def _place(self, X: NDArray[Any]) -> NDArray[Any] | Tensor:
         if self.device.type != "cuda":

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from copy import deepcopy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,12 +12,12 @@ from skorch import NeuralNetClassifier
 from skorch.callbacks import EpochTimer, PassthroughScoring, PrintLog
 from torch import Tensor, nn
 
-from ..exceptions import NonFiniteLossError
 from ..modules import Ensemble, RawInput
 from ._data import Batch, MiniBatches
 from ._inference import log_proba
 from ._meter import EpochMeter
 from ._random import derive_seed, preserve_global_rng, reseed_global_rng
+from ._snapshot import LastGood
 from ._step import Objective, TrainingStep
 from .augmentation import AugmentationPipeline
 
@@ -48,6 +46,8 @@ class EnsembleNet(NeuralNetClassifier):
     augmentation : AugmentationPipeline
     lr_milestones : tuple of int
         Epochs (finished ones) after which the learning rate is multiplied by 0.1.
+    paired : bool, default=False
+        Whether each step gets a second, independent batch of inputs, `Batch.x_target`.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class EnsembleNet(NeuralNetClassifier):
         seed: int,
         augmentation: AugmentationPipeline,
         lr_milestones: tuple[int, ...] = (),
+        paired: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(module, *args, use_caching=False, **kwargs)
@@ -67,8 +68,9 @@ class EnsembleNet(NeuralNetClassifier):
         self.seed = seed
         self.augmentation = augmentation
         self.lr_milestones = lr_milestones
+        self.paired = paired
         self.objective_: Objective | None = None
-        self.snapshot_: tuple[list[Any], Any] | None = None
+        self.last_good_: LastGood | None = None
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Any]]:
@@ -129,6 +131,8 @@ class EnsembleNet(NeuralNetClassifier):
         """
         self.notify("on_train_begin", X=dataset, y=y)
         self.objective_ = objective
+        modules = [getattr(self, f"{name}_") for name in self._modules]
+        self.last_good_ = LastGood(modules, self.optimizer_)
         try:
             with preserve_global_rng():
                 self.fit_loop(dataset, y, epochs=epochs)
@@ -136,7 +140,7 @@ class EnsembleNet(NeuralNetClassifier):
             if not self._stopped_early():
                 raise
         finally:
-            self.objective_ = self.snapshot_ = None
+            self.objective_ = self.last_good_ = None
             self.module_.eval()
             self._drop_unfinished_epoch()
             self.notify("on_train_end", X=dataset, y=y)
@@ -163,6 +167,7 @@ class EnsembleNet(NeuralNetClassifier):
             dtype=next(self.module_.parameters()).dtype,
             seed=self.seed,
             augmentation=self.augmentation if training else None,
+            paired=self.paired and training,
         )
 
     def run_single_epoch(
@@ -179,7 +184,8 @@ class EnsembleNet(NeuralNetClassifier):
         epoch = len(self.history) - 1
         meter = EpochMeter(prefix, epoch, immediate=torch.device(self.device).type == "cpu")
         iterator.epoch = epoch
-        with self._protected_weights(meter, training):
+        assert self.last_good_ is not None
+        with self.last_good_.protect(meter, training=training):
             self._begin_epoch(epoch, training)
             for number, batch in enumerate(iterator):
                 pair = batch.x, batch.y
@@ -188,7 +194,7 @@ class EnsembleNet(NeuralNetClassifier):
                 self.notify("on_batch_end", batch=pair, training=training, **step)
             meter.write(self.history)
             if training:
-                self._check_weights(epoch)
+                self.last_good_.check(epoch)
 
     def _begin_epoch(self, epoch: int, training: bool) -> None:
         if not training:
@@ -199,38 +205,8 @@ class EnsembleNet(NeuralNetClassifier):
             # an epoch that was interrupted comes twice
             if epoch in self.lr_milestones and group.get("decayed_in") != epoch:
                 group.update(lr=0.1 * group["lr"], decayed_in=epoch)
+        self.epoch_seed_ = derive_seed(self.seed, "method", epoch)
         self.attack_seeds_ = np.random.default_rng(derive_seed(self.seed, "attack", epoch))
-
-    @contextmanager
-    def _protected_weights(self, meter: EpochMeter, training: bool) -> Iterator[None]:
-        """Put back the last good weights and optimizer state if a loss turns non-finite.
-
-        Those from the start of an epoch are good if the loss of its first batch is finite.
-        """
-        modules = [getattr(self, f"{name}_") for name in self._modules]
-        earlier = self.snapshot_
-        if training:
-            states = [deepcopy(module.state_dict()) for module in modules]
-            self.snapshot_ = states, deepcopy(self.optimizer_.state_dict())
-        try:
-            yield
-        except NonFiniteLossError:
-            started_badly = training and meter.first_bad == 0
-            good = earlier if started_badly and earlier is not None else self.snapshot_
-            if good is not None:
-                for module, state in zip(modules, good[0], strict=True):
-                    module.load_state_dict(state)
-                self.optimizer_.load_state_dict(good[1])
-            raise
-
-    def _check_weights(self, epoch: int) -> None:
-        """Raise for weights that a last step has ruined: no loss has seen them yet."""
-        if not all(bool(p.isfinite().all()) for p in self.module_.parameters()):
-            raise NonFiniteLossError(
-                f"a gradient turned non-finite in epoch {epoch + 1}, although the loss was "
-                "finite. The last good weights are restored. Lower lr, or look for extreme "
-                "values in X."
-            )
 
     def train_step(self, batch: Batch, *, number: int, meter: EpochMeter) -> dict[str, Any]:
         """One optimizer step on the objective."""
@@ -259,11 +235,11 @@ class EnsembleNet(NeuralNetClassifier):
         step = TrainingStep(
             module=self.module_,
             auxiliary=self.auxiliary_ if self.has_auxiliary_ else None,
-            x=batch.x,
-            y=batch.y,
-            sample_weight=batch.sample_weight,
+            batch=batch,
             clip_values=self.clip_values,
             seed=int(self.attack_seeds_.integers(2**62)),
+            epoch=len(self.history) - 1,
+            epoch_seed=self.epoch_seed_,
         )
         return self.objective_(step)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ..attacks._mode import CraftMode, untouched
 from ..modules import Ensemble
+from ._data import Batch
 
 if TYPE_CHECKING:
     from ..attacks import BoundedAttack
@@ -29,27 +31,75 @@ class TrainingStep:
         The members, in train mode.
     auxiliary : nn.Module or None
         What the method trains beside the members (CLDL's label confusion model).
-    x : Tensor of shape (n_samples, ...)
-    y : Tensor of shape (n_samples,)
-        Class indices.
-    sample_weight : Tensor of shape (n_samples,) or None
-        Mean 1 over the training set.
+    batch : Batch
+        Inputs, class indices, weights with mean 1 over the training set; its fields are
+        attributes of the step too.
     clip_values : tuple of two floats or None
         Box of the data.
     seed : int
-        Of the attacks' random starts in this step.
+        Of the random numbers of this step, such as the attacks' starts.
+    epoch : int, default=0
+        Finished epochs.
+    epoch_seed : int, default=0
+        Of the random numbers that all steps of an epoch share.
     """
 
     module: Ensemble
     auxiliary: nn.Module | None
-    x: Tensor
-    y: Tensor
-    sample_weight: Tensor | None
+    batch: Batch
     clip_values: tuple[float, float] | None
     seed: int
+    epoch: int = 0
+    epoch_seed: int = 0
+
+    @property
+    def x(self) -> Tensor:
+        """Inputs, (n_samples, ...)."""
+        return self.batch.x
+
+    @property
+    def y(self) -> Tensor:
+        """Class indices, (n_samples,)."""
+        return self.batch.y
+
+    @property
+    def sample_weight(self) -> Tensor | None:
+        """Weights, (n_samples,)."""
+        return self.batch.sample_weight
+
+    def member_logits(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Logits of each member on inputs of its own.
+
+        Parameters
+        ----------
+        inputs : sequence of n_members Tensors of shape (n_samples, ...)
+
+        Returns
+        -------
+        logits : Tensor of shape (n_members, n_samples, n_classes)
+        """
+        return torch.stack([member(x) for member, x in zip(self.module, inputs, strict=True)])
+
+    def frozen(self, mode: CraftMode) -> AbstractContextManager[nn.Module]:
+        """Context in which inputs are optimised: parameters frozen, BatchNorm as asked for.
+
+        Parameters
+        ----------
+        mode : {"eval", "train_frozen_stats", "train"}
+
+        Returns
+        -------
+        context : context manager
+        """
+        return untouched(self.module, mode)
 
     def craft(
-        self, attack: BoundedAttack, *, mode: CraftMode, target: nn.Module | None = None
+        self,
+        attack: BoundedAttack,
+        *,
+        mode: CraftMode,
+        target: nn.Module | None = None,
+        x: Tensor | None = None,
     ) -> Tensor:
         """Adversarial examples of this batch.
 
@@ -60,14 +110,20 @@ class TrainingStep:
             How BatchNorm behaves meanwhile.
         target : nn.Module, default=None
             A single member; None attacks the ensemble.
+        x : Tensor of shape (n_samples, ...), default=None
+            Centre of the ball, by default the batch.
 
         Returns
         -------
         x_adv : Tensor of shape (n_samples, ...)
         """
-        with untouched(self.module, mode):
+        with self.frozen(mode):
             return attack.craft(
-                target or self.module, self.x, self.y, box=self.clip_values, seed=self.seed
+                target or self.module,
+                self.x if x is None else x,
+                self.y,
+                box=self.clip_values,
+                seed=self.seed,
             )
 
     def input_leaves(self) -> list[Tensor]:

@@ -7,10 +7,17 @@ import torch
 from skorch.callbacks import Callback
 
 from robust_ensembles import (
+    ADPEnsembleClassifier,
     AdversarialEnsembleClassifier,
     CEATEnsembleClassifier,
     CLDLEnsembleClassifier,
+    DVERGEEnsembleClassifier,
+    FASTENEnsembleClassifier,
+    GALEnsembleClassifier,
+    GPMREnsembleClassifier,
+    LAFEDEnsembleClassifier,
     NCEnEnsembleClassifier,
+    TRSEnsembleClassifier,
     VanillaEnsembleClassifier,
 )
 from robust_ensembles.attacks import PGD
@@ -18,10 +25,19 @@ from robust_ensembles.attacks import PGD
 CLASSES = [
     VanillaEnsembleClassifier,
     AdversarialEnsembleClassifier,
+    ADPEnsembleClassifier,
+    GALEnsembleClassifier,
+    GPMREnsembleClassifier,
+    DVERGEEnsembleClassifier,
+    TRSEnsembleClassifier,
     CLDLEnsembleClassifier,
     NCEnEnsembleClassifier,
+    LAFEDEnsembleClassifier,
+    FASTENEnsembleClassifier,
     CEATEnsembleClassifier,
 ]
+ADVERSARIAL = [AdversarialEnsembleClassifier, CEATEnsembleClassifier]
+DIVERSE = [c for c in CLASSES if c not in (*ADVERSARIAL, VanillaEnsembleClassifier)]
 
 
 def make(cls=VanillaEnsembleClassifier, **params):
@@ -34,7 +50,7 @@ def make(cls=VanillaEnsembleClassifier, **params):
         "device": "cpu",
         "random_state": 0,
     }
-    if hasattr(cls, "attack"):
+    if cls in ADVERSARIAL:
         settings["attack"] = PGD(eps=0.01, n_steps=2)
     return cls(**{**settings, **params})
 

@@ -71,10 +71,10 @@ def test_mixed(digit_images):
 @pytest.mark.parametrize("cls", CLASSES)
 def test_torchvision(cls):
     rng = np.random.default_rng(0)
-    X, y = rng.random((4, 3, 32, 32), dtype=np.float32), np.arange(4) % 2
-    estimator = make(cls, module=torchvision.models.resnet18, max_epochs=1, n_estimators=1)
+    X, y = rng.random((4, 3, 32, 32), dtype=np.float32), np.arange(4)
+    estimator = make(cls, module=torchvision.models.resnet18, max_epochs=1)
     estimator.fit(X, y)
-    assert estimator.estimators_[0].fc.out_features == 2
+    assert estimator.estimators_[0].fc.out_features == 4
     assert np.isfinite(estimator.predict_log_proba(X)).all()
 
 

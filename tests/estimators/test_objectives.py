@@ -22,7 +22,7 @@ from robust_ensembles import (
 )
 from robust_ensembles.attacks import FGSM, PGD
 from robust_ensembles.modules import Ensemble, LabelConfusionModel
-from robust_ensembles.training import TrainingStep
+from robust_ensembles.training import Batch, TrainingStep
 
 B, D, C, HIDDEN = 5, 6, 4, 3
 MEMBERS = [1, 2, 3, 4]
@@ -52,7 +52,8 @@ def make_step(n_members=3, *, weighted=False, auxiliary=False, seed=0):
         x = torch.rand(B, D, dtype=torch.float64)
         weight = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0]).double() if weighted else None
     y = torch.tensor([0, 1, 2, 3, 1])
-    return TrainingStep(module, lcm, x, y, weight, (0.0, 1.0), 7)
+    batch = Batch(x, y, weight, torch.arange(B))
+    return TrainingStep(module, lcm, batch, (0.0, 1.0), 7)
 
 
 # --- the reference -------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from torch import nn
 from robust_ensembles.attacks import PGD
 from robust_ensembles.modules import MLP, Ensemble, LeNet5, ResNet20
 from robust_ensembles.training import (
+    Batch,
     TrainingStep,
     captured_embedding,
     embedding_size,
@@ -32,7 +33,8 @@ def members(n=3):
 
 def make_step(nets, x=None):
     x = torch.rand(7, 6) if x is None else x
-    return TrainingStep(Ensemble(nets), None, x, torch.arange(len(x)) % 4, None, (0.0, 1.0), 3)
+    index = torch.arange(len(x))
+    return TrainingStep(Ensemble(nets), None, Batch(x, index % 4, None, index), (0.0, 1.0), 3)
 
 
 OPTIMIZERS = {
@@ -102,7 +104,7 @@ def test_craft(target):
     before, after = (F.cross_entropy(attacked(x), step.y) for x in (step.x, x_adv))
     assert after > before
     assert all(p.requires_grad for p in step.module.parameters())
-    other = TrainingStep(step.module, None, step.x, step.y, None, (0.0, 1.0), 4)
+    other = TrainingStep(step.module, None, step.batch, (0.0, 1.0), 4)
     assert not torch.equal(
         other.craft(PGD(eps=0.1, n_steps=1, step_size=0.01), mode="eval", target=member),
         step.craft(PGD(eps=0.1, n_steps=1, step_size=0.01), mode="eval", target=member),

@@ -1,0 +1,100 @@
+"""ADP: adaptive diversity promoting (Pang et al. 2019)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, ClassVar
+
+from sklearn.utils._param_validation import Interval
+from torch import Tensor
+
+from ..losses import adp_regularizer, member_cross_entropy
+from ..training import TrainingStep
+from ._adversarial import DiversityMixin, Reduce
+from .base import BaseEnsembleClassifier
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class ADPEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
+    r"""Members whose predictions beside the true class span a large volume.
+
+    .. math:: L = \sum_i \mathrm{CE}_i - \alpha\, H(\bar p)
+              - \beta \log\det(\hat M^T \hat M + 10^{-6} I)
+
+    with the terms of `robust_ensembles.losses.adp_regularizer`.
+
+    Parameters
+    ----------
+    alpha, beta : float, default=2.0 and 0.5
+        Weights of the ensemble's entropy and of the log-determinant.
+    regularize_adversarial : bool, default=None
+        Whether, with an attack, the two terms apply to the adversarial predictions too, as in
+        the original code. None is True for ``formulation="released"``.
+    attack, attack_target, craft_bn, calibration
+        Adversarial training beside; see `DiversityMixin`.
+    formulation : {"paper", "released"}, default="paper"
+        Sets `regularize_adversarial` and `craft_bn`; without an attack both are the same.
+    **params
+        See `EnsembleParameters`. `n_estimators` must stay below the number of classes.
+
+    References
+    ----------
+    .. [1] T. Pang et al., "Improving Adversarial Robustness via Promoting Ensemble Diversity",
+       ICML 2019.
+
+    Examples
+    --------
+    >>> from robust_ensembles import ADPEnsembleClassifier
+    >>> clf = ADPEnsembleClassifier(alpha=2.0, beta=0.5, max_epochs=30)
+    """
+
+    alpha: float = 2.0
+    beta: float = 0.5
+    regularize_adversarial: bool | None = None
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **BaseEnsembleClassifier._parameter_constraints,
+        **DiversityMixin._adversarial_constraints,
+        "alpha": [Interval(Real, 0, None, closed="left")],
+        "beta": [Interval(Real, 0, None, closed="left")],
+        "regularize_adversarial": ["boolean", None],
+    }
+
+    def _check_method(self, n_classes: int) -> None:
+        self._check_attack()
+        if self.n_estimators > n_classes - 1:
+            raise ValueError(
+                f"ADP cannot make n_estimators={self.n_estimators} members differ with "
+                f"{n_classes} classes: their predictions beside the true class have "
+                f"{n_classes - 1} dimensions. Use n_estimators={max(n_classes - 1, 1)} or fewer."
+            )
+
+    def _objective(self, step: TrainingStep) -> dict[str, Tensor]:
+        x_adv = self._craft(step)
+        logits = step.module.member_logits(step.x)
+        losses = member_cross_entropy(logits, step.y, step.sample_weight)
+        return {
+            "cross_entropy": losses.sum(),
+            "entropy": self._regularizer(logits, step, alpha=self.alpha),
+            "log_determinant": self._regularizer(logits, step, beta=self.beta),
+            **self._adversarial_terms(step, x_adv, reduce="sum", clean=logits),
+        }
+
+    def _adversarial_loss(
+        self, step: TrainingStep, adversarial: Tensor, *, reduce: Reduce
+    ) -> dict[str, Tensor]:
+        terms = super()._adversarial_loss(step, adversarial, reduce=reduce)
+        released = self.formulation == "released"
+        if released if self.regularize_adversarial is None else self.regularize_adversarial:
+            entropy = self._regularizer(adversarial, step, alpha=self.alpha)
+            terms["adversarial_entropy"] = entropy
+            determinant = self._regularizer(adversarial, step, beta=self.beta)
+            terms["adversarial_log_determinant"] = determinant
+        return terms
+
+    def _regularizer(
+        self, logits: Tensor, step: TrainingStep, *, alpha: float = 0.0, beta: float = 0.0
+    ) -> Tensor:
+        p = logits.softmax(dim=-1)
+        return adp_regularizer(p, step.y, alpha=alpha, beta=beta, sample_weight=step.sample_weight)

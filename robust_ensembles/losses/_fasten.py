@@ -1,0 +1,65 @@
+"""FASTEN (Huang et al. 2023): members that agree with themselves and differ from each other."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._ensemble import batch_mean
+
+
+def intra_model_divergence(log_q: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+    r"""How far one member's predictions for several views of a sample lie from their mean.
+
+    .. math:: \frac{1}{|V|}\sum_{v\in V} \mathrm{KL}(\bar q \,\|\, q_v), \qquad
+              \bar q = \frac{1}{|V|}\sum_v q_v
+
+    Parameters
+    ----------
+    log_q : Tensor of shape (n_views, n_samples, n_classes)
+        Log-probabilities.
+    sample_weight : Tensor of shape (n_samples,), default=None
+
+    Returns
+    -------
+    divergence : scalar Tensor
+        Batch mean.
+    """
+    per_sample = _divergence_of_mean(log_q.exp().mean(dim=0), log_q.mean(dim=0))
+    return batch_mean(per_sample, sample_weight)
+
+
+def inter_model_divergence(
+    log_q: Tensor,
+    mean_q_of_peer: Tensor,
+    sample_weight: Tensor | None = None,
+    *,
+    cap: float | None = None,
+) -> Tensor:
+    r"""How far one member's predictions lie from a peer's.
+
+    .. math:: \sum_c \bar q_{jc}
+              \Big(\log \bar q_{jc} - \frac{1}{|V|} \sum_v \log q_{ivc}\Big)
+
+    Parameters
+    ----------
+    log_q : Tensor of shape (n_views, n_samples, n_classes)
+        Log-probabilities of member i for its views.
+    mean_q_of_peer : Tensor of shape (n_samples, n_classes)
+        Mean probabilities of member j over its own views.
+    sample_weight : Tensor of shape (n_samples,), default=None
+    cap : float, default=None
+        Upper end of each sample's value: without one, a reward for it can diverge.
+
+    Returns
+    -------
+    divergence : scalar Tensor
+        Batch mean.
+    """
+    per_sample = _divergence_of_mean(mean_q_of_peer, log_q.mean(dim=0))
+    if cap is not None:
+        per_sample = per_sample.clamp_max(cap)
+    return batch_mean(per_sample, sample_weight)
+
+
+def _divergence_of_mean(p: Tensor, mean_log_q: Tensor) -> Tensor:
+    """KL divergence from p of a mean of log-probabilities, (n_samples,)."""
+    return F.kl_div(mean_log_q, p, reduction="none").sum(dim=-1)
