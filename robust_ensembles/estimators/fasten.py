@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar, Literal
 
+import joblib
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,7 +15,12 @@ from torch import Tensor
 
 from ..attacks._ascent import Steps
 from ..attacks._balls import LinfBall
-from ..losses import inter_model_divergence, intra_model_divergence, member_cross_entropy
+from ..losses import (
+    inter_model_divergence,
+    intra_model_divergence,
+    log_mean,
+    member_cross_entropy,
+)
 from ..training import PerturbationMemory, TrainingStep, derive_seed, generator, repel
 from ._adversarial import DiversityMixin
 from ._distilling import DistillationMixin
@@ -67,7 +73,9 @@ class FASTENEnsembleClassifier(DistillationMixin, DiversityMixin, BaseEnsembleCl
     Notes
     -----
     The memory holds one perturbation for each training sample, in its place before augmentation:
-    crops and flips misalign it, in the released code too. It lives as long as one call of `fit`.
+    crops and flips misalign it, in the released code too. It takes as much space as the training
+    set does in floating point, lives as long as one call of `fit` or, with `warm_start`, as the
+    calls have the same X, and is not pickled.
 
     References
     ----------
@@ -110,11 +118,19 @@ class FASTENEnsembleClassifier(DistillationMixin, DiversityMixin, BaseEnsembleCl
         sample_weight: NDArray[np.float32] | None,
         epochs: int,
     ) -> BaseEnsembleClassifier:
-        self._memory = PerturbationMemory(len(X) * self.net_.augmentation.n_copies)
+        data = joblib.hash(X)
+        if getattr(self, "_memory", (None, None))[0] != data:
+            n_copies = self.net_.augmentation.n_copies
+            self._memory = data, PerturbationMemory(len(X) * n_copies)
         try:
             return super()._train(X, y, sample_weight, epochs)
         finally:
-            del self._memory
+            if not self.warm_start:
+                del self._memory
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        return {name: value for name, value in state.items() if name != "_memory"}
 
     def _objective(self, step: TrainingStep) -> dict[str, Tensor]:
         perturbed = self._perturbed(step)
@@ -142,7 +158,8 @@ class FASTENEnsembleClassifier(DistillationMixin, DiversityMixin, BaseEnsembleCl
         draw = np.random.default_rng(derive_seed(step.seed, "makers"))
         n_members = len(step.module)
         a, b = (int(m) for m in draw.choice(n_members, size=2, replace=False))
-        kept = self._memory.recall(step.batch.sample_index, like=step.x)
+        memory = self._memory[1]
+        kept = memory.recall(step.batch.sample_index, like=step.x)
         is_first = kept.isnan()
         ball = LinfBall(step.x, self.eps, step.clip_values)
         made: dict[int, Tensor] = {}
@@ -151,7 +168,7 @@ class FASTENEnsembleClassifier(DistillationMixin, DiversityMixin, BaseEnsembleCl
             blended = torch.where(is_first, fresh, r * fresh + (1 - r) * kept)
             made[m] = ball.project(step.x + blended)
             kept = made[m] - step.x  # b's is blended with what a has just left
-        self._memory.keep(step.batch.sample_index, kept)
+        memory.keep(step.batch.sample_index, kept)
         peer = {a: b, b: a}
         return [made[peer.get(i, a if draw.random() < 0.5 else b)] for i in range(n_members)]
 
@@ -183,10 +200,10 @@ class FASTENEnsembleClassifier(DistillationMixin, DiversityMixin, BaseEnsembleCl
 
     def _inter(self, log_q: Tensor, step: TrainingStep) -> Tensor:
         """Sum over members of the mean divergence from each of the others."""
-        mean_q = log_q.exp().mean(dim=1).detach()
+        log_mean_q = [log_mean(member) for member in log_q.detach()]
         own = log_q if self.inter_gradient else log_q.detach()
         divergences = [
-            inter_model_divergence(own[i], mean_q[j], step.sample_weight, cap=_INTER_CAP)
+            inter_model_divergence(own[i], log_mean_q[j], step.sample_weight, cap=_INTER_CAP)
             for i in range(len(own))
             for j in range(len(own))
             if j != i

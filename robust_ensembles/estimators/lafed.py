@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from typing import Any, ClassVar, Literal
 
@@ -83,29 +84,29 @@ class LAFEDEnsembleClassifier(DistillationMixin, DiversityMixin, BaseEnsembleCla
         if self.formulation == "released":
             logits = step.member_logits([distilled[c] for c in donors])
         else:
-            logits = torch.stack(
-                [self._mixed_logits(step, i, c, distilled) for i, c in enumerate(donors)]
-            )
+            logits = self._mixed_logits(step, donors, distilled)
         return {
             "smoothed_cross_entropy": self._smoothed_cross_entropy(logits, step),
             **self._adversarial_terms(step, x_adv, reduce="sum"),
         }
 
     def _mixed_logits(
-        self, step: TrainingStep, i: int, donor: int, distilled: list[Tensor]
+        self, step: TrainingStep, donors: list[int], distilled: list[Tensor]
     ) -> Tensor:
-        """Logits of member i on the donor's image, with the others' mixed in at its layer."""
-        member, layer = step.module[i], self._layer_names(step)[i]
-        rest = [distilled[j] for j in _others(len(distilled), i) if j != donor]
+        """Logits of each member on its donor's image, with the others' mixed in at its layer."""
+        layers = self._layer_names(step)
         with step.frozen(self._craft_mode), torch.no_grad():
-            mixed_in = torch.stack([features(member, layer, x) for x in rest]).mean(dim=0)
-        # Beta(1, 1) is the uniform distribution
-        noise = generator(derive_seed(step.seed, "mixing", i), step.x.device)
-        A = torch.rand(len(step.x), generator=noise, device=step.x.device, dtype=step.x.dtype)
-        A = A.view(-1, *([1] * (mixed_in.ndim - 1)))
-        with replaced_output(member, layer, lambda own: A * own + (1 - A) * mixed_in):
-            logits: Tensor = member(distilled[donor])
-        return logits
+            mixed_in = []
+            for i, donor in enumerate(donors):
+                rest = [distilled[j] for j in _others(len(distilled), i) if j != donor]
+                of_rest = [features(step.module[i], layers[i], x) for x in rest]
+                mixed_in.append(torch.stack(of_rest).mean(dim=0))
+        logits = []
+        for i, donor in enumerate(donors):
+            mix = partial(_mix, _shares(step, i), mixed_in[i])
+            with replaced_output(step.module[i], layers[i], mix):
+                logits.append(step.module[i](distilled[donor]))
+        return torch.stack(logits)
 
     def _smoothed_cross_entropy(self, logits: Tensor, step: TrainingStep) -> Tensor:
         labels = hierarchical_labels(
@@ -122,3 +123,14 @@ class LAFEDEnsembleClassifier(DistillationMixin, DiversityMixin, BaseEnsembleCla
 
 def _others(n_members: int, i: int) -> list[int]:
     return [j for j in range(n_members) if j != i]
+
+
+def _shares(step: TrainingStep, i: int) -> Tensor:
+    """A for each sample, from Beta(1, 1): the uniform distribution."""
+    noise = generator(derive_seed(step.seed, "mixing", i), step.x.device)
+    return torch.rand(len(step.x), generator=noise, device=step.x.device, dtype=step.x.dtype)
+
+
+def _mix(A: Tensor, mixed_in: Tensor, own: Tensor) -> Tensor:
+    A = A.view(-1, *([1] * (own.ndim - 1)))
+    return A * own + (1 - A) * mixed_in

@@ -11,6 +11,7 @@ from ._ensemble import (
     Formulation,
     batch_mean,
     ensemble_log_proba,
+    log_mean,
     member_cross_entropy,
     without_true_class,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "hierarchical_labels",
     "inter_model_divergence",
     "intra_model_divergence",
+    "log_mean",
     "member_cross_entropy",
     "nceen_regularizer",
     "non_true_log_determinant",

@@ -27,7 +27,22 @@ def ensemble_log_proba(logits: Tensor) -> Tensor:
     -------
     log_proba : Tensor of shape (n_samples, n_classes)
     """
-    return torch.logsumexp(F.log_softmax(logits, dim=-1), dim=0) - math.log(len(logits))
+    return log_mean(F.log_softmax(logits, dim=-1))
+
+
+def log_mean(log_q: Tensor) -> Tensor:
+    """Logarithm of the mean of probabilities over the first axis, where nothing underflows.
+
+    Parameters
+    ----------
+    log_q : Tensor of shape (n, ...)
+        Log-probabilities.
+
+    Returns
+    -------
+    log_mean_q : Tensor of shape (...)
+    """
+    return torch.logsumexp(log_q, dim=0) - math.log(len(log_q))
 
 
 def batch_mean(values: Tensor, sample_weight: Tensor | None = None) -> Tensor:

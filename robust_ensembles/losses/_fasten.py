@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._ensemble import batch_mean
+from ._ensemble import batch_mean, log_mean
 
 
 def intra_model_divergence(log_q: Tensor, sample_weight: Tensor | None = None) -> Tensor:
@@ -23,13 +23,13 @@ def intra_model_divergence(log_q: Tensor, sample_weight: Tensor | None = None) -
     divergence : scalar Tensor
         Batch mean.
     """
-    per_sample = _divergence_of_mean(log_q.exp().mean(dim=0), log_q.mean(dim=0))
+    per_sample = _divergence(log_mean(log_q), log_q.mean(dim=0))
     return batch_mean(per_sample, sample_weight)
 
 
 def inter_model_divergence(
     log_q: Tensor,
-    mean_q_of_peer: Tensor,
+    log_mean_q_of_peer: Tensor,
     sample_weight: Tensor | None = None,
     *,
     cap: float | None = None,
@@ -43,8 +43,8 @@ def inter_model_divergence(
     ----------
     log_q : Tensor of shape (n_views, n_samples, n_classes)
         Log-probabilities of member i for its views.
-    mean_q_of_peer : Tensor of shape (n_samples, n_classes)
-        Mean probabilities of member j over its own views.
+    log_mean_q_of_peer : Tensor of shape (n_samples, n_classes)
+        Logarithm of the mean of member j's probabilities over its own views; see `log_mean`.
     sample_weight : Tensor of shape (n_samples,), default=None
     cap : float, default=None
         Upper end of each sample's value: without one, a reward for it can diverge.
@@ -54,12 +54,12 @@ def inter_model_divergence(
     divergence : scalar Tensor
         Batch mean.
     """
-    per_sample = _divergence_of_mean(mean_q_of_peer, log_q.mean(dim=0))
+    per_sample = _divergence(log_mean_q_of_peer, log_q.mean(dim=0))
     if cap is not None:
         per_sample = per_sample.clamp_max(cap)
     return batch_mean(per_sample, sample_weight)
 
 
-def _divergence_of_mean(p: Tensor, mean_log_q: Tensor) -> Tensor:
+def _divergence(log_p: Tensor, mean_log_q: Tensor) -> Tensor:
     """KL divergence from p of a mean of log-probabilities, (n_samples,)."""
-    return F.kl_div(mean_log_q, p, reduction="none").sum(dim=-1)
+    return F.kl_div(mean_log_q, log_p, reduction="none", log_target=True).sum(dim=-1)

@@ -52,6 +52,9 @@ def make(cls=VanillaEnsembleClassifier, **params):
     }
     if cls in ADVERSARIAL:
         settings["attack"] = PGD(eps=0.01, n_steps=2)
+    if cls is TRSEnsembleClassifier:
+        # 20 is for networks that fit CIFAR-10; it would rule the loss of so small a one
+        settings["coeff"] = 0.5
     return cls(**{**settings, **params})
 
 

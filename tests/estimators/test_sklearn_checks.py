@@ -8,7 +8,6 @@ from small_estimators import CLASSES, make
 from robust_ensembles import (
     ADPEnsembleClassifier,
     CLDLEnsembleClassifier,
-    TRSEnsembleClassifier,
 )
 
 REASON = "float32 members cannot agree to rtol 1e-7 where the batches are not the same"
@@ -17,7 +16,6 @@ EXPECTED = {"check_sample_weight_equivalence_on_dense_data": REASON}
 # ADP's members must be fewer than the classes, and most checks have two
 OPTIONS = {
     CLDLEnsembleClassifier: {"beta": 0.5},
-    TRSEnsembleClassifier: {"coeff": 0.5},
     ADPEnsembleClassifier: {"n_estimators": 1},
 }
 ESTIMATORS = [
