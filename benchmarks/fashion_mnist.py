@@ -13,15 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from sklearn.model_selection import GridSearchCV, ShuffleSplit
 from torch import Tensor
 
@@ -31,12 +27,12 @@ from robust_ensembles import (
     NCEnEnsembleClassifier,
     VanillaEnsembleClassifier,
 )
-from robust_ensembles.attacks import BIM, FGSM, MIM, PGD, BoundedAttack, is_broken
+from robust_ensembles.attacks import PGD, is_broken
 from robust_ensembles.datasets import load_fashion_mnist
 from robust_ensembles.metrics import robust_scoring
 from robust_ensembles.training import RandomHorizontalFlip
 
-from . import _report
+from . import _evaluate, _report
 
 log = logging.getLogger(__name__)
 
@@ -86,13 +82,7 @@ SURROGATES: dict[str, Callable[[Path], Any]] = {
 def train(name: str, models: Path) -> None:
     """Train one model on all 60,000 images and keep it."""
     X, y = load_fashion_mnist("train")
-    model = {**METHODS, **SURROGATES}[name](models)
-    start = time.perf_counter()
-    model.fit(X, y)
-    seconds = time.perf_counter() - start
-    joblib.dump({"model": model, "seconds": seconds}, models / f"{name}.joblib")
-    last = {k: v for k, v in model.history_[-1].items() if k != "batches"}
-    log.info("%s: %.0f s, %s", name, seconds, last)
+    _evaluate.train({**METHODS, **SURROGATES}[name](models), X, y, models, name)
 
 
 def search(models: Path) -> None:
@@ -118,46 +108,16 @@ def search(models: Path) -> None:
     log.info("search: %s", payload)
 
 
-def transfer_sets(models: Path, x: Tensor, y: Tensor) -> dict[str, list[Tensor]]:
-    """Protocol E1: each attack on the surrogate, with two losses and three seeds."""
-    kinds: dict[str, type[BoundedAttack]] = {"fgsm": FGSM, "bim": BIM, "mim": MIM, "pgd": PGD}
-    sets: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
-    for surrogate in SURROGATES:
-        module = joblib.load(models / f"{surrogate}.joblib")["model"].as_module()
-        for kind, attack in kinds.items():
-            steps = {} if kind == "fgsm" else {"n_steps": 10, "step_size": EPS / 5}
-            for loss in ("cross_entropy", "cw_margin"):
-                for seed in range(3 if kind == "pgd" else 1):
-                    made = attack(eps=EPS, loss=loss, random_state=seed, **steps)
-                    sets[kind].append(made(module, x, y, stop_when_broken=False))
-    return sets
-
-
-def evaluate_one(
+def _row(
     name: str, models: Path, sets: dict[str, list[Tensor]], x: Tensor, y: Tensor
 ) -> dict[str, Any]:
-    """One row of the table."""
-    stored = joblib.load(models / f"{name}.joblib")
+    stored = _evaluate.load(models, name)
     module = stored["model"].as_module()
-    clean = ~is_broken(module, x, y)
-    row: dict[str, Any] = {"method": name, "clean": _percent(clean)}
-    for eps in (EPS / 2, EPS):
-        mask = clean.clone()
-        for loss in ("margin", "member_cross_entropy"):
-            attack = PGD(eps=eps, n_steps=20, loss=loss)
-            mask[mask.clone()] = ~is_broken(module, attack(module, x[mask], y[mask]), y[mask])
-        row[f"white PGD-20 eps {eps:g}"] = _percent(mask)
-    few = slice(N_STRONG)
-    strong = PGD(eps=EPS, n_steps=100, n_restarts=3)
-    row[f"white PGD-100 x 3, first {N_STRONG}"] = _percent(
-        ~is_broken(module, strong(module, x[few], y[few]), y[few])
-    )
-    for kind, examples in sets.items():
-        mask = clean.clone()
-        for x_adv in examples:
-            mask &= ~is_broken(module, x_adv, y)
-        row[f"transfer {kind} eps {EPS:g}"] = _percent(mask)
-        row[f"{kind}, of clean-correct"] = _percent(mask[clean])
+    row = {"method": name, **_evaluate.white_box(module, x, y, (EPS / 2, EPS))}
+    few, strong = slice(N_STRONG), PGD(eps=EPS, n_steps=100, n_restarts=3)
+    unbroken = ~is_broken(module, strong(module, x[few], y[few]), y[few])
+    row[f"white PGD-100 x 3, first {N_STRONG}"] = _evaluate.percent(unbroken)
+    row.update(_evaluate.transferred(module, sets, x, y, EPS))
     row["s/epoch"] = round(stored["seconds"] / stored["model"].n_iter_)
     row["epochs"] = stored["model"].n_iter_
     return row
@@ -166,10 +126,11 @@ def evaluate_one(
 def evaluate(models: Path) -> None:
     """The table, into ``results``."""
     X, labels = load_fashion_mnist("test")
-    x, y = _tensors(X[:N_TEST], labels[:N_TEST])
-    sets = transfer_sets(models, x, y)
+    x, y = _evaluate.tensors(X[:N_TEST], labels[:N_TEST])
+    surrogates = [_evaluate.load(models, name)["model"].as_module() for name in SURROGATES]
+    sets = _evaluate.transfer_sets(surrogates, x, y, EPS)
     names = [name for name in METHODS if (models / f"{name}.joblib").exists()]
-    rows = [evaluate_one(name, models, sets, x, y) for name in names]
+    rows = [_row(name, models, sets, x, y) for name in names]
     found = json.loads((models / "search.json").read_text())
     _report.write(
         "fashion_mnist",
@@ -188,14 +149,6 @@ def evaluate(models: Path) -> None:
     )
 
 
-def _tensors(X: NDArray[Any], y: NDArray[Any]) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(X).float() / 255, torch.from_numpy(y)
-
-
-def _percent(mask: Tensor) -> float:
-    return round(100 * float(mask.float().mean()), 1)
-
-
 def main() -> None:
     """Run one part, or all."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -206,10 +159,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     arguments.models.mkdir(exist_ok=True)
-    # gradients of well-fitted samples are subnormal in float32, which a CPU computes slowly
-    torch.set_flush_denormal(True)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    _evaluate.prepare_torch(arguments.threads)
     if arguments.part in ("search", "all"):
         search(arguments.models)
     if arguments.part in ("train", "all"):

@@ -5,14 +5,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from small_estimators import CLASSES
 
-from robust_ensembles import (
-    AdversarialEnsembleClassifier,
-    CEATEnsembleClassifier,
-    CLDLEnsembleClassifier,
-    NCEnEnsembleClassifier,
-    VanillaEnsembleClassifier,
-)
 from robust_ensembles.attacks import PGD
 from robust_ensembles.attacks._noise import sample_keys, uniform
 from robust_ensembles.metrics import robust_accuracy_score
@@ -24,19 +18,10 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize(
-    "classifier",
-    [
-        VanillaEnsembleClassifier,
-        AdversarialEnsembleClassifier,
-        CLDLEnsembleClassifier,
-        NCEnEnsembleClassifier,
-        CEATEnsembleClassifier,
-    ],
-)
+@pytest.mark.parametrize("classifier", CLASSES)
 def test_fits_predicts_and_is_attacked_on_cuda(classifier):
     rng = np.random.default_rng(0)
-    X, y = rng.random((96, 1, 16, 16), dtype=np.float32), rng.integers(0, 3, 96)
+    X, y = rng.random((96, 1, 16, 16), dtype=np.float32), rng.integers(0, 5, 96)
     state = torch.cuda.get_rng_state()
     clf = classifier(
         "lenet5",
