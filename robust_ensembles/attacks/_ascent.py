@@ -1,7 +1,7 @@
 """Projected steepest ascent, the loop that all the gradient attacks share."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -9,14 +9,37 @@ from torch import Tensor
 from ._balls import Ball
 
 
-class Climbable(Protocol):
-    """What a walk climbs: an attack's `Objective`, or a distance of features."""
+class Climbable(ABC):
+    """What a walk climbs: the loss of an attack, or a distance of features."""
 
+    @abstractmethod
     def gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient of each sample's value, upwards, and whether the sample is broken."""
+        """Gradient of each sample's value, upwards, and whether the sample is broken.
+
+        Parameters
+        ----------
+        x : Tensor of shape (n_samples, ...)
+        y : Tensor of shape (n_samples,)
+
+        Returns
+        -------
+        gradient : Tensor of the shape of x
+        broken : bool Tensor of shape (n_samples,)
+        """
 
     def broken(self, x: Tensor, y: Tensor) -> Tensor:
-        """Whether each sample is broken."""
+        """Whether each sample is broken; by default none is, so that all take every step.
+
+        Parameters
+        ----------
+        x : Tensor of shape (n_samples, ...)
+        y : Tensor of shape (n_samples,)
+
+        Returns
+        -------
+        broken : bool Tensor of shape (n_samples,)
+        """
+        return torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ import torch
 from torch import Tensor, nn
 
 from ..losses import ensemble_log_proba
+from ._ascent import Climbable
 from ._margins import LOSSES, member_logits
 from ._mode import untouched
 
 
-class Objective:
+class Objective(Climbable):
     """A module seen by an attack.
 
     Parameters
@@ -25,18 +26,7 @@ class Objective:
         self._loss = LOSSES[loss]
 
     def gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient of each sample's loss, upwards, and whether the sample is broken.
-
-        Parameters
-        ----------
-        x : Tensor of shape (n_samples, ...)
-        y : Tensor of shape (n_samples,)
-
-        Returns
-        -------
-        gradient : Tensor of the shape of x
-        broken : bool Tensor of shape (n_samples,)
-        """
+        """Gradient of each sample's loss, upwards, and whether the sample is broken."""
         x = x.detach().requires_grad_()
         with torch.enable_grad():
             logits = member_logits(self.module, x)
@@ -46,17 +36,7 @@ class Objective:
 
     @torch.no_grad()
     def broken(self, x: Tensor, y: Tensor) -> Tensor:
-        """Whether the deployed decision, argmax of the mean probability, is the attacker's.
-
-        Parameters
-        ----------
-        x : Tensor of shape (n_samples, ...)
-        y : Tensor of shape (n_samples,)
-
-        Returns
-        -------
-        broken : bool Tensor of shape (n_samples,)
-        """
+        """Whether the deployed decision, argmax of the mean probability, is the attacker's."""
         return self._broken(member_logits(self.module, x), y)
 
     def _broken(self, logits: Tensor, y: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
 from ..losses import CosineEpsMode, gal_regularizer, member_cross_entropy
-from ..training import TrainingStep, input_gradients
+from ..training import TrainingStep
 from ._adversarial import DiversityMixin
 from .base import BaseEnsembleClassifier
 
@@ -70,9 +70,7 @@ class GALEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
 
     def _objective(self, step: TrainingStep) -> dict[str, Tensor]:
         x_adv = self._craft(step)
-        leaves = step.input_leaves()
-        logits = step.member_logits(leaves)
-        g = input_gradients(member_cross_entropy(logits, step.y), leaves)
+        logits, g = step.input_gradients(step.input_leaves())
         losses = member_cross_entropy(logits, step.y, step.sample_weight)
         reduce = self.cross_entropy_reduce
         coherence = gal_regularizer(

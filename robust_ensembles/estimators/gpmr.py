@@ -10,7 +10,7 @@ from sklearn.utils._param_validation import Interval
 from torch import Tensor
 
 from ..losses import gpmr_regularizer, member_cross_entropy
-from ..training import TrainingStep, input_gradients
+from ..training import TrainingStep
 from ._adversarial import DiversityMixin
 from .base import BaseEnsembleClassifier
 
@@ -64,9 +64,7 @@ class GPMREnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
 
     def _objective(self, step: TrainingStep) -> dict[str, Tensor]:
         x_adv = self._craft(step)
-        leaves = step.input_leaves()
-        logits = step.member_logits(leaves)
-        g = input_gradients(member_cross_entropy(logits, step.y), leaves)
+        logits, g = step.input_gradients(step.input_leaves())
         losses = member_cross_entropy(logits, step.y, step.sample_weight)
         return {
             "cross_entropy": losses.mean(),

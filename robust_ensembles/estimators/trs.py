@@ -10,11 +10,10 @@ import torch
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from torch import Tensor
 
-from ..attacks._ascent import Steps, ascend
+from ..attacks._ascent import Climbable, Steps, ascend
 from ..attacks._balls import LinfBall
 from ..losses import CosineEpsMode, member_cross_entropy, trs_similarity, trs_smoothness
-from ..modules import Ensemble
-from ..training import TrainingStep, input_gradients
+from ..training import TrainingStep
 from ._adversarial import DiversityMixin
 from .base import BaseEnsembleClassifier
 
@@ -114,10 +113,8 @@ class TRSEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
     def _objective(self, step: TrainingStep) -> dict[str, Tensor]:
         x_adv = self._craft(step)
         x_rough = self._roughest(step)
-        leaves = step.input_leaves()
-        logits = step.member_logits(leaves)
-        g = input_gradients(member_cross_entropy(logits, step.y), leaves)
-        g_rough = g if x_rough is None else _gradients(step.module, x_rough, step.y)
+        logits, g = step.input_gradients(step.input_leaves())
+        g_rough = g if x_rough is None else _gradients(step, x_rough, step.y)
         losses = member_cross_entropy(logits, step.y, step.sample_weight)
         reduce = self.cross_entropy_reduce or ("mean" if self.formulation == "paper" else "sum")
         return {
@@ -145,7 +142,7 @@ class TRSEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
         delta = self._delta(step.epoch)
         ball = LinfBall(x, delta, step.clip_values)
         with step.frozen(self._craft_mode):
-            roughness = _Roughness(step.module, self.norm_power, accumulate=accumulate)
+            roughness = _Roughness(step, self.norm_power, accumulate=accumulate)
             walk = Steps(self.n_inner_steps, delta / 3)
             start = ball.random_point(step.seed)
             found, _ = ascend(roughness, ball, start, y, walk, stop_when_broken=False)
@@ -158,11 +155,11 @@ class TRSEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
         return self.delta_init + (self.delta_final - self.delta_init) * progress
 
 
-class _Roughness:
+class _Roughness(Climbable):
     """Lengths of the members' input gradients, as something to climb."""
 
-    def __init__(self, module: Ensemble, norm_power: int, *, accumulate: bool) -> None:
-        self.module, self.norm_power = module, norm_power
+    def __init__(self, step: TrainingStep, norm_power: int, *, accumulate: bool) -> None:
+        self.step, self.norm_power = step, norm_power
         self.accumulate = accumulate
         self.total: Tensor | float = 0.0
 
@@ -170,21 +167,17 @@ class _Roughness:
         """Gradient of the lengths, or the sum of those so far; nothing counts as broken."""
         x = x.detach().requires_grad_()
         with torch.enable_grad():
-            lengths = trs_smoothness(_gradients(self.module, x, y), norm_power=self.norm_power)
+            lengths = trs_smoothness(_gradients(self.step, x, y), norm_power=self.norm_power)
             (gradient,) = torch.autograd.grad(lengths, x)
         if self.accumulate:
             gradient = self.total + gradient
             self.total = gradient
         return gradient, self.broken(x, y)
 
-    def broken(self, x: Tensor, y: Tensor) -> Tensor:
-        """Nobody: every sample takes every step."""
-        return torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
-
-def _gradients(module: Ensemble, x: Tensor, y: Tensor) -> Tensor:
+def _gradients(step: TrainingStep, x: Tensor, y: Tensor) -> Tensor:
     """Input gradients of the members at x, (n_members, n_samples, n_features)."""
     x = x if x.requires_grad else x.detach().requires_grad_()
-    copies = [x.clone() for _ in module]
-    logits = torch.stack([member(copy) for member, copy in zip(module, copies, strict=True)])
-    return input_gradients(member_cross_entropy(logits, y), copies)
+    # copies, so that a member's gradient is its own, and can be differentiated by x itself
+    _, g = step.input_gradients([x.clone() for _ in step.module], y)
+    return g

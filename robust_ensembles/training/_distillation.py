@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..attacks._ascent import Steps, ascend
+from ..attacks._ascent import Climbable, Steps, ascend
 from ..attacks._balls import LinfBall
 from ._layers import features
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ._step import TrainingStep
 
 
-class FeatureDistance:
+class FeatureDistance(Climbable):
     """Distance of a member's features from given ones, as something to climb or to descend.
 
     Parameters
@@ -41,10 +41,6 @@ class FeatureDistance:
             distance = self.sign * difference.square().flatten(1).mean(dim=1).sum()
             (gradient,) = torch.autograd.grad(distance, x)
         return gradient, self.broken(x, y)
-
-    def broken(self, x: Tensor, y: Tensor) -> Tensor:
-        """Nobody: every sample takes every step."""
-        return torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
 
 def distill(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks._mode import CraftMode, untouched
+from ..losses import member_cross_entropy
 from ..modules import Ensemble
 from ._data import Batch
 
@@ -79,6 +80,28 @@ class TrainingStep:
         logits : Tensor of shape (n_members, n_samples, n_classes)
         """
         return torch.stack([member(x) for member, x in zip(self.module, inputs, strict=True)])
+
+    def input_gradients(
+        self, inputs: Sequence[Tensor], y: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of each member, and the gradient of its cross-entropy by its own input.
+
+        Parameters
+        ----------
+        inputs : sequence of n_members Tensors of shape (n_samples, ...)
+            That require a gradient: `input_leaves`, or something computed.
+        y : Tensor of shape (n_samples,), default=None
+            Labels of the inputs, by default the batch's.
+
+        Returns
+        -------
+        logits : Tensor of shape (n_members, n_samples, n_classes)
+        g : Tensor of shape (n_members, n_samples, n_features)
+            See `input_gradients`.
+        """
+        logits = self.member_logits(inputs)
+        losses = member_cross_entropy(logits, self.y if y is None else y)
+        return logits, input_gradients(losses, inputs)
 
     def frozen(self, mode: CraftMode) -> AbstractContextManager[nn.Module]:
         """Context in which inputs are optimised: parameters frozen, BatchNorm as asked for.
