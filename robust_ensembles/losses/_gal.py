@@ -28,6 +28,9 @@ def gal_regularizer(
     Returns
     -------
     coherence : scalar Tensor
+        0 for a single member.
     """
+    if len(g) < 2:
+        return g.new_zeros(())
     cosines = pair_cosines(g, eps_mode=cos_eps_mode)
     return batch_mean(torch.logsumexp(cosines, dim=0), sample_weight)

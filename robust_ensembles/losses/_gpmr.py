@@ -36,12 +36,17 @@ def gpmr_regularizer(
     Returns
     -------
     regularizer : scalar Tensor
+        0 for a single member.
     """
     n_members, n_samples = g.shape[:2]
+    if n_members < 2:
+        return g.new_zeros(())
     deviations = pair_cosines(g) + 1 / (n_members - 1)
     divergence = batch_mean(deviations.square().mean(dim=0), sample_weight)
     if formulation == "released":
-        norms = safe_norm(g.flatten(1)) / n_members
+        # the gradient of the weighted loss, whose norm over the batch the code balances
+        weighted = g if sample_weight is None else g * sample_weight[:, None]
+        norms = safe_norm(weighted.flatten(1)) / n_members
         return lambda_div * divergence + lambda_eq * _spread(norms)
     scale = lambda_eq / (n_members**2 * n_samples)
     equality = batch_mean(_spread(n_samples * safe_norm(g)), sample_weight)

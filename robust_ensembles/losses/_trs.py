@@ -24,7 +24,10 @@ def trs_similarity(
     Returns
     -------
     similarity : scalar Tensor
+        0 for a single member.
     """
+    if len(g) < 2:
+        return g.new_zeros(())
     return batch_mean(pair_cosines(g, eps_mode=cos_eps_mode).abs().mean(dim=0), sample_weight)
 
 

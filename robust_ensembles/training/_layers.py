@@ -92,7 +92,8 @@ def feature_layers(member: nn.Module) -> list[str]:
     if declared is not None:
         return list(declared)
     position = {name: place for place, (name, _) in enumerate(member.named_modules())}
-    blocks = [name for name, module in member.named_modules() if _is_block(module)]
+    # the network itself may hold its convolutions without being a block
+    blocks = [name for name, module in member.named_modules() if name and _is_block(module)]
     found: dict[str, int] = {}
     for parent, module in member.named_modules():
         if any(parent.startswith(f"{block}.") for block in blocks):

@@ -134,3 +134,142 @@ def disparity_weights(h, tau, peers):
                 "exp_pair_mean": math.exp(tau * sum(gaps) / len(gaps)),
             }[peers]
     return weights
+
+
+def without_label(row, label):
+    return [float(v) for c, v in enumerate(row) if c != label]
+
+
+def adp_log_determinant(p, y):
+    """Of each sample."""
+    n_members, n_samples, _ = p.shape
+    values = []
+    for b in range(n_samples):
+        columns = []
+        for i in range(n_members):
+            column = without_label(p[i, b], y[b])
+            length = math.sqrt(dot(column, column) + 1e-12)
+            columns.append([v / length for v in column])
+        gram = np.array([[dot(u, v) for v in columns] for u in columns])
+        values.append(math.log(np.linalg.det(gram + 1e-6 * np.eye(n_members))))
+    return values
+
+
+def adp_regularizer(p, y, alpha, beta, sample_weight=None):
+    n_members, n_samples, n_classes = p.shape
+    log_determinants = adp_log_determinant(p, y)
+    per_sample = []
+    for b in range(n_samples):
+        entropy = 0.0
+        for c in range(n_classes):
+            mean = sum(float(p[i, b, c]) for i in range(n_members)) / n_members
+            entropy -= mean * math.log(mean + 1e-20)
+        per_sample.append(-alpha * entropy - beta * log_determinants[b])
+    return batch_mean(per_sample, sample_weight)
+
+
+def gal_regularizer(g, eps_mode="torch2", sample_weight=None):
+    n_members, n_samples, _ = g.shape
+    per_sample = [
+        math.log(sum(math.exp(cosine(g[i, b], g[j, b], eps_mode)) for i, j in pairs(n_members)))
+        for b in range(n_samples)
+    ]
+    return batch_mean(per_sample, sample_weight)
+
+
+def gpmr_regularizer(g, lambda_div, lambda_eq, formulation, sample_weight=None):
+    """From gradients of batch means, which carry 1 / n_samples."""
+    n_members, n_samples, _ = g.shape
+    direction, magnitude = [], []
+    for b in range(n_samples):
+        total = sum(
+            (cosine(g[i, b], g[j, b]) + 1 / (n_members - 1)) ** 2 for i, j in pairs(n_members)
+        )
+        direction.append(2 / (n_members * (n_members - 1)) * total)
+        magnitude.append(spread([norm(n_samples * g[i, b]) for i in range(n_members)]))
+    l_div = batch_mean(direction, sample_weight)
+    if formulation == "released":
+        weight = np.ones(n_samples) if sample_weight is None else sample_weight
+        weighted = [
+            [float(w) * v for w, v in zip(weight, g[i], strict=True)] for i in range(n_members)
+        ]
+        whole = [np.concatenate(v) / n_members for v in weighted]
+        l_eq = spread([norm(v) for v in whole])
+        return lambda_div * l_div + lambda_eq * l_eq
+    scale = 1 / (n_members**2 * n_samples)
+    return lambda_div * l_div + lambda_eq * scale * batch_mean(magnitude, sample_weight)
+
+
+def spread(lengths):
+    middle = sum(lengths) / len(lengths)
+    return sum((n - middle) ** 2 for n in lengths) / len(lengths)
+
+
+def trs_similarity(g, eps_mode="torch2", sample_weight=None):
+    n_members, n_samples, _ = g.shape
+    per_sample = [
+        np.mean([abs(cosine(g[i, b], g[j, b], eps_mode)) for i, j in pairs(n_members)])
+        for b in range(n_samples)
+    ]
+    return batch_mean(per_sample, sample_weight)
+
+
+def trs_smoothness(g, norm_power, sample_weight=None):
+    """As the paper sums: over the two ends of a pair, averaged over pairs."""
+    n_members, n_samples, _ = g.shape
+    per_sample = []
+    for b in range(n_samples):
+        lengths = [norm(g[i, b]) ** norm_power for i in range(n_members)]
+        per_sample.append(np.mean([lengths[i] + lengths[j] for i, j in pairs(n_members)]))
+    return batch_mean(per_sample, sample_weight)
+
+
+def hierarchical_labels(y, n_members, n_classes, smoothing, formulation):
+    labels = np.empty((n_members, len(y), n_classes))
+    for i in range(n_members):
+        for b in range(len(y)):
+            for c in range(n_classes):
+                true = c == y[b]
+                if formulation == "released":
+                    low, high = smoothing * i / (n_classes - 1), 1 - smoothing
+                    labels[i, b, c] = min(max(float(true), low), high)
+                else:
+                    s = smoothing * i / (n_members - 1)
+                    labels[i, b, c] = 1 - s if true else s / (n_classes - 1)
+    return labels
+
+
+def soft_cross_entropy(logits, labels):
+    """Of (n_samples, n_classes)."""
+    return [
+        -sum(t * math.log(p) for t, p in zip(target, softmax(z), strict=True))
+        for z, target in zip(logits, labels, strict=True)
+    ]
+
+
+def intra_model_divergence(q, sample_weight=None):
+    """Of probabilities (n_views, n_samples, n_classes)."""
+    n_views, n_samples, n_classes = q.shape
+    per_sample = []
+    for b in range(n_samples):
+        mean = [sum(q[v, b, c] for v in range(n_views)) / n_views for c in range(n_classes)]
+        divergences = [
+            sum(mean[c] * math.log(mean[c] / q[v, b, c]) for c in range(n_classes))
+            for v in range(n_views)
+        ]
+        per_sample.append(sum(divergences) / n_views)
+    return batch_mean(per_sample, sample_weight)
+
+
+def inter_model_divergence(q, q_of_peer, sample_weight=None, cap=math.inf):
+    """Of probabilities (n_views, n_samples, n_classes), of two members."""
+    n_views, n_samples, n_classes = q.shape
+    per_sample = []
+    for b in range(n_samples):
+        total = 0.0
+        for c in range(n_classes):
+            peer = sum(q_of_peer[v, b, c] for v in range(len(q_of_peer))) / len(q_of_peer)
+            own = sum(math.log(q[v, b, c]) for v in range(n_views)) / n_views
+            total += peer * (math.log(peer) - own)
+        per_sample.append(min(total, cap))
+    return batch_mean(per_sample, sample_weight)

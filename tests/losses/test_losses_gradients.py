@@ -5,14 +5,25 @@ import torch
 import torch.nn.functional as F
 
 from robust_ensembles.losses import (
+    adp_regularizer,
     cldl_gradient_diversity,
     cldl_label_diversity,
     cosine,
     ensemble_log_proba,
+    gal_regularizer,
+    gpmr_regularizer,
+    hierarchical_labels,
+    inter_model_divergence,
+    intra_model_divergence,
+    log_mean,
     nceen_regularizer,
+    non_true_log_determinant,
     pair_cosines,
     safe_norm,
+    soft_cross_entropy,
     soft_label_divergence,
+    trs_similarity,
+    trs_smoothness,
 )
 
 REGULARIZERS = {
@@ -27,6 +38,17 @@ REGULARIZERS = {
     "ncen-released-norm": lambda g: nceen_regularizer(
         g, lambda_cos=0.0, lambda_norm=1.0, formulation="released"
     ),
+    "gal": lambda g: gal_regularizer(g),
+    "gal-torch1": lambda g: gal_regularizer(g, cos_eps_mode="torch1"),
+    "gpmr-direction": lambda g: gpmr_regularizer(g, lambda_div=1.0, lambda_eq=0.0),
+    "gpmr-magnitude": lambda g: gpmr_regularizer(g, lambda_div=0.0, lambda_eq=10.0),
+    "gpmr-released-magnitude": lambda g: gpmr_regularizer(
+        g, lambda_div=0.0, lambda_eq=10.0, formulation="released"
+    ),
+    "trs-similarity": lambda g: trs_similarity(g),
+    "trs-similarity-torch1": lambda g: trs_similarity(g, cos_eps_mode="torch1"),
+    "trs-smoothness": lambda g: trs_smoothness(g),
+    "trs-smoothness-unsquared": lambda g: trs_smoothness(g, norm_power=1),
 }
 N_MEMBERS, N_SAMPLES, N_FEATURES, N_HIDDEN, N_CLASSES = 3, 2, 4, 3, 3
 
@@ -91,6 +113,38 @@ def test_derivatives_of_the_label_terms():
         assert torch.autograd.gradcheck(diversity, (logits,))
         assert torch.autograd.gradcheck(divergence, (logits,))
         assert torch.autograd.gradgradcheck(divergence, (logits,))
+
+
+Y = torch.tensor([0, 2])
+
+
+def first_view_and_peer(logits):
+    log_q = logits.log_softmax(dim=-1)
+    return inter_model_divergence(log_q[:2], log_mean(log_q[1:]))
+
+
+PREDICTION_TERMS = {
+    "adp": lambda z: adp_regularizer(z.softmax(dim=-1), Y, alpha=2.0, beta=0.5),
+    "adp-volume": lambda z: non_true_log_determinant(z.softmax(dim=-1), Y),
+    "fasten-intra": lambda z: intra_model_divergence(z.log_softmax(dim=-1)),
+    "fasten-inter": first_view_and_peer,
+    "lafed-paper": lambda z: soft_cross_entropy(z, lafed_labels("paper")),
+    "lafed-released": lambda z: soft_cross_entropy(z, lafed_labels("released")),
+}
+
+
+def lafed_labels(formulation):
+    return hierarchical_labels(
+        Y, n_members=3, n_classes=5, smoothing=0.3, formulation=formulation, dtype=torch.float64
+    )
+
+
+@pytest.mark.parametrize("name", PREDICTION_TERMS)
+def test_derivatives_of_the_prediction_terms(name):
+    logits = random(3, 2, 5).requires_grad_()
+    assert torch.autograd.gradcheck(PREDICTION_TERMS[name], (logits,))
+    (gradient,) = torch.autograd.grad(PREDICTION_TERMS[name](logits).sum(), logits)
+    assert (gradient.abs().sum(dim=(1, 2)) > 1e-3).all()  # every member or view learns
 
 
 @every_regularizer

@@ -1,0 +1,432 @@
+"""Distilled and repelled images, and what they need: pairs of batches, kept perturbations."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Subset
+
+from robust_ensembles.attacks._ascent import Steps
+from robust_ensembles.modules import MLP, Ensemble, ResNet20
+from robust_ensembles.training import (
+    AugmentationPipeline,
+    Batch,
+    EnsembleDataset,
+    MiniBatches,
+    NoisyCopies,
+    PerturbationMemory,
+    TrainingStep,
+    distill,
+    features,
+    repel,
+)
+
+LAYERS = ["features.0", "features.2", "classifier"]
+EPS = 0.07
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def make_step(nets, x, box=(0.0, 1.0)):
+    index = torch.arange(len(x))
+    return TrainingStep(Ensemble(nets), None, Batch(x, index % 4, None, index), box, 3)
+
+
+def wide_mlp(dtype=torch.float64):
+    return MLP((6,), 4, hidden_sizes=(20, 20)).to(dtype)
+
+
+def small_resnets():
+    return [ResNet20((1, 8, 8), 4, width=2) for _ in range(2)]
+
+
+def plain_features(net, layer, x):
+    """The layers of `wide_mlp` once more."""
+    first = net.features[0](x)
+    if layer == "features.0":
+        return first
+    second = net.features[2](first.relu())
+    return second if layer == "features.2" else net.classifier(second.relu())
+
+
+def looped(net, layer, x, target, walk, eps, box, *, sign):
+    """DVERGE's solver for one sample after the other, with momentum 1; `walk` starts at x."""
+    results = []
+    for center, goal in zip(x, target, strict=True):
+        z, momentum = center.clone(), torch.zeros_like(center)
+        for _ in range(walk.n_steps):
+            z.requires_grad_()
+            loss = (plain_features(net, layer, z[None])[0] - goal).square().mean()
+            (g,) = torch.autograd.grad(loss, z)
+            momentum = momentum + g / max(float(g.abs().sum()), 1e-12)
+            z = (z + sign * walk.step_size * momentum.sign()).detach()
+            z = torch.minimum(torch.maximum(z, center - eps), center + eps).clamp(*box)
+        results.append(z)
+    return torch.stack(results)
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 10])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_distill_is_dverges_solver(layer, n_steps):
+    net, x, x_target = wide_mlp(), torch.rand(5, 6).double(), torch.rand(5, 6).double()
+    eps, walk = 0.4, Steps(n_steps, 0.11, decay=1.0)
+    step = make_step([net], x)
+    with step.frozen("train_frozen_stats"):
+        found = distill(step, net, layer, x_target=x_target, eps=eps, walk=walk)
+        target = plain_features(net, layer, x_target)
+        expected = looped(net, layer, x, target, walk, eps, (0.0, 1.0), sign=-1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    assert not found.requires_grad
+
+
+def test_momentum_and_its_normalization_matter_above():
+    """Else the comparison would pass with plain sign descent."""
+    net, x, x_target = wide_mlp(), torch.rand(5, 6).double(), torch.rand(5, 6).double()
+    step = make_step([net], x)
+    with step.frozen("train_frozen_stats"):
+        found = [
+            distill(
+                step, net, LAYERS[1], x_target=x_target, eps=0.4, walk=Steps(10, 0.11, decay=decay)
+            )
+            for decay in (1.0, None, 0.5)
+        ]
+    assert not torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("decay", [None, 1.0])
+def test_repel_in_one_step(decay):
+    net, x = wide_mlp(), torch.rand(5, 6).double()
+    step = make_step([net], x)
+    start = (x + EPS * (2 * torch.rand(5, 6) - 1)).clamp(0, 1)
+    leaf = start.clone().requires_grad_()
+    distance = plain_features(net, LAYERS[1], leaf) - plain_features(net, LAYERS[1], x)
+    (g,) = torch.autograd.grad(distance.square().sum(), leaf)
+    walk = Steps(1, 0.06, decay)
+    with step.frozen("eval"):
+        found = repel(step, net, LAYERS[1], start=start, eps=EPS, walk=walk)
+    moved = start + 0.06 * g.sign()
+    expected = torch.minimum(torch.maximum(moved, x - EPS), x + EPS).clamp(0, 1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    assert not found.requires_grad
+
+
+def test_repel_stays_where_the_gradient_is_zero():
+    net, x = wide_mlp(), torch.rand(5, 6).double()
+    step = make_step([net], x)
+    with step.frozen("eval"):
+        found = repel(step, net, LAYERS[0], start=x, eps=EPS, walk=Steps(3, 0.02))
+    assert torch.equal(found, x)
+
+
+def outcome(step, net, layer, how, eps=EPS):
+    """The images, where the walk started, and the features that its distance is measured from."""
+    walk = Steps(10, eps / 5, decay=1.0)
+    if how == "distill":
+        x_target = step.x.roll(1, dims=0)
+        found = distill(step, net, layer, x_target=x_target, eps=eps, walk=walk)
+        return found, step.x, features(net, layer, x_target)
+    start = (step.x + eps * (2 * torch.rand_like(step.x) - 1)).clamp(0, 1)
+    found = repel(step, net, layer, start=start, eps=eps, walk=walk)
+    return found, start, features(net, layer, step.x)
+
+
+@pytest.mark.parametrize("how", ["distill", "repel"])
+@pytest.mark.parametrize("mode", ["eval", "train_frozen_stats", "train"])
+@pytest.mark.parametrize("layer", ["stem.1", "stages.4.residual_sum", "classifier"])
+def test_distance_of_features(layer, mode, how):
+    """Down to the other sample's for distilled images, up from one's own for repelled ones."""
+    nets = small_resnets()
+    step = make_step(nets, torch.rand(8, 1, 8, 8))
+    with step.frozen(mode):
+        found, start, target = outcome(step, nets[1], layer, how)
+        before, after = (
+            (features(nets[1], layer, x) - target).square().flatten(1).mean(dim=1)
+            for x in (start, found)
+        )
+    factor = after.mean() / before.mean()
+    assert factor < 0.95 if how == "distill" else factor > 2
+
+
+@pytest.mark.parametrize("how", ["distill", "repel"])
+def test_ball_and_box(how):
+    """Exactly so, in double precision."""
+    net = wide_mlp(torch.float32)
+    x = torch.rand(40, 6)
+    x[:10] = x[:10].round()  # corners of the box
+    step = make_step([net], x)
+    with step.frozen("eval"):
+        found, _, _ = outcome(step, net, LAYERS[1], how)
+    distance = (found.double() - x.double()).abs()
+    assert distance.max() <= EPS
+    assert distance.max() > 0.99 * EPS
+    assert (found.min(), found.max()) == (0, 1)
+    assert found.shape == x.shape
+    assert found.dtype == x.dtype
+
+
+def test_without_a_box():
+    net = wide_mlp(torch.float32)
+    step = make_step([net], torch.rand(40, 6).round(), box=None)
+    with step.frozen("eval"):
+        found, _, _ = outcome(step, net, LAYERS[1], "distill")
+    assert found.min() < 0
+    assert found.max() > 1
+
+
+def test_box_of_the_data():
+    net = wide_mlp(torch.float32)
+    x = 4 * torch.rand(40, 6) - 2
+    step = make_step([net], x, box=(-2.0, 2.0))
+    with step.frozen("eval"):
+        found, _, _ = outcome(step, net, LAYERS[1], "distill", eps=0.5)
+    assert (found.min(), found.max()) == (-2, 2)
+
+
+@pytest.mark.parametrize("how", ["distill", "repel"])
+@pytest.mark.parametrize(
+    ("mode", "moved"), [("eval", False), ("train_frozen_stats", False), ("train", True)]
+)
+def test_members_are_left_alone(mode, moved, how):
+    nets = small_resnets()
+    step = make_step(nets, torch.rand(4, 1, 8, 8))
+    x = step.x.clone()
+    state = {name: value.clone() for name, value in step.module.state_dict().items()}
+    with step.frozen(mode):
+        outcome(step, nets[0], "stages.4.residual_sum", how)
+    parameters = dict(step.module.named_parameters())
+    changed = [n for n, v in step.module.state_dict().items() if not torch.equal(v, state[n])]
+    assert bool(changed) == moved
+    assert not set(changed) & set(parameters)
+    # the layers behind are never reached, the other member neither
+    assert all(name.startswith("members.0.") for name in changed)
+    assert not any("stages.5." in name for name in changed)
+    assert all(p.grad is None and p.requires_grad for p in parameters.values())
+    assert step.module.training
+    assert torch.equal(step.x, x)
+    assert not step.x.requires_grad
+
+
+def test_batch_norm_of_the_mode():
+    """Batch statistics or running ones: other features, other images."""
+    nets = small_resnets()
+    step = make_step(nets, torch.rand(4, 1, 8, 8))
+    found = {}
+    for mode in ("eval", "train_frozen_stats", "train"):
+        with step.frozen(mode):
+            found[mode], _, _ = outcome(step, nets[0], "stages.4.bn1", "distill")
+    assert torch.equal(found["train"], found["train_frozen_stats"])
+    assert not torch.equal(found["eval"], found["train_frozen_stats"])
+
+
+class Failing(nn.Module):
+    def forward(self, x):
+        raise RuntimeError("on purpose")
+
+
+@pytest.mark.parametrize("how", ["distill", "repel"])
+def test_later_layers_do_not_run(how):
+    net = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), Failing())
+    step = make_step([net], torch.rand(5, 6))
+    with step.frozen("eval"):
+        found, _, _ = outcome(step, net, "0", how)
+    assert found.shape == (5, 6)
+
+
+def test_distilled_from_itself_stays():
+    """The gradient is zero there, and its norm too: no NaN from 0 / 0."""
+    net, x = wide_mlp(), torch.rand(5, 6).double()
+    step = make_step([net], x)
+    with step.frozen("eval"):
+        walk = Steps(5, 0.02, decay=1.0)
+        found = distill(step, net, LAYERS[1], x_target=x, eps=EPS, walk=walk)
+    assert torch.equal(found, x)
+
+
+def test_momentum_goes_on_where_the_gradient_vanishes():
+    """Behind a dead ReLU, where dividing by the gradient's length would end the walk."""
+    net = nn.Sequential(nn.Linear(1, 1), nn.ReLU())
+    with torch.no_grad():
+        net[0].weight.fill_(1.0)
+        net[0].bias.fill_(-0.5)
+    step = make_step([net], torch.tensor([[0.55]]))
+    with step.frozen("eval"):
+        walk = Steps(3, 0.1, decay=1.0)
+        found = distill(step, net, "1", x_target=torch.zeros(1, 1), eps=0.4, walk=walk)
+    torch.testing.assert_close(found, torch.tensor([[0.25]]))
+
+
+def test_start_outside_the_box():
+    """Augmentation may push x out of the box: the walk starts at the nearest point inside."""
+    net = wide_mlp(torch.float32)
+    x = torch.tensor([[1.05, -0.05, 0.5, 0.5, 0.5, 0.5]])
+    step, seen = make_step([net], x), []
+    net.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0].detach()))
+    walk = Steps(3, 0.02, decay=1.0)
+    with step.frozen("eval"):
+        found = distill(step, net, LAYERS[1], x_target=x.clamp(0, 0.9), eps=EPS, walk=walk)
+    assert torch.equal(seen[1], x.clamp(0, 1))
+    for visited in (*seen, found):
+        assert visited.min() >= 0
+        assert visited.max() <= 1
+    assert (found.double() - x.double()).abs().max() <= EPS
+
+
+class TestPerturbationMemory:
+    def test_empty_at_first(self):
+        memory = PerturbationMemory(10)
+        like = torch.rand(3, 2, 5, dtype=torch.float64)
+        kept = memory.recall(torch.tensor([7, 0, 3]), like=like)
+        assert kept.shape == like.shape
+        assert kept.dtype == torch.float64
+        assert kept.isnan().all()
+
+    def test_recalls_what_was_kept(self):
+        memory = PerturbationMemory(10)
+        first, index = torch.rand(3, 4), torch.tensor([7, 0, 3])
+        memory.recall(index, like=first)
+        memory.keep(index, first)
+        assert torch.equal(memory.recall(index.flip(0), like=first), first.flip(0))
+        kept = memory.recall(torch.arange(10), like=torch.rand(10, 4))
+        assert kept.isnan().all(dim=1).tolist() == [i not in (7, 0, 3) for i in range(10)]
+
+    def test_the_last_one_counts(self):
+        memory = PerturbationMemory(10)
+        first, second = torch.rand(3, 4), torch.rand(2, 4)
+        memory.recall(torch.tensor([7, 0, 3]), like=first)
+        memory.keep(torch.tensor([7, 0, 3]), first)
+        memory.keep(torch.tensor([3, 9]), second)
+        expected = torch.stack([first[0], first[1], second[0], second[1]])
+        assert torch.equal(memory.recall(torch.tensor([7, 0, 3, 9]), like=expected), expected)
+
+    def test_what_is_recalled_is_a_copy(self):
+        memory = PerturbationMemory(4)
+        index, values = torch.arange(4), torch.rand(4, 2)
+        memory.recall(index, like=values)
+        memory.keep(index, values)
+        memory.recall(index, like=values).zero_()
+        expected = values.clone()
+        values.zero_()
+        assert torch.equal(memory.recall(index, like=values), expected)
+
+    def test_nothing_to_keep_it_in(self):
+        with pytest.raises(RuntimeError, match="nothing was recalled yet"):
+            PerturbationMemory(10).keep(torch.tensor([1]), torch.rand(1, 4))
+
+    def test_device(self):
+        like = torch.empty(2, 3, device="meta")
+        kept = PerturbationMemory(5).recall(torch.tensor([0, 1], device="meta"), like=like)
+        assert kept.device.type == "meta"
+
+
+NOTHING = AugmentationPipeline(None)
+
+
+def batches(n=23, batch_size=5, *, paired=True, seed=0, augmentation=NOTHING, subsets=()):
+    """Sample i is (i, -i) and has label i."""
+    index = np.arange(n)
+    dataset = EnsembleDataset(np.stack([index, -index], axis=1).astype(np.float32), index)
+    for indices in subsets:
+        dataset = Subset(dataset, indices)
+    return MiniBatches(
+        dataset,
+        batch_size=batch_size,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        seed=seed,
+        augmentation=augmentation,
+        paired=paired,
+    )
+
+
+def one_epoch(iterator, epoch=0):
+    """x, x_target and sample_index of all batches."""
+    iterator.epoch = epoch
+    parts = [(b.x, b.x_target, b.sample_index) for b in iterator]
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+def shift(x, generator):
+    return x + torch.rand(len(x), 1, generator=generator)
+
+
+class TestPairs:
+    def test_shapes(self):
+        iterator = batches(21)
+        assert [b.x_target.shape for b in iterator] == [b.x.shape for b in iterator]
+        assert len(list(iterator)) == len(iterator) == 4
+
+    def test_another_order_of_the_same_samples(self):
+        x, x_target, _ = one_epoch(batches())
+        assert not torch.equal(x, x_target)
+        order = torch.arange(23.0)
+        for part in (x, x_target):
+            assert torch.equal(part[:, 0].sort().values, order)
+            assert torch.equal(part[:, 1], -part[:, 0])
+
+    def test_reproducible(self):
+        again = batches()
+        one_epoch(again, epoch=1)
+        _, target, _ = one_epoch(batches(), epoch=3)
+        assert torch.equal(one_epoch(again, epoch=3)[1], target)
+        others = [one_epoch(batches(), epoch=4)[1], one_epoch(batches(seed=1), epoch=3)[1]]
+        assert not any(torch.equal(target, other) for other in others)
+
+    def test_x_is_what_it_is_without_pairs(self):
+        for augmentation in (NOTHING, AugmentationPipeline(shift)):
+            alone = batches(paired=False, augmentation=augmentation)
+            for found, expected in zip(batches(augmentation=augmentation), alone, strict=True):
+                assert torch.equal(found.x, expected.x)
+                assert torch.equal(found.y, expected.y)
+                assert torch.equal(found.sample_index, expected.sample_index)
+
+    def test_draws_are_independent(self):
+        """Over many epochs each sample meets all others, itself no more often than they."""
+        iterator = batches(5, 2)
+        meetings = np.zeros((5, 5))
+        for epoch in range(400):
+            x, x_target, _ = one_epoch(iterator, epoch)
+            np.add.at(meetings, (x[:, 0].long().numpy(), x_target[:, 0].long().numpy()), 1)
+        assert meetings.min() > 40  # 80 expected, with a standard deviation of 8
+        assert meetings.max() < 120
+
+    def test_augmented_on_its_own(self):
+        x, x_target, _ = one_epoch(batches(augmentation=AugmentationPipeline(shift)))
+        shifts = [part.sum(dim=1) / 2 for part in (x, x_target)]
+        for part in shifts:
+            assert part.unique().numel() > 15
+        assert (shifts[0] - shifts[1]).abs().min() > 1e-4
+
+    def test_absent_unless_asked_for(self):
+        assert all(batch.x_target is None for batch in batches(paired=False))
+
+    def test_below_a_subset(self):
+        x, x_target, _ = one_epoch(batches(subsets=[[20, 3, 9, 14, 7], [4, 0, 2]]))
+        assert sorted(x[:, 0].tolist()) == sorted(x_target[:, 0].tolist()) == [7, 9, 20]
+
+
+@pytest.mark.parametrize("subsets", [(), ([20, 3, 9, 14, 7],), ([20, 3, 9, 14, 7], [4, 0, 2])])
+@pytest.mark.parametrize("augmentation", [None, NOTHING])
+def test_sample_index(augmentation, subsets):
+    """Rows of the whole data set, whatever part of it the batches are from."""
+    for batch in batches(paired=False, augmentation=augmentation, subsets=subsets):
+        assert batch.sample_index.dtype == torch.int64
+        assert torch.equal(batch.sample_index, batch.x[:, 0].long())
+
+
+@pytest.mark.parametrize("subsets", [(), ([20, 3, 9, 14, 7],)])
+def test_sample_index_of_noisy_copies(subsets):
+    """Copies count as further samples: row i is i, its copy n + i."""
+    copies = NoisyCopies(0.01, clip_values=None)
+    augmentation = AugmentationPipeline([copies, lambda x, _: x + torch.tensor([0.0, 1000.0])])
+    x, x_target, index = one_epoch(batches(augmentation=augmentation, subsets=subsets))
+    is_copy = x[:, 1] < 100
+    assert torch.equal(index, x[:, 0].round().long() + 23 * is_copy)
+    rows = sorted(subsets[0]) if subsets else list(range(23))
+    assert sorted(index.tolist()) == rows + [23 + row for row in rows]
+    assert (x_target[:, 1] < 100).sum() == is_copy.sum()  # targets are copies as often
