@@ -15,7 +15,12 @@ _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
 }
 
-_EXAMPLES = {"attack": "PGD(eps=8 / 255, n_steps=10)", "calibration": "CollaborativeCalibration()"}
+# parameters that may be None, and what to put there
+_EXAMPLES = {
+    "attack": "PGD(eps=8 / 255, n_steps=10)",
+    "calibration": "CollaborativeCalibration()",
+    "pretrained": "VanillaEnsembleClassifier(max_epochs=20)",
+}
 
 # parameters that are not estimators, but take double-underscore names: where those are kept
 _PARAMS_OF = {"module": "module_params", "optimizer": "optimizer_params"}
@@ -125,16 +130,18 @@ def merge_component_params(estimator: Any, params: dict[str, Any]) -> dict[str, 
 def _default_components(estimator: Any, params: dict[str, Any]) -> dict[str, Any]:
     """Components that are None so far, for the parameters that name something inside them."""
     defaults: dict[str, Any] = {}
-    for component in ("attack", "calibration"):
-        nested = any(name.startswith(f"{component}__") for name in params)
-        if not nested or component in params or getattr(estimator, component, False) is not None:
+    for component, example in _EXAMPLES.items():
+        inner = next((name for name in params if name.startswith(f"{component}__")), None)
+        if inner is None or component in params or not hasattr(estimator, component):
+            continue
+        present = getattr(estimator, component)
+        if present is not None and not isinstance(present, int):
             continue
         default = estimator._default_attack() if component == "attack" else None
         if default is None:
-            name = next(name for name in params if name.startswith(f"{component}__"))
             raise ValueError(
-                f"{name} cannot be set: {component}=None, so there is none; set {component} first, "
-                f"such as {component}={_EXAMPLES[component]}"
+                f"{inner} cannot be set: {component}={present!r} has no parameters; set "
+                f"{component} first, such as {component}={example}"
             )
         defaults[component] = default
     return defaults

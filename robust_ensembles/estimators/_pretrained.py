@@ -9,6 +9,7 @@ from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
@@ -16,7 +17,7 @@ from sklearn.utils._param_validation import Interval
 from torch import nn
 
 from ..modules import build_members
-from ..training import derive_seed, preserve_global_rng
+from ..training import derive_seed
 from ._parameters import EnsembleParameters
 from .base import BaseEnsembleClassifier
 from .vanilla import VanillaEnsembleClassifier
@@ -116,7 +117,7 @@ def _members_of(
     estimator: BaseEnsembleClassifier, input_shape: tuple[int, ...], n_classes: int
 ) -> list[nn.Module]:
     """The members that an unfitted ensemble would train."""
-    with preserve_global_rng():
+    with torch.random.fork_rng(devices=[]):  # these weights are not used
         return build_members(
             estimator.module,
             estimator.module_params,

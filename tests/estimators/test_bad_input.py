@@ -4,13 +4,22 @@ import numpy as np
 import pytest
 import torch
 from sklearn.exceptions import NotFittedError
-from small_estimators import CLASSES, make
+from sklearn.linear_model import LogisticRegression
+from small_estimators import CLASSES, DIVERSE, make
 from torch import nn
 
 from robust_ensembles import (
+    ADPEnsembleClassifier,
     AdversarialEnsembleClassifier,
     CEATEnsembleClassifier,
     CLDLEnsembleClassifier,
+    CollaborativeCalibration,
+    DVERGEEnsembleClassifier,
+    FASTENEnsembleClassifier,
+    GALEnsembleClassifier,
+    GPMREnsembleClassifier,
+    LAFEDEnsembleClassifier,
+    TRSEnsembleClassifier,
     VanillaEnsembleClassifier,
 )
 from robust_ensembles.attacks import PGD
@@ -18,6 +27,7 @@ from robust_ensembles.modules import MLP
 from robust_ensembles.training import EnsembleNet
 
 ADVERSARIAL = [AdversarialEnsembleClassifier, CEATEnsembleClassifier]
+DISTILLING = [DVERGEEnsembleClassifier, LAFEDEnsembleClassifier, FASTENEnsembleClassifier]
 
 
 @pytest.fixture
@@ -253,6 +263,95 @@ def test_parameters(digit_rows, params, match, error):
     rejects(make(**params), X, y, match, error)
 
 
+@pytest.mark.parametrize("cls", DIVERSE)
+@pytest.mark.parametrize(
+    ("params", "match"),
+    [
+        ({"attack": "pgd"}, "The 'attack' parameter .*BoundedAttack"),
+        ({"attack": PGD(eps=-0.1)}, "PGD: eps must be .* >= 0"),
+        ({"attack": PGD(targeted=True)}, "targeted=False"),
+        ({"attack": PGD(), "attack_target": "members"}, "'attack_target' parameter"),
+        ({"attack": PGD(), "craft_bn": "frozen"}, "'craft_bn' parameter"),
+        ({"attack": PGD(), "calibration": (1, 5)}, "'calibration' parameter .*Collaborative"),
+        ({"attack": PGD(), "calibration": CollaborativeCalibration(mu=-1)}, "'mu' parameter"),
+        ({"attack": PGD(), "calibration": CollaborativeCalibration(peers="all")}, "'peers' param"),
+        ({"calibration": CollaborativeCalibration()}, "attack=None; give an attack"),
+        ({"formulation": "printed"}, "'formulation' parameter"),
+    ],
+    ids=str,
+)
+def test_options_of_every_method(digit_rows, cls, params, match):
+    X, _, y, _ = digit_rows
+    rejects(make(cls, **params), X, y, match)
+
+
+def test_calibration_that_is_changed_later(digit_rows, monkeypatch):
+    X, _, y, _ = digit_rows
+    estimator = make(GALEnsembleClassifier, attack=PGD(), calibration=CollaborativeCalibration())
+    with monkeypatch.context() as patch:
+        patch.setattr(EnsembleNet, "train_epochs", lambda *args, **kwargs: None)
+        estimator.fit(X, y)
+    with pytest.raises(ValueError, match="attack=None"):
+        estimator.set_params(attack=None).partial_fit(X, y)
+    estimator.set_params(attack=PGD(), calibration__lam="1")
+    with pytest.raises(ValueError, match="'lam' parameter"):
+        estimator.partial_fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("cls", "params"),
+    [
+        (ADPEnsembleClassifier, {"alpha": -1.0}),
+        (ADPEnsembleClassifier, {"beta": "0.5"}),
+        (ADPEnsembleClassifier, {"regularize_adversarial": 2}),
+        (GALEnsembleClassifier, {"lam": -0.5}),
+        (GALEnsembleClassifier, {"cross_entropy_reduce": None}),
+        (GALEnsembleClassifier, {"cos_eps_mode": "torch"}),
+        (GPMREnsembleClassifier, {"lambda_div": -1.0}),
+        (GPMREnsembleClassifier, {"lambda_eq": None}),
+        (TRSEnsembleClassifier, {"scale": -1.0}),
+        (TRSEnsembleClassifier, {"coeff": "20"}),
+        (TRSEnsembleClassifier, {"lamda": -1.0}),
+        (TRSEnsembleClassifier, {"delta_init": -0.1}),
+        (TRSEnsembleClassifier, {"delta_final": None}),
+        (TRSEnsembleClassifier, {"n_inner_steps": 0}),
+        (TRSEnsembleClassifier, {"inner_max": None}),
+        (TRSEnsembleClassifier, {"inner_momentum": "yes"}),
+        (TRSEnsembleClassifier, {"norm_power": 3}),
+        (TRSEnsembleClassifier, {"gradient_scale": "max"}),
+        (TRSEnsembleClassifier, {"cross_entropy_reduce": "max"}),
+        (TRSEnsembleClassifier, {"cos_eps_mode": "torch3"}),
+        (LAFEDEnsembleClassifier, {"smoothing": 1.0}),
+        (LAFEDEnsembleClassifier, {"smoothing": -0.1}),
+        (FASTENEnsembleClassifier, {"beta": -3.0}),
+        (FASTENEnsembleClassifier, {"eps_init": -0.1}),
+        (FASTENEnsembleClassifier, {"inter_gradient": None}),
+        (FASTENEnsembleClassifier, {"clean_cross_entropy": "no"}),
+        *(
+            (cls, params)
+            for cls in DISTILLING
+            for params in (
+                {"eps": -0.07},
+                {"step_size": 0.0},
+                {"n_steps": 0},
+                {"n_steps": 1.5},
+                {"layers": "classifier"},
+                {"layer_schedule": "batch"},
+                {"pretrained": 0},
+                {"pretrained": 2.5},
+                {"pretrained": "vanilla"},
+                {"pretrained": VanillaEnsembleClassifier},
+                {"pretrained": LogisticRegression()},
+            )
+        ),
+    ],
+)
+def test_parameters_of_the_methods(digit_rows, cls, params):
+    X, _, y, _ = digit_rows
+    (name,) = params
+    rejects(make(cls, **params), X, y, f"The '{name}' parameter of {cls.__name__} must be")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
 def test_cuda_is_absent(digit_rows):
     X, _, y, _ = digit_rows
@@ -296,6 +395,90 @@ def test_cldl_needs_a_final_linear_layer(digit_images):
 
     estimator = make(CLDLEnsembleClassifier, module=Convolution)
     rejects(estimator, X, y, "ends in a linear layer.*Convolution has no nn.Linear")
+
+
+@pytest.mark.parametrize(
+    ("n_estimators", "classes", "most"), [(3, 3, 2), (2, 2, 1), (10, 10, 9), (4, 3, 2)]
+)
+def test_adp_needs_more_classes_than_members(digit_rows, n_estimators, classes, most):
+    X, _, y, _ = digit_rows
+    match = f"n_estimators={n_estimators} .*{classes} classes.*n_estimators={most} or fewer"
+    rejects(make(ADPEnsembleClassifier, n_estimators=n_estimators), X, y % classes, match)
+
+
+def test_adp_with_just_enough_classes(digit_rows, monkeypatch):
+    X, _, y, _ = digit_rows
+    monkeypatch.setattr(EnsembleNet, "train_epochs", lambda *args, **kwargs: None)
+    for n in (1, 2, 3):
+        make(ADPEnsembleClassifier, n_estimators=n).fit(X, y % (n + 1))
+
+
+@pytest.mark.parametrize(
+    ("cls", "least", "match"),
+    [
+        (GALEnsembleClassifier, 2, "GAL compares"),
+        (GPMREnsembleClassifier, 2, "GPMR compares"),
+        (TRSEnsembleClassifier, 2, "TRS compares"),
+        (DVERGEEnsembleClassifier, 2, "DVERGE trains"),
+        (FASTENEnsembleClassifier, 2, "FASTEN trains"),
+        (LAFEDEnsembleClassifier, 3, "use DVERGE for two"),
+    ],
+)
+def test_too_few_members(digit_rows, monkeypatch, cls, least, match):
+    X, _, y, _ = digit_rows
+    for n in range(1, least):
+        message = f"n_estimators={n} is too few.*{match}.*n_estimators={least} or more"
+        rejects(make(cls, n_estimators=n), X, y, message)
+    monkeypatch.setattr(EnsembleNet, "train_epochs", lambda *args, **kwargs: None)
+    make(cls, n_estimators=least).fit(X, y)
+
+
+@pytest.mark.parametrize("cls", DISTILLING)
+@pytest.mark.parametrize(
+    ("layers", "match"),
+    [
+        (["clasifier"], "member 0 .MLP.*Did you mean 'classifier'"),
+        (["features.0", "feature.0"], "Did you mean 'features.0'"),
+        ([["classifier"], ["classifier"], ["classifer"]], "member 2 .*Did you mean 'classifier'"),
+        ([["classifier"]] * 2, "lists for 2 members, the ensemble has 3"),
+        ([["classifier"], ["classifier"], []], "member 2 .* has no layer"),
+        ([], "no layer"),
+    ],
+)
+def test_layers(digit_rows, cls, layers, match):
+    X, _, y, _ = digit_rows
+    rejects(make(cls, layers=layers), X, y, match)
+
+
+@pytest.mark.parametrize("cls", DISTILLING)
+def test_layers_that_give_no_features(digit_rows, cls):
+    X, _, y, _ = digit_rows
+
+    class Spare(nn.Module):
+        def __init__(self, n_classes):
+            super().__init__()
+            self.used, self.unused = nn.Linear(64, n_classes), nn.Linear(64, 3)
+
+        def forward(self, x):
+            return self.used(x)
+
+    match = r"does not call 'unused'.*usable are \['used'\]"
+    rejects(make(cls, module=Spare, layers=["used", "unused"]), X, y, match)
+
+
+@pytest.mark.parametrize("cls", DISTILLING)
+def test_network_without_layers_to_distil_from(digit_rows, cls):
+    X, _, y, _ = digit_rows
+
+    class Bare(nn.Module):
+        def __init__(self, n_classes):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(64, n_classes))
+
+        def forward(self, x):
+            return x @ self.weight
+
+    rejects(make(cls, module=Bare), X, y, r"member 0 \(Bare\) has no layer.*name one or more")
 
 
 def test_cldl_needs_one_embedding_size(digit_rows):

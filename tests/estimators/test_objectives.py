@@ -4,12 +4,32 @@ The reference takes one sample and one member at a time, with members that have 
 nothing couples the samples of a batch then.
 """
 
-import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
+from naive_objectives import (
+    FORMULATIONS,
+    B,
+    C,
+    check,
+    cosine,
+    crafted,
+    cross_entropy,
+    gradient,
+    logits_of,
+    make_step,
+    naive_cross_entropies,
+    naive_distances,
+    naive_divergence,
+    naive_soft_label,
+    naive_weight,
+    pairs,
+    parameter_gradients,
+    samples,
+    softmax,
+)
 from small_estimators import make
 from torch import nn
 
@@ -21,109 +41,8 @@ from robust_ensembles import (
     VanillaEnsembleClassifier,
 )
 from robust_ensembles.attacks import FGSM, PGD
-from robust_ensembles.modules import Ensemble, LabelConfusionModel
-from robust_ensembles.training import Batch, TrainingStep
 
-B, D, C, HIDDEN = 5, 6, 4, 3
 MEMBERS = [1, 2, 3, 4]
-FORMULATIONS = ["paper", "released"]
-
-
-class Member(nn.Module):
-    """Smooth, so that second derivatives are not zero."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.last = nn.Linear(D, HIDDEN), nn.Linear(HIDDEN, C)
-
-    def forward(self, x):
-        return self.last(torch.tanh(self.first(x)))
-
-
-def make_step(n_members=3, *, weighted=False, auxiliary=False, seed=0):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        module = Ensemble([Member() for _ in range(n_members)]).double()
-        for parameter in module.parameters():
-            nn.init.normal_(parameter, std=1.5)
-        lcm = LabelConfusionModel(C, HIDDEN).double() if auxiliary else None
-        for parameter in lcm.parameters() if lcm else ():
-            nn.init.normal_(parameter)
-        x = torch.rand(B, D, dtype=torch.float64)
-        weight = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0]).double() if weighted else None
-    y = torch.tensor([0, 1, 2, 3, 1])
-    batch = Batch(x, y, weight, torch.arange(B))
-    return TrainingStep(module, lcm, batch, (0.0, 1.0), 7)
-
-
-# --- the reference -------------------------------------------------------------------------
-
-
-def member_arrays(member):
-    names = ("first.weight", "first.bias", "last.weight", "last.bias")
-    return [member.state_dict()[name].numpy() for name in names]
-
-
-def embed(member, x):
-    weight, bias, *_ = member_arrays(member)
-    return np.tanh(weight @ x + bias)
-
-
-def logits_of(member, x):
-    *_, weight, bias = member_arrays(member)
-    return weight @ embed(member, x) + bias
-
-
-def softmax(z):
-    e = np.exp(z - z.max())
-    return e / e.sum()
-
-
-def gradient(f, x):
-    """Central differences of fourth order: good to about 1e-11 here."""
-    h, result = 1e-3, np.zeros_like(x)
-    for i in range(len(x)):
-        e = np.eye(len(x))[i] * h
-        result[i] = (8 * (f(x + e) - f(x - e)) - (f(x + 2 * e) - f(x - 2 * e))) / (12 * h)
-    return result
-
-
-def samples(step):
-    weight = np.ones(B) if step.sample_weight is None else step.sample_weight.numpy()
-    return list(zip(step.x.numpy(), step.y.tolist(), weight, strict=True))
-
-
-def cross_entropy(z, y):
-    return -math.log(softmax(z)[y])
-
-
-def naive_cross_entropies(step, x_adv=None):
-    """Of each member, averaged over the batch."""
-    return [
-        sum(
-            w * cross_entropy(logits_of(m, x if x_adv is None else x_adv[i][b]), y)
-            for b, (x, y, w) in enumerate(samples(step))
-        )
-        / B
-        for i, m in enumerate(step.module)
-    ]
-
-
-def pairs(n):
-    return list(itertools.combinations(range(n), 2))
-
-
-def cosine(a, b):
-    return a @ b / max(np.linalg.norm(a), 1e-8) / max(np.linalg.norm(b), 1e-8)
-
-
-def check(found, expected, tolerance=1e-9):
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert found[name].ndim == 0
-        assert found[name].item() == pytest.approx(value, rel=tolerance, abs=tolerance), name
-    total = torch.stack(list(found.values())).sum().item()
-    assert total == pytest.approx(sum(expected.values()), rel=tolerance, abs=tolerance)
 
 
 # --- the methods ---------------------------------------------------------------------------
@@ -138,16 +57,6 @@ def test_vanilla(formulation, n_members, weighted):
     scale = 1 if formulation == "paper" else 1 / n_members
     found = make(VanillaEnsembleClassifier, formulation=formulation)._objective(step)
     check(found, {"cross_entropy": scale * sum(losses)})
-
-
-def crafted(step, attack, target):
-    """The batch that each member trains on, from the attack's own public entry."""
-    if target == "ensemble":
-        x_adv = attack.craft(step.module, step.x, step.y, box=(0.0, 1.0), seed=step.seed)
-        return [x_adv.numpy()] * len(step.module)
-    return [
-        attack.craft(m, step.x, step.y, box=(0.0, 1.0), seed=step.seed).numpy() for m in step.module
-    ]
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -231,12 +140,6 @@ def test_ncen(formulation, n_members, weighted, options):
     check(estimator._objective(step), expected)
 
 
-def naive_confusion(lcm, v):
-    state = {name: tensor.numpy() for name, tensor in lcm.state_dict().items()}
-    vectors = np.tanh(state["labels.weight"] @ state["project.weight"].T + state["project.bias"])
-    return softmax(state["confuse.weight"] @ (vectors @ v) + state["confuse.bias"])
-
-
 def jensen_shannon(p, q):
     """In bits."""
     middle = (p + q) / 2
@@ -245,15 +148,12 @@ def jensen_shannon(p, q):
 
 def naive_cldl(step, *, gamma, released, on, reduction, norm):
     n = len(step.module)
-    offset = 1e-6 if released else 0.0
 
     def soft_label(member, x, y):
-        c = naive_confusion(step.auxiliary, embed(member, x))
-        return softmax(gamma * np.eye(C)[y] + c), c
+        return naive_soft_label(step, member, x, y, gamma)
 
     def divergence(member, x, y):
-        s, p = soft_label(member, x, y)[0], softmax(logits_of(member, x))
-        return float(np.sum(s * (np.log(s + offset) - np.log(p + offset))))
+        return naive_divergence(step, member, x, y, gamma=gamma, released=released)
 
     l_kl = l_gd = 0.0
     jsd = np.zeros((len(pairs(n)), B))
@@ -312,47 +212,10 @@ def test_cldl(formulation, n_members, weighted, options):
     check(estimator._objective(step), expected)
 
 
-def naive_weight(h, m, tau, peers):
-    """Of one sample; h are the members' probabilities of its class."""
-    others = [h[j] for j in range(len(h)) if j != m]
-    gaps = [abs(others[j] - others[k]) for j, k in pairs(len(others))]
-    if not gaps:
-        return 1.0
-    return {
-        "pair_sum": 1 + sum(math.exp(tau * gap) - 1 for gap in gaps),
-        "pair_mean": sum(math.exp(tau * gap) for gap in gaps) / len(gaps),
-        "range": math.exp(tau * max(gaps)),
-        "exp_pair_mean": math.exp(tau * sum(gaps) / len(gaps)),
-    }[peers]
-
-
 def naive_ceat(step, x_adv, options):
-    lam, mu = 2.0, 3.0
-    lam_exp, mu_exp = options.get("lam_exp", lam), options.get("mu_exp", mu)
-    members = list(step.module)
-    divisor = C if options.get("distance_reduce") == "mean" else 1
-    output = (lambda z: z) if options.get("distance_on") == "logits" else softmax
-    natural, adversarial = np.zeros((2, len(members), B)), np.zeros((2, len(members), B))
-    for b, (x, y, _) in enumerate(samples(step)):
-        z = [logits_of(m, x) for m in members]
-        z_adv = [logits_of(m, x_adv[i][b]) for i, m in enumerate(members)]
-        for m in range(len(members)):
-            peers = options.get("peers", "pair_sum")
-            natural[0, m, b] = naive_weight([softmax(v)[y] for v in z], m, lam_exp, peers)
-            adversarial[0, m, b] = naive_weight([softmax(v)[y] for v in z_adv], m, mu_exp, peers)
-            natural[1, m, b] = np.sum((output(z[m]) - np.eye(C)[y]) ** 2) / divisor
-            adversarial[1, m, b] = np.sum((output(z_adv[m]) - output(z[m])) ** 2) / divisor
-    sample_weight = np.array([w for *_, w in samples(step)])
-
-    def total(weights, distances):
-        if options.get("normalize_weights"):
-            weights = weights / weights.mean(axis=1, keepdims=True)
-        return (weights * distances * sample_weight).mean(axis=1).sum()
-
     expected = {
         "adversarial_cross_entropy": sum(naive_cross_entropies(step, x_adv)),
-        "natural_distance": lam * total(*natural),
-        "adversarial_distance": mu * total(*adversarial),
+        **naive_distances(step, x_adv, lam=2.0, mu=3.0, **options),
     }
     if options.get("clean_cross_entropy"):
         expected["clean_cross_entropy"] = sum(naive_cross_entropies(step))
@@ -386,11 +249,6 @@ def test_ceat(n_members, weighted, options):
 
 
 # --- gradients -----------------------------------------------------------------------------
-
-
-def parameter_gradients(term, module):
-    parameters = list(module.parameters())
-    return torch.autograd.grad(term, parameters, allow_unused=True, retain_graph=True)
 
 
 @pytest.mark.parametrize("formulation", FORMULATIONS)
