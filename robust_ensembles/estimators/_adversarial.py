@@ -12,13 +12,14 @@ from ..attacks import PGD, BoundedAttack
 from ..attacks._mode import CraftMode
 from ..losses import Formulation, member_cross_entropy
 from ..training import TrainingStep
-from ._calibration import CollaborativeCalibration
+from ._calibration import CollaborativeCalibration, warn_without_peers
+from .base import BaseEnsembleClassifier
 
 Reduce = Literal["sum", "mean"]
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
-class AdversarialTrainingMixin:
+class AdversarialTrainingMixin(BaseEnsembleClassifier):
     """Parameters of adversarial training, and the batch that they describe.
 
     Parameters
@@ -97,6 +98,7 @@ class CalibrationMixin(AdversarialTrainingMixin):
         if self.calibration is None:
             return
         self.calibration._validate_params()
+        warn_without_peers("calibration", self.n_estimators, depth=7)
         if (self.attack or self._default_attack()) is None:
             raise ValueError(
                 "calibration compares adversarial with clean outputs, but attack=None; give an "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import KW_ONLY, dataclass
 from numbers import Real
 from typing import Any, ClassVar, Literal, get_args
@@ -130,6 +131,24 @@ class CollaborativeCalibration(CalibrationParameters, BaseEstimator):
         terms : dict of scalar Tensors
         """
         return self._distances(step, clean, adversarial)
+
+
+def warn_without_peers(owner: str, n_members: int, *, depth: int) -> None:
+    """Warn, while a fit checks its parameters, if disparity weights are all 1.
+
+    Parameters
+    ----------
+    owner : str
+    n_members : int
+    depth : int
+        Calls between this one and the user's, which the warning shows.
+    """
+    if n_members < 3:
+        warnings.warn(
+            f"{owner} with n_estimators={n_members}: no member has two peers that could disagree, "
+            "so all disparity weights are 1. Use 3 or more.",
+            stacklevel=depth,
+        )
 
 
 def _true_class(logits: Tensor, y: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from ..losses import member_cross_entropy
 from ..training import TrainingStep
 from ._adversarial import AdversarialTrainingMixin
-from ._calibration import CalibrationParameters
+from ._calibration import CalibrationParameters, warn_without_peers
 from .base import BaseEnsembleClassifier
 
 
@@ -76,12 +75,7 @@ class CEATEnsembleClassifier(
                 "no code was released for CEAT, so formulation='released' means nothing; use "
                 "formulation='paper'"
             )
-        if self.n_estimators < 3:
-            warnings.warn(
-                f"CEAT with n_estimators={self.n_estimators}: no member has two peers that could "
-                "disagree, so all disparity weights are 1. Use 3 or more.",
-                stacklevel=5,
-            )
+        warn_without_peers("CEAT", self.n_estimators, depth=6)
 
     def _objective(self, step: TrainingStep) -> dict[str, Tensor]:
         x_adv = self._craft(step)

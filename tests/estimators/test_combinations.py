@@ -263,6 +263,22 @@ def test_parameters_of_what_is_not_there(cls):
         make(cls, attack=PGD()).set_params(calibration__mu=1.0)
 
 
+def test_parameters_of_a_start_that_is_not_there():
+    for pretrained in (None, 3):
+        estimator = make(DVERGEEnsembleClassifier, pretrained=pretrained)
+        with pytest.raises(ValueError, match="pretrained__lr cannot be set"):
+            estimator.set_params(pretrained__lr=0.1)
+
+
+def test_two_members_have_no_peers(digit_rows):
+    X, _, y, _ = digit_rows
+    params = {"attack": PGD(eps=0.01, n_steps=1), "calibration": CollaborativeCalibration()}
+    estimator = make(GALEnsembleClassifier, n_estimators=2, max_epochs=1, **params)
+    with pytest.warns(UserWarning, match="no member has two peers") as caught:
+        estimator.fit(X, y)
+    assert caught[0].filename == __file__
+
+
 def test_parameters_of_what_is_there():
     attack, calibration = PGD(eps=0.1), CollaborativeCalibration(mu=2.0)
     estimator = make(GALEnsembleClassifier, attack=attack, calibration=calibration)
