@@ -55,6 +55,9 @@ class AdversarialTrainingMixin(BaseEnsembleClassifier):
         default: CraftMode = "train" if self.formulation == "released" else "train_frozen_stats"
         return self.craft_bn or default
 
+    def _check_method(self, n_classes: int) -> None:
+        self._check_attack()
+
     def _check_attack(self) -> None:
         """Raise, before training, for an attack that cannot craft training examples."""
         attack = self.attack or self._default_attack()

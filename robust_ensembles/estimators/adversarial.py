@@ -49,8 +49,5 @@ class AdversarialEnsembleClassifier(CalibrationMixin, BaseEnsembleClassifier):
         **CalibrationMixin._adversarial_constraints,
     }
 
-    def _check_method(self, n_classes: int) -> None:
-        self._check_attack()
-
     def _objective(self, step: TrainingStep) -> dict[str, Tensor]:
         return self._adversarial_terms(step, self._craft(step), reduce="sum")

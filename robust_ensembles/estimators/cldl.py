@@ -92,9 +92,6 @@ class CLDLEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
             )
         return LabelConfusionModel(n_classes, sizes[0])
 
-    def _check_method(self, n_classes: int) -> None:
-        self._check_attack()
-
     def _objective(self, step: TrainingStep) -> dict[str, Tensor]:
         x_adv = self._craft(step)
         leaves = step.input_leaves()

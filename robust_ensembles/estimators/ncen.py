@@ -64,9 +64,6 @@ class NCEnEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
         "ce_on_probabilities": ["boolean", None],
     }
 
-    def _check_method(self, n_classes: int) -> None:
-        self._check_attack()
-
     def _objective(self, step: TrainingStep) -> dict[str, Tensor]:
         x_adv = self._craft(step)
         leaves = step.input_leaves()

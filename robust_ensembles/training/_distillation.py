@@ -74,8 +74,7 @@ def distill(
     with torch.no_grad():
         target = features(member, layer, x_target)
     descent = FeatureDistance(member, layer, target, descend=True)
-    ball = LinfBall(step.x, eps, step.clip_values)
-    return ascend(descent, ball, ball.project(step.x), step.y, walk, stop_when_broken=False)[0]
+    return _walk(step, descent, None, eps, walk)
 
 
 def repel(
@@ -103,6 +102,13 @@ def repel(
     """
     with torch.no_grad():
         own = features(member, layer, step.x)
-    climb = FeatureDistance(member, layer, own, descend=False)
+    return _walk(step, FeatureDistance(member, layer, own, descend=False), start, eps, walk)
+
+
+def _walk(
+    step: TrainingStep, distance: FeatureDistance, start: Tensor | None, eps: float, walk: Steps
+) -> Tensor:
+    """All steps within the ball around the batch, by default from its centre."""
     ball = LinfBall(step.x, eps, step.clip_values)
-    return ascend(climb, ball, start, step.y, walk, stop_when_broken=False)[0]
+    start = ball.project(step.x) if start is None else start
+    return ascend(distance, ball, start, step.y, walk, stop_when_broken=False)[0]
