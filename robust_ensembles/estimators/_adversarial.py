@@ -18,6 +18,11 @@ from .base import BaseEnsembleClassifier
 Reduce = Literal["sum", "mean"]
 
 
+def over_members(losses: Tensor, reduce: Reduce) -> Tensor:
+    """Sum or mean of the members' losses, from shape (n_members,)."""
+    return losses.sum() if reduce == "sum" else losses.mean()
+
+
 @dataclass(kw_only=True, repr=False, eq=False)
 class AdversarialTrainingMixin(BaseEnsembleClassifier):
     """Parameters of adversarial training, and the batch that they describe.
@@ -152,7 +157,7 @@ class CalibrationMixin(AdversarialTrainingMixin):
     ) -> dict[str, Tensor]:
         """The method's loss on the adversarial batch."""
         losses = member_cross_entropy(adversarial, step.y, step.sample_weight)
-        return {"adversarial_cross_entropy": losses.sum() if reduce == "sum" else losses.mean()}
+        return {"adversarial_cross_entropy": over_members(losses, reduce)}
 
     def _calibration_terms(
         self,

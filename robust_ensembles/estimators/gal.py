@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..losses import CosineEpsMode, gal_regularizer, member_cross_entropy
 from ..training import TrainingStep
-from ._adversarial import DiversityMixin
+from ._adversarial import DiversityMixin, over_members
 from .base import BaseEnsembleClassifier
 
 
@@ -77,7 +77,7 @@ class GALEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
             g, cos_eps_mode=self.cos_eps_mode, sample_weight=step.sample_weight
         )
         return {
-            "cross_entropy": losses.mean() if reduce == "mean" else losses.sum(),
+            "cross_entropy": over_members(losses, reduce),
             "gradient_alignment": self.lam * coherence,
             **self._adversarial_terms(step, x_adv, reduce=reduce, clean=logits),
         }

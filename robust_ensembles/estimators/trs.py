@@ -14,7 +14,7 @@ from ..attacks._ascent import Climbable, Steps, ascend
 from ..attacks._balls import LinfBall
 from ..losses import CosineEpsMode, member_cross_entropy, trs_similarity, trs_smoothness
 from ..training import TrainingStep
-from ._adversarial import DiversityMixin
+from ._adversarial import DiversityMixin, over_members
 from .base import BaseEnsembleClassifier
 
 
@@ -118,7 +118,7 @@ class TRSEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
         losses = member_cross_entropy(logits, step.y, step.sample_weight)
         reduce = self.cross_entropy_reduce or ("mean" if self.formulation == "paper" else "sum")
         return {
-            "cross_entropy": losses.mean() if reduce == "mean" else losses.sum(),
+            "cross_entropy": over_members(losses, reduce),
             "similarity": self.scale * self.coeff * self._similarity(g, step),
             "smoothness": self.scale * self.lamda * self._smoothness(g_rough, step),
             **self._adversarial_terms(step, x_adv, reduce=reduce, clean=logits),
