@@ -190,8 +190,9 @@ def evaluate_calibration(budget: Budget, models: Path) -> None:
             "As CEAT's Table 2, on Fashion-MNIST with 3 x LeNet5 and eps 0.1. Trained on the "
             f"first {budget.calibration_images} images for {budget.calibration_epochs} epochs with "
             "PGD-3 examples, calibration (lam, mu) = (1, 5), one seed; tested on the first "
-            f"{N_TEST} test images, percent of all of them. DVERGE starts from the vanilla "
-            "ensemble of the other table, for half of the epochs, and distils by 5 steps of 4/255."
+            f"{N_TEST} test images, percent of all of them (one standard error is 2 points). "
+            "DVERGE starts from the vanilla ensemble of the other table, for half of the epochs, "
+            "and distils by 5 steps of 4/255."
         ),
     )
 
