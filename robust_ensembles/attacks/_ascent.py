@@ -97,7 +97,7 @@ def ascend(
     for _ in range(steps.n_steps):
         gradient, broken = objective.gradient(x, y)
         if stop_when_broken:
-            _check_finite(gradient)
+            check_finite(gradient)
         if stop_when_broken and broken.any():
             result[active], is_broken[active] = x, broken
             keep = ~broken
@@ -121,7 +121,8 @@ def ascend(
     return result, is_broken
 
 
-def _check_finite(gradient: Tensor) -> None:
+def check_finite(gradient: Tensor) -> None:
+    """Raise FloatingPointError if a sample's gradient is NaN or infinite."""
     finite = gradient.isfinite().flatten(1).all(dim=1)
     if not finite.all():
         raise FloatingPointError(

@@ -21,7 +21,7 @@ def _flat(x: Tensor) -> Tensor:
     return x.flatten(1)
 
 
-def _per_sample(values: Tensor, like: Tensor) -> Tensor:
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """Reshape (n,) values so that they broadcast over samples of any rank."""
     return values.view(-1, *([1] * (like.ndim - 1)))
 
@@ -55,6 +55,11 @@ class Ball(ABC):
     def project(self, x: Tensor) -> Tensor:
         """Move x into the ball and the box."""
 
+    @staticmethod
+    @abstractmethod
+    def length(delta: Tensor) -> Tensor:
+        """Norm of each sample of a perturbation, (n_samples,)."""
+
     @abstractmethod
     def steepest(self, direction: Tensor) -> Tensor:
         """The unit step that has the largest inner product with a direction."""
@@ -62,6 +67,18 @@ class Ball(ABC):
     @abstractmethod
     def random_point(self, seed: int) -> Tensor:
         """A random point for each sample, which depends on the sample and the seed alone."""
+
+    def _shrink_rounded(self, x_adv: Tensor) -> Tensor:
+        """Pull back the points that the rounding of x + delta has put outside."""
+        for _ in range(4):
+            length = self.length(_exact(x_adv) - _exact(self.x))
+            outside = length > self.eps
+            if not outside.any():
+                return x_adv
+            ratio = torch.where(outside, 0.999 * self.eps / length, 1.0).to(x_adv.dtype)
+            pulled = self.clip(self.x + (x_adv - self.x) * per_sample(ratio, x_adv))
+            x_adv = torch.where(per_sample(outside, x_adv), pulled, x_adv)
+        return torch.where(per_sample(outside, x_adv), self.x, x_adv)
 
 
 class LinfBall(Ball):
@@ -82,6 +99,11 @@ class LinfBall(Ball):
         part.lower, part.upper = self.lower[index], self.upper[index]
         return part
 
+    @staticmethod
+    def length(delta: Tensor) -> Tensor:
+        """Largest absolute entry of each sample, (n_samples,)."""
+        return _flat(delta).abs().amax(dim=1)
+
     def project(self, x: Tensor) -> Tensor:
         """Move x into the ball and the box."""
         return torch.minimum(torch.maximum(x, self.lower), self.upper)
@@ -99,36 +121,49 @@ class LinfBall(Ball):
 class L2Ball(Ball):
     """Euclidean norm."""
 
+    @staticmethod
+    def length(delta: Tensor) -> Tensor:
+        """Euclidean length of each sample, (n_samples,)."""
+        return torch.linalg.vector_norm(_flat(delta), dim=1)
+
     def project(self, x: Tensor) -> Tensor:
-        """Scale the perturbation into the ball, then clip into the box, which shortens it."""
+        """The nearest point of ball and box together: all of eps is used, as far as it can be."""
         delta = x - self.x
-        norm = torch.linalg.vector_norm(_flat(delta), dim=1)
         # the margin of rounding in the norm and in the sum below
         within = self.eps * (1 - 8 * torch.finfo(x.dtype).eps)
-        scale = (within / norm.clamp_min(torch.finfo(x.dtype).tiny)).clamp_max(1.0)
-        projected = self.clip(self.x + delta * _per_sample(scale, x))
-        return self._shrink_rounded(projected)
+        scale = self._scale(_flat(delta), within)
+        return self._shrink_rounded(self.clip(self.x + delta * per_sample(scale, x)))
 
-    def _shrink_rounded(self, x_adv: Tensor) -> Tensor:
-        """Pull back the points that the rounding of x + delta has put outside."""
-        for _ in range(4):
-            length = torch.linalg.vector_norm(_flat(_exact(x_adv) - _exact(self.x)), dim=1)
-            outside = length > self.eps
-            if not outside.any():
-                return x_adv
-            ratio = torch.where(outside, 0.999 * self.eps / length, 1.0).to(x_adv.dtype)
-            pulled = self.clip(self.x + (x_adv - self.x) * _per_sample(ratio, x_adv))
-            x_adv = torch.where(_per_sample(outside, x_adv), pulled, x_adv)
-        return torch.where(_per_sample(outside, x_adv), self.x, x_adv)
+    def _scale(self, delta: Tensor, within: float) -> Tensor:
+        """The factor, at most 1, after which delta has a length once it is clipped, (n_samples,).
+
+        Coordinates i stop at the room r_i that the box leaves, so the squared length of
+        min(t |delta_i|, r_i) is to be eps^2; t comes from sorting the r_i / |delta_i|.
+        """
+        tiny = torch.finfo(delta.dtype).tiny
+        length = torch.linalg.vector_norm(delta, dim=1)
+        if self.clip_values is None:
+            return (within / length.clamp_min(tiny)).clamp_max(1.0)
+        origin, size = _flat(self.x), delta.abs()
+        room = torch.where(delta > 0, self.clip_values[1] - origin, origin - self.clip_values[0])
+        stops, order = (room / size.clamp_min(tiny)).sort(dim=1)
+        size, room = size.gather(1, order), room.gather(1, order)
+        stopped = room.square().cumsum(dim=1) - room.square()  # by the coordinates before each
+        moving = size.square().flip(1).cumsum(dim=1).flip(1)
+        t = ((within**2 - stopped).clamp_min(0) / moving.clamp_min(tiny)).sqrt()
+        fits = t <= stops
+        first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
+        found = torch.where(fits.any(dim=1), t.gather(1, first).squeeze(1), torch.inf)
+        return found.clamp_max(1.0)
 
     def steepest(self, direction: Tensor) -> Tensor:
         """The direction at unit length; zero stays zero."""
         tiny = torch.finfo(direction.dtype).tiny
         # largest entry first: the squares of a saturated model's float32 gradient underflow
         largest = _flat(direction).abs().amax(dim=1).clamp_min(tiny)
-        scaled = direction / _per_sample(largest, direction)
+        scaled = direction / per_sample(largest, direction)
         norm = torch.linalg.vector_norm(_flat(scaled), dim=1).clamp_min(tiny)
-        return scaled / _per_sample(norm, direction)
+        return scaled / per_sample(norm, direction)
 
     def random_point(self, seed: int) -> Tensor:
         """Uniform in the ball (Gaussian direction, radius to the power 1/d), then clipped."""
@@ -141,7 +176,77 @@ class L2Ball(Ball):
             sample_keys(self.x, seed + (2 << STREAM_SHIFT)), torch.Size([1]), self.x.dtype
         ).squeeze(1)
         radius = self.eps * u.pow(1 / math.prod(shape))
-        return self.project(self.x + self.steepest(gauss) * _per_sample(radius, self.x))
+        return self.project(self.x + self.steepest(gauss) * per_sample(radius, self.x))
 
 
-NORMS: dict[str, type[Ball]] = {"linf": LinfBall, "l2": L2Ball}
+class L1Ball(Ball):
+    """Sum of absolute values."""
+
+    @staticmethod
+    def length(delta: Tensor) -> Tensor:
+        """Sum of absolute entries of each sample, (n_samples,)."""
+        return _flat(delta).abs().sum(dim=1)
+
+    def project(self, x: Tensor) -> Tensor:
+        r"""The nearest point of ball and box together (Croce and Hein 2021).
+
+        Each coordinate moves by :math:`\min(\max(|\delta_i| - \lambda, 0), r_i)`, with the room
+        :math:`r_i` that the box leaves and the smallest lambda for which they add up to at most
+        eps; lambda comes from sorting the points at which coordinates begin and end to shrink.
+        """
+        delta = _flat(x - self.x)
+        room = _flat(self.clip(x) - self.x).abs()  # in the box, never more than |delta|
+        size = delta.abs()
+        points = torch.cat([size - room, size], dim=1)
+        slopes = torch.cat([-torch.ones_like(size), torch.ones_like(size)], dim=1)
+        points, order = points.sort(dim=1)
+        slopes = slopes.gather(1, order).cumsum(dim=1)
+        falls = slopes[:, :-1] * points.diff(dim=1)
+        total = room.sum(dim=1, keepdim=True)
+        # lengths that lambda at each of the points leaves
+        lengths = torch.cat([total, total + falls.cumsum(dim=1)], dim=1)
+        within = self.eps * (1 - 8 * torch.finfo(x.dtype).eps)
+        last = ((lengths > within).sum(dim=1, keepdim=True) - 1).clamp_min(0)
+        excess = (lengths.gather(1, last) - within).clamp_min(0)
+        slope = slopes.gather(1, last).clamp_max(-1)
+        threshold = torch.where(total > within, points.gather(1, last) - excess / slope, 0.0)
+        moved = delta.sign() * torch.minimum((size - threshold).clamp_min(0), room)
+        return self._shrink_rounded(self.clip(self.x + moved.view_as(self.x)))
+
+    def steepest(self, direction: Tensor) -> Tensor:
+        """All of the step along the largest coordinate."""
+        return self.sparse(direction, torch.ones(len(direction), device=direction.device))
+
+    def sparse(self, direction: Tensor, n_coordinates: Tensor) -> Tensor:
+        """A step of unit length, spread evenly over the largest coordinates.
+
+        Parameters
+        ----------
+        direction : Tensor of shape (n_samples, ...)
+        n_coordinates : Tensor of shape (n_samples,)
+            How many of each sample's.
+
+        Returns
+        -------
+        step : Tensor of the shape of direction
+        """
+        flat = _flat(direction)
+        rank = flat.abs().argsort(dim=1, descending=True).argsort(dim=1)
+        signs = torch.where(rank < n_coordinates[:, None], flat.sign(), 0.0)
+        count = signs.abs().sum(dim=1, keepdim=True).clamp_min(1)
+        return (signs / count).view_as(direction)
+
+    def random_point(self, seed: int) -> Tensor:
+        """Uniform in the ball (two-sided exponential direction), then clipped."""
+        keys, shape = sample_keys(self.x, seed), self.x.shape[1:]
+        tiny = torch.finfo(self.x.dtype).tiny
+        u = 2 * uniform(keys, shape, self.x.dtype) - 1
+        exponential = u.sign() * -(u.abs().clamp_min(tiny).log())
+        radius = uniform(
+            sample_keys(self.x, seed + (1 << STREAM_SHIFT)), torch.Size([1]), self.x.dtype
+        ).squeeze(1)
+        length = self.eps * radius.pow(1 / math.prod(shape)) / self.length(exponential)
+        return self.project(self.x + exponential * per_sample(length, self.x))
+
+
+NORMS: dict[str, type[Ball]] = {"linf": LinfBall, "l2": L2Ball, "l1": L1Ball}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .._validation import one_of
 from ._balls import NORMS, Ball, Box
-from ._margins import LOSSES
+from ._margins import AGGREGATIONS, LOSSES
 from ._mode import untouched
 from ._objective import Objective, device_of
 from ._target import resolve_target
@@ -113,11 +113,16 @@ class BoundedAttack(Attack):
         Norm of the perturbation.
     targeted : bool, default=False
         Whether `y` holds the classes to reach instead of those to leave.
-    loss : {"margin", "cw_margin", "cross_entropy", "member_cross_entropy"}, default="margin"
-        What is ascended. ``"margin"`` is the log-odds of the ensemble's mean probability against
-        the label: the same direction as ``"cross_entropy"`` of the mean probability, but it does
-        not round to zero for over-confident ensembles. ``"member_cross_entropy"`` averages the
-        members' own losses.
+    loss : str, default="margin"
+        What is ascended: ``"margin"``, ``"cw_margin"``, ``"dlr"``, ``"cross_entropy"``,
+        ``"member_cross_entropy"`` or ``"member_margin"``. ``"margin"`` is the log-odds of the
+        ensemble's mean probability against the label: the same direction as ``"cross_entropy"``
+        of the mean probability, but it does not round to zero for over-confident ensembles. The
+        member losses are means of the members' own. ``"released_cw"`` and ``"double_softmax"``
+        only reproduce published numbers.
+    aggregation : {"mean_proba", "mean_logits"} or int, default="mean_proba"
+        How the loss combines an ensemble's members; a number is one member alone. Success is
+        always that of the deployed rule, the mean probability.
     clip_values : tuple of two floats, default=None
         Box that adversarial examples stay in; None takes the box of the estimator (or of the
         module's attribute `clip_values`), if it has one.
@@ -128,10 +133,13 @@ class BoundedAttack(Attack):
         alone. None draws a new seed for each call.
     """
 
+    _norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+
     eps: float = 8 / 255
     norm: str = "linf"
     targeted: bool = False
     loss: str = "margin"
+    aggregation: str | int = "mean_proba"
     clip_values: Box | None = None
     batch_size: int = 256
     random_state: int | None = 0
@@ -149,7 +157,7 @@ class BoundedAttack(Attack):
         device = device_of(module, X.device)
         results = []
         with untouched(module):
-            objective = Objective(module, self.loss, targeted=self.targeted)
+            objective = self._objective(module)
             for x, labels in zip(X.split(self.batch_size), y.split(self.batch_size), strict=True):
                 ball = self._ball(x.detach().to(device), box)
                 adversarial = self._perturb(
@@ -189,6 +197,9 @@ class BoundedAttack(Attack):
     ) -> Tensor:
         """Adversarial examples for one batch, ``ball.x``."""
 
+    def _objective(self, module: nn.Module) -> Objective:
+        return Objective(module, self.loss, targeted=self.targeted, aggregation=self.aggregation)
+
     def _ball(self, x: Tensor, box: Box | None) -> Ball:
         # samples within the tolerance of the box start inside it
         ball = NORMS[self.norm]
@@ -205,8 +216,10 @@ class BoundedAttack(Attack):
             raise ValueError(
                 f"{name}: eps must be a finite number >= 0, in the units of X; got {self.eps!r}"
             )
-        one_of(self.norm, NORMS, f"{name}: norm")
+        one_of(self.norm, self._norms, f"{name}: norm")
         one_of(self.loss, LOSSES, f"{name}: loss")
+        if not (isinstance(self.aggregation, Integral) and self.aggregation >= 0):
+            one_of(self.aggregation, AGGREGATIONS, f"{name}: aggregation")
         if self.clip_values is not None:
             check_box(self.clip_values, name)
         if self.batch_size < 1:

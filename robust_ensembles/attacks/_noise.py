@@ -70,3 +70,18 @@ def uniform(keys: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     random = _mix(keys[:, None] + counter * _INCREMENT)
     numbers = _shift_right(random, 64 - bits).to(dtype) * 2.0**-bits
     return numbers.view(-1, *shape)
+
+
+def stream(keys: Tensor, number: int) -> Tensor:
+    """Keys of a further stream of each sample's, such as those of one query.
+
+    Parameters
+    ----------
+    keys : int64 Tensor of shape (n_samples,)
+    number : int
+
+    Returns
+    -------
+    keys : int64 Tensor of shape (n_samples,)
+    """
+    return _mix(keys ^ _mix(torch.full_like(keys, number)))

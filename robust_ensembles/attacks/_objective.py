@@ -1,12 +1,35 @@
 """What a gradient attack asks of a module: the gradient of its loss, and who is broken."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from ..losses import ensemble_log_proba
 from ._ascent import Climbable
-from ._margins import LOSSES, member_logits
+from ._margins import LOSSES, aggregate, member_logits
 from ._mode import untouched
+
+TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Evaluation(NamedTuple):
+    """What is known of a batch of points.
+
+    Parameters
+    ----------
+    loss : Tensor of shape (n_samples,)
+        To be made large.
+    gradient : Tensor of shape (n_samples, ...)
+        Of the loss, upwards.
+    broken : bool Tensor of shape (n_samples,)
+        Whether the deployed decision is the attacker's.
+    """
+
+    loss: Tensor
+    gradient: Tensor
+    broken: Tensor
 
 
 class Objective(Climbable):
@@ -19,20 +42,67 @@ class Objective(Climbable):
         A key of `LOSSES`.
     targeted : bool
         Whether labels are to be reached (their loss descends) instead of left.
+    aggregation : str or int
+        How the loss combines the members, see `aggregate`. Who is broken is up to the deployed
+        rule, whatever the loss looks at.
     """
 
-    def __init__(self, module: nn.Module, loss: str, *, targeted: bool = False) -> None:
-        self.module, self.targeted = module, targeted
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: str,
+        *,
+        targeted: bool = False,
+        aggregation: str | int = "mean_proba",
+    ) -> None:
+        self.module, self.targeted, self.aggregation = module, targeted, aggregation
         self._loss = LOSSES[loss]
 
     def gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient of each sample's loss, upwards, and whether the sample is broken."""
+        point = self.evaluate(x, y)
+        return point.gradient, point.broken
+
+    def evaluate(self, x: Tensor, y: Tensor) -> Evaluation:
+        """Everything about a point by one forward and one backward pass.
+
+        Parameters
+        ----------
+        x : Tensor of shape (n_samples, ...)
+        y : Tensor of shape (n_samples,)
+
+        Returns
+        -------
+        evaluation : Evaluation
+        """
         x = x.detach().requires_grad_()
         with torch.enable_grad():
             logits = member_logits(self.module, x)
-            loss = self._loss(logits, y).sum()
-            (gradient,) = torch.autograd.grad(-loss if self.targeted else loss, x)
-        return gradient, self._broken(logits.detach(), y)
+            loss = self._value(aggregate(logits, self.aggregation), y)
+            (gradient,) = torch.autograd.grad(loss.sum(), x)
+        return Evaluation(loss.detach(), gradient, self._broken(logits.detach(), y))
+
+    def _value(self, logits: Tensor, y: Tensor) -> Tensor:
+        """What is ascended, (n_samples,)."""
+        loss = self._loss(logits, y)
+        return -loss if self.targeted else loss
+
+    @torch.no_grad()
+    def look(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and whether the sample is broken, without a gradient.
+
+        Parameters
+        ----------
+        x : Tensor of shape (n_samples, ...)
+        y : Tensor of shape (n_samples,)
+
+        Returns
+        -------
+        loss : Tensor of shape (n_samples,)
+        broken : bool Tensor of shape (n_samples,)
+        """
+        logits = member_logits(self.module, x)
+        return self._value(aggregate(logits, self.aggregation), y), self._broken(logits, y)
 
     @torch.no_grad()
     def broken(self, x: Tensor, y: Tensor) -> Tensor:
@@ -42,6 +112,52 @@ class Objective(Climbable):
     def _broken(self, logits: Tensor, y: Tensor) -> Tensor:
         hit = ensemble_log_proba(logits).argmax(dim=1) == y
         return hit if self.targeted else ~hit
+
+
+class TowardsClass(Objective):
+    """A module seen by an untargeted attack that heads for one class after the other.
+
+    Labels are pairs, (n_samples, 2): the label that counts, and the class to move towards.
+
+    Parameters
+    ----------
+    seen : Objective
+        The module, and how the loss combines its members.
+    loss : callable
+        From logits, labels and classes to move towards to values per sample.
+    """
+
+    def __init__(self, seen: Objective, loss: TargetedLoss) -> None:
+        self.module, self.targeted, self.aggregation = seen.module, False, seen.aggregation
+        self._towards = loss
+
+    def _value(self, logits: Tensor, y: Tensor) -> Tensor:
+        return self._towards(logits, *y.unbind(dim=1))
+
+    def _broken(self, logits: Tensor, y: Tensor) -> Tensor:
+        return super()._broken(logits, y[:, 0])
+
+
+def likeliest_wrong_classes(seen: Objective, x: Tensor, y: Tensor, n_classes: int) -> Tensor:
+    """Classes other than the label, the likeliest first.
+
+    Parameters
+    ----------
+    seen : Objective
+    x : Tensor of shape (n_samples, ...)
+    y : Tensor of shape (n_samples,)
+    n_classes : int
+        How many at most.
+
+    Returns
+    -------
+    classes : int64 Tensor of shape (n_samples, at most n_classes)
+    """
+    with torch.no_grad():
+        logits = aggregate(member_logits(seen.module, x), seen.aggregation)
+    log_proba = ensemble_log_proba(logits)
+    order = log_proba.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True)
+    return order[:, : min(n_classes, log_proba.shape[1] - 1)]
 
 
 def device_of(module: nn.Module, default: torch.device) -> torch.device:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from ._mode import untouched
 from ._objective import device_of
 from ._twins import as_torch, check_differentiable
 
@@ -27,11 +28,14 @@ class Target:
     scales_uint8 : bool
         Whether uint8 X means images in [0, 1] (an estimator of this package attacked directly) or
         plain numbers (a Pipeline, whose first step sees 0 to 255).
+    dtype : torch.dtype, default=None
+        What the module takes; None is float32 for float32 X and float64 for all else.
     """
 
     module: nn.Module
     classes: NDArray[Any]
     scales_uint8: bool
+    dtype: torch.dtype | None = None
 
     def tensor(self, X: ArrayLike) -> Tensor:
         """Raw X as a floating point tensor on the module's device."""
@@ -44,7 +48,7 @@ class Target:
         if device.type == "mps":
             array = array.astype(np.float32)
         # a copy: X may be a read-only memory map
-        return torch.tensor(array, device=device)
+        return torch.tensor(array, device=device, dtype=self.dtype)
 
     def encode(self, y: ArrayLike) -> Tensor:
         """Labels as class indices."""
@@ -65,7 +69,8 @@ def resolve_target(estimator: Any, X: ArrayLike, *, gradient: bool = True) -> Ta
 
     Parameters
     ----------
-    estimator : fitted estimator
+    estimator : fitted estimator or nn.Module
+        A bare module returns logits; its classes are 0, 1, ...
     X : array-like of shape (n_samples, ...)
         Its first rows check that the view computes what the estimator does.
     gradient : bool, default=True
@@ -81,11 +86,26 @@ def resolve_target(estimator: Any, X: ArrayLike, *, gradient: bool = True) -> Ta
         If a step has no differentiable twin.
     """
     module = as_torch(estimator)
+    if estimator is module:
+        return _bare(module, X, gradient)
     final = getattr(estimator, "best_estimator_", estimator)
     target = Target(module, np.asarray(estimator.classes_), hasattr(final, "as_module"))
     if gradient:
         check_differentiable(module, estimator, _first_rows(target, X))
     return target
+
+
+def _bare(module: nn.Module, X: Any, gradient: bool) -> Target:
+    """A module that comes without an estimator."""
+    dtype = next((p.dtype for p in module.parameters()), None)
+    target = Target(module, np.empty(0), scales_uint8=True, dtype=dtype)
+    rows = target.tensor(np.asarray(X)[:32])
+    with untouched(module):
+        if gradient:
+            check_differentiable(module, module, rows)
+        with torch.no_grad():
+            n_classes = module(rows).shape[1]
+    return replace(target, classes=np.arange(n_classes))
 
 
 def _first_rows(target: Target, X: Any) -> Any:

@@ -7,7 +7,7 @@ from torch import nn
 
 from robust_ensembles.modules import Ensemble
 
-DUAL = {"linf": 1, "l2": 2}  # order of the norm that is dual to the attack's
+DUAL = {"linf": 1, "l2": 2, "l1": float("inf")}  # order of the norm that is dual to the attack's
 
 
 def random(*shape, seed=0, dtype=torch.float64):
@@ -53,4 +53,4 @@ def labelled(module, n_samples=20, n_features=6, *, seed=5, dtype=torch.float64)
 def perturbation_norm(x_adv, x, norm):
     """Of each sample, in float64."""
     delta = (x_adv.double() - x.double()).flatten(1)
-    return delta.abs().amax(dim=1) if norm == "linf" else delta.norm(dim=1)
+    return delta.norm(p={"linf": float("inf"), "l2": 2, "l1": 1}[norm], dim=1)

@@ -6,7 +6,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import ensemble, labelled, perturbation_norm, random, uniform
 
-from robust_ensembles.attacks import BIM, CW, FGSM, MIM, PGD, UniformNoise
+from robust_ensembles.attacks import (
+    APGD,
+    BIM,
+    CW,
+    FAB,
+    FGSM,
+    MIM,
+    MORA,
+    PGD,
+    CarliniWagnerL2,
+    DeepFool,
+    Square,
+    TargetedAPGD,
+    UniformNoise,
+)
 from robust_ensembles.attacks._balls import NORMS, L2Ball, LinfBall
 
 EPS = st.one_of(
@@ -15,6 +29,7 @@ EPS = st.one_of(
 )
 few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 every_norm = pytest.mark.parametrize("norm", NORMS)
+common_norms = pytest.mark.parametrize("norm", ["linf", "l2"])
 
 
 def pixels(n_samples, n_features, seed):
@@ -27,7 +42,7 @@ def pixels(n_samples, n_features, seed):
 def assert_inside(x_adv, x, eps, norm, box=(0.0, 1.0)):
     assert x_adv.dtype == x.dtype
     # in float64 the norm itself is rounded
-    slack = 1e-14 if x.dtype == torch.float64 and norm == "l2" else 0.0
+    slack = 1e-14 if x.dtype == torch.float64 and norm != "linf" else 0.0
     assert perturbation_norm(x_adv, x, norm).max() <= eps * (1 + slack)
     if box is not None:
         assert x_adv.double().min() >= box[0]
@@ -48,7 +63,7 @@ def test_projection_and_random_point(norm, dtype, eps, seed, boxed):
     assert torch.equal(ball.project(x), x)
 
 
-@every_norm
+@common_norms
 @pytest.mark.parametrize("attack", [FGSM, BIM, MIM, PGD, CW, UniformNoise])
 @few
 @given(eps=EPS, seed=st.integers(0, 1000), stop=st.booleans())
@@ -58,6 +73,70 @@ def test_attacks(attack, norm, eps, seed, stop):
     y = torch.arange(6) % 3
     found = attack(eps=eps, norm=norm, clip_values=(0, 1))(module, x, y, stop_when_broken=stop)
     assert_inside(found, x, eps, norm)
+
+
+@common_norms
+@pytest.mark.parametrize("attack", [APGD, TargetedAPGD, MORA, Square, FAB, DeepFool])
+@settings(few, max_examples=8)
+@given(eps=EPS, seed=st.integers(0, 1000))
+def test_long_attacks(attack, norm, eps, seed):
+    module = ensemble(n_features=12, dtype=torch.float32)
+    x, y = pixels(6, 12, seed), torch.arange(6) % 3
+    count = {"n_queries": 8} if attack is Square else {"n_steps": 8}
+    found = attack(eps=eps, norm=norm, clip_values=(0, 1), **count)(module, x, y)
+    assert_inside(found, x, eps, norm)
+
+
+@settings(few, max_examples=15)
+@given(eps=EPS, seed=st.integers(0, 1000))
+def test_apgd_in_l1(eps, seed):
+    module = ensemble(n_features=12, dtype=torch.float32)
+    x, y = pixels(6, 12, seed), torch.arange(6) % 3
+    found = APGD(eps=eps, norm="l1", clip_values=(0, 1), n_steps=12)(module, x, y)
+    assert_inside(found, x, eps, "l1")
+
+
+@every_norm
+@pytest.mark.parametrize("boxed", [False, True])
+def test_projection_is_the_nearest_point(norm, boxed):
+    """Against random points of ball and box together."""
+    eps = {"linf": 0.2, "l2": 0.7, "l1": 0.9}[norm]
+    x, far = uniform(5, 8, seed=1), uniform(5, 8, seed=1) + random(5, 8, seed=2)
+    ball = NORMS[norm](x, eps, (0, 1) if boxed else None)
+    found = ball.project(far)
+    assert_inside(found, x, eps, norm, (0, 1) if boxed else None)
+    nearest = (found - far).norm(dim=1)
+    assert (perturbation_norm(found, x, norm) > 0.99 * eps).all()
+    for seed in range(400):
+        other = ball.project(found + 0.1 * random(5, 8, seed=10 + seed))
+        assert ((other - far).norm(dim=1) >= nearest - 1e-9).all()
+
+
+def test_l1_projection_by_hand():
+    """Soft thresholding; with a box, what one coordinate cannot take goes to the others."""
+    x = torch.tensor([[0.5, 0.5, 0.5]]).double()
+    far = x + torch.tensor([[1.0, -0.6, 0.1]])
+    free = NORMS["l1"](x, 0.8, None).project(far)
+    torch.testing.assert_close(free - x, torch.tensor([[0.6, -0.2, 0.0]]).double())
+    boxed = NORMS["l1"](x, 0.8, (0.0, 1.0)).project(far)
+    torch.testing.assert_close(boxed - x, torch.tensor([[0.5, -0.3, 0.0]]).double())
+
+
+def test_sparse_steps():
+    ball = NORMS["l1"](torch.zeros(2, 4), 1.0, None)
+    direction = torch.tensor([[3.0, -2.0, 1.0, 0.5], [0.0, 0.0, -1.0, 0.0]])
+    step = ball.sparse(direction, torch.tensor([2.0, 3.0]))
+    expected = torch.tensor([[0.5, -0.5, 0.0, 0.0], [0.0, 0.0, -1.0, 0.0]])
+    assert torch.equal(step, expected)
+
+
+@settings(few, max_examples=8)
+@given(eps=EPS, seed=st.integers(0, 1000))
+def test_carlini_wagner(eps, seed):
+    module = ensemble(n_features=12, dtype=torch.float32)
+    x, y = pixels(6, 12, seed), torch.arange(6) % 3
+    attack = CarliniWagnerL2(eps=eps, clip_values=(0, 1), n_steps=8, n_searches=2, lr=0.1)
+    assert_inside(attack(module, x, y), x, eps, "l2")
 
 
 @pytest.mark.parametrize("levels", [1, 2, 4, 8, 16])
@@ -104,7 +183,10 @@ def test_steepest_step_has_unit_length(norm, scale):
     step = NORMS[norm](torch.zeros(4, 6), 1.0, None).steepest(direction)
     length = perturbation_norm(step, torch.zeros(4, 6), norm)
     torch.testing.assert_close(length, torch.ones_like(length), rtol=1e-4, atol=0)
-    assert torch.equal(step.sign(), direction.sign())
+    assert ((step * direction).sum(dim=1) > 0).all()
+    moved = step != 0
+    assert torch.equal(step.sign()[moved], direction.sign()[moved])
+    assert int(moved.sum()) == (4 if norm == "l1" else 24)
 
 
 @every_norm
@@ -143,7 +225,7 @@ def test_indexing_a_ball(norm):
 
 
 @pytest.mark.parametrize("attack", [FGSM, BIM, MIM, PGD, CW, UniformNoise])
-@every_norm
+@common_norms
 def test_no_room_changes_nothing(attack, norm):
     module = ensemble()
     x, y = labelled(module)

@@ -4,7 +4,25 @@ import pytest
 import torch
 from small_models import ensemble, labelled, uniform
 
-from robust_ensembles.attacks import BIM, CW, FGSM, MIM, PGD, UniformNoise, WorstCase, is_broken
+from robust_ensembles.attacks import (
+    APGD,
+    BIM,
+    CW,
+    FAB,
+    FGSM,
+    MIM,
+    MORA,
+    PGD,
+    CarliniWagnerL2,
+    DeepFool,
+    External,
+    Square,
+    TargetedAPGD,
+    Transfer,
+    UniformNoise,
+    WorstCase,
+    is_broken,
+)
 from robust_ensembles.attacks._balls import NORMS
 
 ATTACKS = {
@@ -18,6 +36,21 @@ ATTACKS = {
     "cw": CW(eps=0.2, n_steps=7),
     "noise": UniformNoise(eps=0.3),
     "worst": WorstCase([FGSM(eps=0.15), PGD(eps=0.2, n_steps=5)]),
+    "apgd": APGD(eps=0.2, n_steps=10, n_restarts=2),
+    "apgd-l2": APGD(eps=0.4, norm="l2", loss="dlr", n_steps=10),
+    "apgd-l1": APGD(eps=0.6, norm="l1", n_steps=30),
+    "apgd-one-member": APGD(eps=0.3, n_steps=10, aggregation=1),
+    "apgd-targeted": TargetedAPGD(eps=0.2, n_steps=10),
+    "mora": MORA(eps=0.2, n_steps=10),
+    "fab": FAB(eps=0.2, n_steps=10, n_restarts=2),
+    "fab-l2": FAB(eps=0.4, norm="l2", n_steps=10),
+    "deepfool": DeepFool(eps=0.2, n_steps=10),
+    "deepfool-l2": DeepFool(eps=0.4, norm="l2", n_steps=10),
+    "carlini-wagner": CarliniWagnerL2(eps=0.4, n_steps=25, n_searches=3, lr=0.05, initial_const=1),
+    "square": Square(eps=0.2, n_queries=40),
+    "square-l2": Square(eps=0.45, norm="l2", n_queries=40),
+    "transfer": Transfer([ensemble(seed=1), ensemble(seed=2)], PGD(eps=0.3, n_steps=5)),
+    "external": External(function=lambda module, x, y: x + 0.3 * x.sin().sign(), eps=0.3),
 }
 
 

@@ -10,6 +10,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from robust_ensembles.attacks import BIM, FGSM, PGD, UniformNoise, WorstCase, resolve_target
 from robust_ensembles.exceptions import NotDifferentiableError
+from robust_ensembles.metrics import robust_accuracy_score
 from robust_ensembles.modules import Ensemble, RawInput
 
 
@@ -200,3 +201,48 @@ def test_gradient_free_attacks_need_no_gradient(data):
         PGD(eps=0.3).generate(pipeline, X, y)
     found = UniformNoise(eps=0.3).generate(pipeline, X, y)
     assert pipeline.score(found, y) < pipeline.score(X, y)
+
+
+class TestBareModules:
+    """A module without an estimator: classes are 0, 1, ..."""
+
+    @pytest.fixture
+    def module(self):
+        generator = torch.Generator().manual_seed(0)
+        layer = torch.nn.Linear(6, 3)
+        with torch.no_grad():
+            layer.weight.copy_(torch.randn(3, 6, generator=generator))
+            layer.bias.zero_()
+        return torch.nn.Sequential(layer, torch.nn.Dropout(0.5)).train()
+
+    def test_attack_and_score(self, module):
+        X = np.random.default_rng(0).random((30, 6))  # float64 for a float32 module
+        x = torch.tensor(X).float()
+        y = module.eval()(x).argmax(dim=1)
+        module.train()
+        found = FGSM(eps=0.2).generate(module, X, y.numpy())
+        torch.testing.assert_close(torch.tensor(found), FGSM(eps=0.2)(module, x, y))
+        score = robust_accuracy_score(module, X, y.numpy(), attack=FGSM(eps=0.2))
+        expected = (module.eval()(torch.tensor(found)).argmax(dim=1) == y).float().mean()
+        assert 0 < score < 1
+        assert score == pytest.approx(float(expected))
+
+    def test_left_alone(self, module):
+        resolve_target(module, np.zeros((2, 6), dtype=np.float32))
+        assert all(m.training for m in module.modules())
+        assert all(p.requires_grad and p.grad is None for p in module.parameters())
+
+    def test_images_of_bytes(self):
+        flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+        X = np.full((3, 1, 2, 2), 255, dtype=np.uint8)
+        target = resolve_target(flat, X)
+        assert float(target.tensor(X).max()) == 1.0
+        assert target.classes.tolist() == [0, 1]
+
+    def test_cut_gradient(self, module):
+        class Cut(torch.nn.Module):
+            def forward(self, x):
+                return module(x.detach())
+
+        with pytest.raises(NotDifferentiableError, match="not connected to X"):
+            PGD().generate(Cut(), np.zeros((2, 6), dtype=np.float32), [0, 1])

@@ -6,7 +6,7 @@ import torch
 from sklearn.base import clone
 from small_models import ensemble, labelled
 
-from robust_ensembles.attacks import BIM, CW, FGSM, MIM, PGD, UniformNoise, WorstCase
+from robust_ensembles.attacks import BIM, CW, FGSM, MIM, PGD, AutoAttack, UniformNoise, WorstCase
 
 NAN = float("nan")
 
@@ -25,6 +25,8 @@ def problem():
         (PGD(eps=float("inf")), "eps .* got inf"),
         (PGD(eps="8/255"), "eps .* got '8/255'"),
         (PGD(norm="l_inf"), "norm must be one of .* Did you mean 'linf'"),
+        (PGD(norm="l1"), "norm must be one of"),
+        (AutoAttack(norm="l1"), "FAB: norm must be one of"),
         (PGD(norm="L2"), "got 'L2'. Did you mean 'l2'"),
         (PGD(loss="crossentropy"), "Did you mean 'cross_entropy'"),
         (PGD(n_steps=0), "PGD: n_steps must be at least 1; got 0"),

@@ -1,5 +1,6 @@
 """Over-confident ensembles: losses that round to zero make them look robust."""
 
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -127,6 +128,16 @@ def test_margins_see_the_runner_up(as_log_proba):
     assert torch.autograd.grad(inert.sum(), leaf)[0].abs().max() == 0
 
 
+def dlr_in_numpy(z, y):
+    """Sample by sample, as in the paper, here to be made large."""
+    values = []
+    for row, label in zip(z, y, strict=True):
+        ordered = np.sort(row)[::-1]
+        wrong = max(np.delete(row, label))
+        values.append((wrong - row[label]) / (ordered[0] - ordered[2]))
+    return torch.tensor(values)
+
+
 def test_losses_against_probabilities():
     logits, y = random(3, 7, 4), torch.arange(7) % 4
     p = logits.softmax(dim=-1)
@@ -137,10 +148,14 @@ def test_losses_against_probabilities():
         "cw_margin": (others.amax(dim=1) / own).log(),
         "cross_entropy": -own.log(),
         "member_cross_entropy": -p[:, torch.arange(7), y].log().mean(dim=0),
+        "member_margin": (1 / p[:, torch.arange(7), y] - 1).log().mean(dim=0),
+        "dlr": dlr_in_numpy(p.mean(dim=0).log().numpy(), y.numpy()),
+        "released_cw": -(own.log() + 0.1).clamp_min(0),
+        "double_softmax": -p.mean(dim=0).softmax(dim=1).softmax(dim=1)[torch.arange(7), y].log(),
     }
     assert set(expected) == set(LOSSES)
     for loss, values in expected.items():
-        torch.testing.assert_close(LOSSES[loss](logits, y), values, rtol=0, atol=1e-12)
+        torch.testing.assert_close(LOSSES[loss](logits, y), values, rtol=0, atol=1e-10)
     softplus = torch.nn.functional.softplus(LOSSES["margin"](logits, y))
     torch.testing.assert_close(softplus, LOSSES["cross_entropy"](logits, y), rtol=0, atol=1e-12)
 
@@ -150,3 +165,15 @@ def test_cw_is_pgd_on_the_cw_margin():
     x, y = labelled(module)
     expected = PGD(eps=0.1, loss="cw_margin")(module, x, y)
     assert torch.equal(CW(eps=0.1)(module, x, y), expected)
+
+
+def test_released_losses_that_mislead():
+    """For reproducing published numbers: NCEn's floors at 2.17, the CW loss stops at 0.905."""
+    sure = torch.tensor([[[200.0] + 9 * [0.0]]], dtype=torch.float64)
+    y = torch.tensor([0])
+    assert float(LOSSES["double_softmax"](sure, y)) == pytest.approx(2.17, abs=0.01)
+    for probability, inert in ((0.90, True), (0.91, False)):
+        p = torch.tensor([[[probability, 1 - probability]]], dtype=torch.float64)
+        leaf = p.log().requires_grad_()
+        (gradient,) = torch.autograd.grad(LOSSES["released_cw"](leaf, y).sum(), leaf)
+        assert bool(gradient.abs().max() == 0) == inert

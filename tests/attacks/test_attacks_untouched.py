@@ -6,7 +6,25 @@ import torch
 from small_models import uniform
 from torch import nn
 
-from robust_ensembles.attacks import FGSM, MIM, PGD, UniformNoise, WorstCase, is_broken
+from robust_ensembles.attacks import (
+    APGD,
+    FAB,
+    FGSM,
+    MIM,
+    MORA,
+    PGD,
+    AutoAttack,
+    CarliniWagnerL2,
+    DeepFool,
+    EnsembleAutoAttack,
+    External,
+    Square,
+    TargetedAPGD,
+    Transfer,
+    UniformNoise,
+    WorstCase,
+    is_broken,
+)
 from robust_ensembles.attacks._mode import untouched
 from robust_ensembles.modules import Ensemble
 
@@ -18,6 +36,17 @@ ATTACKS = {
     "noise": UniformNoise(),
     "unseeded": PGD(random_state=None),
     "worst": WorstCase([FGSM(), PGD()]),
+    "apgd": APGD(n_steps=5, random_state=None),
+    "apgd-targeted": TargetedAPGD(n_steps=5),
+    "mora": MORA(n_steps=5),
+    "fab": FAB(n_steps=5),
+    "deepfool": DeepFool(n_steps=5),
+    "carlini-wagner": CarliniWagnerL2(n_steps=5, n_searches=2),
+    "square": Square(n_queries=5, norm="l2"),
+    "autoattack": AutoAttack(n_queries=2),
+    "ensemble-autoattack": EnsembleAutoAttack(n_queries=2),
+    "transfer": Transfer(nn.Linear(5, 3), PGD(n_steps=3)),
+    "external": External(function=lambda module, x, y: x + module(x).sum() * 0, eps=0.1),
     "is_broken": is_broken,
 }
 

@@ -76,14 +76,23 @@ def test_mim_default_decay_is_one_and_zero_is_bim(problem):
     assert not torch.equal(results[0], results[4])
 
 
+def project_by_bisection(x, delta, eps):
+    """The nearest point of ball and unit box: delta shrunk until it fits, once clipped."""
+    low, high = torch.zeros(len(x), 1).double(), torch.ones(len(x), 1).double()
+    for _ in range(60):
+        middle = (low + high) / 2
+        fits = ((x + middle * delta).clamp(0, 1) - x).norm(dim=1, keepdim=True) <= eps
+        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
+    return (x + low * delta).clamp(0, 1)
+
+
 def test_pgd_l2(problem):
     module, x, y = problem
     walk = x
     for _ in range(8):
         gradient = loss_gradient(module, walk, y)
         delta = walk + 0.1 * gradient / gradient.norm(dim=1, keepdim=True) - x
-        delta = delta * (0.25 / delta.norm(dim=1, keepdim=True)).clamp_max(1)
-        walk = (x + delta).clamp(0, 1)
+        walk = project_by_bisection(x, delta, 0.25)
     attack = PGD(eps=0.25, norm="l2", step_size=0.1, n_steps=8, random_start=False)
     attack.set_params(loss="cross_entropy", clip_values=(0, 1))
     found = attack(module, x, y, stop_when_broken=False)

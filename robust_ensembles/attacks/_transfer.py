@@ -1,0 +1,159 @@
+"""Black box: adversarial examples made on surrogates, tried on the target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._base import Attack, BoundedAttack
+from ._gradient import PGD
+from ._objective import device_of, is_broken
+from ._twins import as_torch
+
+
+@dataclass(repr=False, eq=False)
+class Transfer(Attack):
+    """Examples made on surrogates without looking at the target; the worst for each sample.
+
+    The attacks take all their steps on a surrogate. A sample is broken if any example from any
+    surrogate and any attack breaks it on the target, which need not be differentiable.
+
+    Parameters
+    ----------
+    surrogate : fitted estimator, nn.Module, or sequence of these
+        Trained on the same classes, on raw X of the same kind. A surrogate that shares all its
+        weights with the target, or the target with it, is refused: that is a white-box attack.
+    attack : BoundedAttack or sequence of BoundedAttack, default=None
+        For instance the same attack with several losses and seeds. None is ``PGD()``.
+
+    Examples
+    --------
+    >>> from robust_ensembles import VanillaEnsembleClassifier
+    >>> from robust_ensembles.attacks import PGD, Transfer
+    >>> from robust_ensembles.datasets import load_digits_images
+    >>> from robust_ensembles.metrics import robust_accuracy_score
+    >>> X, y = load_digits_images()
+    >>> target, surrogate = (
+    ...     VanillaEnsembleClassifier(random_state=seed).fit(X[:1000], y[:1000]) for seed in (0, 1)
+    ... )
+    >>> black_box = Transfer(surrogate, PGD(eps=0.1))
+    >>> accuracy = robust_accuracy_score(target, X[1000:], y[1000:], attack=black_box)
+    """
+
+    surrogate: Any
+    attack: BoundedAttack | Sequence[BoundedAttack] | None = None
+
+    @property
+    def gradient_free(self) -> bool:
+        """True: of the target, only decisions are looked at."""
+        return True
+
+    @property
+    def targeted(self) -> bool:  # type: ignore[override]
+        """Whether the attacks are targeted."""
+        return any(attack.targeted for attack in self.attacks())
+
+    def attacks(self) -> list[BoundedAttack]:
+        """The attacks on each surrogate."""
+        if self.attack is None:
+            return [PGD()]
+        return [self.attack] if isinstance(self.attack, Attack) else list(self.attack)
+
+    def surrogates(self) -> list[nn.Module]:
+        """The surrogates, as modules."""
+        given = self.surrogate
+        several = list(given) if isinstance(given, Sequence) else [given]
+        return [as_torch(one) for one in several]
+
+    def examples(self, X: Tensor, y: Tensor) -> list[Tensor]:
+        """One set of adversarial examples for each surrogate and attack.
+
+        Parameters
+        ----------
+        X : Tensor of shape (n_samples, ...)
+        y : Tensor of shape (n_samples,)
+
+        Returns
+        -------
+        sets : list of Tensor of the shape of X
+        """
+        self._validate()
+        return [self._made(m, a, X, y) for m in self.surrogates() for a in self.attacks()]
+
+    def __call__(
+        self, module: nn.Module, X: Tensor, y: Tensor, *, stop_when_broken: bool = True
+    ) -> Tensor:
+        """Adversarial examples for a torch module; see `Attack`."""
+        self._validate()
+        if not stop_when_broken:
+            raise ValueError("Transfer needs stop_when_broken=True: it looks at every decision")
+        surrogates = self.surrogates()
+        for surrogate in surrogates:
+            refuse_target(surrogate, module)
+        result = X.detach().clone()
+        active = torch.arange(len(X), device=X.device)
+        active = active[~is_broken(module, X, y, targeted=self.targeted)]
+        for surrogate in surrogates:
+            for attack in self.attacks():
+                if not len(active):
+                    return result
+                result[active] = self._made(surrogate, attack, X[active], y[active])
+                broken = is_broken(module, result[active], y[active], targeted=self.targeted)
+                active = active[~broken]
+        return result
+
+    def _made(self, surrogate: nn.Module, attack: BoundedAttack, X: Tensor, y: Tensor) -> Tensor:
+        device = device_of(surrogate, X.device)
+        made = attack(surrogate, X.to(device), y.to(device), stop_when_broken=False)
+        return made.to(X.device)
+
+    def _validate(self) -> None:
+        attacks = self.attacks()
+        if not attacks or (isinstance(self.surrogate, Sequence) and not self.surrogate):
+            raise ValueError("Transfer needs a surrogate and an attack at least")
+        for attack in attacks:
+            if not isinstance(attack, BoundedAttack):
+                raise TypeError(
+                    f"Transfer: {attack!r} cannot be run to its last step on a surrogate; take "
+                    "attacks such as PGD(eps=0.1), and several of them as a list"
+                )
+            attack._validate()
+        if len({attack.targeted for attack in attacks}) > 1:
+            raise ValueError("Transfer: attacks must be all targeted or all untargeted")
+
+
+def refuse_target(surrogate: nn.Module, target: nn.Module) -> None:
+    """Raise if a surrogate is the target, or if all the weights of one are in the other.
+
+    Parameters
+    ----------
+    surrogate, target : nn.Module
+
+    Raises
+    ------
+    ValueError
+    """
+    mine, theirs = list(surrogate.parameters()), list(target.parameters())
+    same = surrogate is target
+    if mine and theirs:
+        same |= _all_in(mine, theirs) or _all_in(theirs, mine)
+    if same:
+        raise ValueError(
+            "the surrogate is the target itself, or one is part of the other: that is a "
+            "white-box attack. Train the surrogate separately, with another random_state"
+        )
+
+
+def _all_in(some: list[nn.Parameter], others: list[nn.Parameter]) -> bool:
+    """Whether each of some tensors equals one of the others."""
+    return all(
+        any(
+            a is b or (a.shape == b.shape and torch.equal(a.detach().cpu(), b.detach().cpu()))
+            for b in others
+        )
+        for a in some
+    )
