@@ -2,11 +2,9 @@
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
-from torch import nn
+from oracle_models import EPS, PROBLEMS, accuracy, build, digits
 
 from robust_ensembles.attacks import CW, PGD, WorstCase, is_broken
-from robust_ensembles.modules import Ensemble
 
 pytestmark = [
     pytest.mark.oracle,
@@ -15,71 +13,18 @@ pytestmark = [
 ]
 
 N_STEPS, RELATIVE_STEP = 40, 1 / 10
-# eps that leaves each model between 20% and 80%
-EPS = {
-    "plain": {"Linf": 0.09, "L2": 0.5},
-    "adversarial": {"Linf": 0.17, "L2": 0.7},
-    "confident": {"Linf": 0.09, "L2": 0.5},
-}
-PROBLEMS = [(name, norm) for name, by_norm in EPS.items() for norm in by_norm]
 every_problem = pytest.mark.parametrize(("name", "norm"), PROBLEMS)
 
 
-class Scaled(nn.Module):
-    """Makes a network sure of itself."""
-
-    def __init__(self, network, factor):
-        super().__init__()
-        self.network, self.factor = network, factor
-
-    def forward(self, x):
-        return self.factor * self.network(x)
-
-
-def network(seed):
-    layers = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in layers.parameters():
-            parameter.copy_(0.12 * torch.randn(parameter.shape, generator=generator))
-    return layers
-
-
-def train(ensemble, x, y, attack=None):
-    """Full-batch Adam for a moment."""
-    optimizer = torch.optim.Adam(ensemble.parameters(), lr=0.01)
-    for step in range(100):
-        inputs = x if attack is None else attack.craft(ensemble, x, y, box=(0, 1), seed=step)
-        optimizer.zero_grad()
-        sum(nn.functional.cross_entropy(z, y) for z in ensemble.member_logits(inputs)).backward()
-        optimizer.step()
-    return ensemble.eval()
+@pytest.fixture(scope="module")
+def test_part():
+    x, y = digits()
+    return x[-300:], y[-300:]
 
 
 @pytest.fixture(scope="module")
-def digits():
-    x, y = load_digits(return_X_y=True)
-    return torch.tensor(x / 16, dtype=torch.float32), torch.tensor(y)
-
-
-@pytest.fixture(scope="module")
-def test_part(digits):
-    return digits[0][-300:], digits[1][-300:]
-
-
-@pytest.fixture(scope="module")
-def models(digits):
-    x, y = (part[:1000] for part in digits)
-    plain = train(Ensemble([network(seed) for seed in range(3)]), x, y)
-    hardened = train(
-        Ensemble([network(seed) for seed in range(3, 6)]), x, y, PGD(eps=0.15, n_steps=5)
-    )
-    confident = Ensemble([Scaled(member, 30.0) for member in plain]).eval()
-    return {"plain": plain, "adversarial": hardened, "confident": confident}
-
-
-def accuracy(module, x_adv, y):
-    return float((~is_broken(module, x_adv, y)).float().mean())
+def models():
+    return build()
 
 
 def ours(module, norm, eps, x, y, *, random_start=False, attack=PGD, n_restarts=1):
