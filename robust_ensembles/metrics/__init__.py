@@ -3,7 +3,13 @@
 from ..attacks import as_torch
 from ._names import attack_from_name
 from ._robust import robust_accuracy_score, robust_mask
-from ._scorers import RobustScorer, get_robust_scorer, make_robust_scorer, robust_scoring
+from ._scorers import (
+    RobustScorer,
+    get_robust_scorer,
+    make_robust_scorer,
+    make_transfer_scorer,
+    robust_scoring,
+)
 
 __all__ = [
     "RobustScorer",
@@ -11,6 +17,7 @@ __all__ = [
     "attack_from_name",
     "get_robust_scorer",
     "make_robust_scorer",
+    "make_transfer_scorer",
     "robust_accuracy_score",
     "robust_mask",
     "robust_scoring",

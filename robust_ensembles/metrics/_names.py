@@ -6,18 +6,49 @@ import re
 from typing import Any
 
 from .._validation import one_of
-from ..attacks import BIM, CW, FGSM, MIM, PGD, Attack, BoundedAttack, UniformNoise
+from ..attacks import (
+    APGD,
+    BIM,
+    CW,
+    FAB,
+    FGSM,
+    MIM,
+    MORA,
+    PGD,
+    Attack,
+    AutoAttack,
+    BoundedAttack,
+    DeepFool,
+    EnsembleAutoAttack,
+    Square,
+    TargetedAPGD,
+    Transfer,
+    UniformNoise,
+)
 
-_ATTACKS: dict[str, type[BoundedAttack]] = {
+_ATTACKS: dict[str, type[Attack]] = {
     "fgsm": FGSM,
     "bim": BIM,
     "mim": MIM,
     "pgd": PGD,
     "cw": CW,
+    "apgd": APGD,
+    "apgdt": TargetedAPGD,
+    "fab": FAB,
+    "deepfool": DeepFool,
+    "square": Square,
+    "mora": MORA,
+    "autoattack": AutoAttack,
+    "ensembleautoattack": EnsembleAutoAttack,
     "noise": UniformNoise,
 }
+_STEPPED = ("bim", "mim", "pgd", "cw", "apgd", "apgdt", "fab", "deepfool", "mora")
 # which parameter the number behind an attack's name sets
-_COUNT = {"bim": "n_steps", "mim": "n_steps", "pgd": "n_steps", "cw": "n_steps", "noise": "n_draws"}
+_COUNT = {
+    **dict.fromkeys(_STEPPED, "n_steps"),
+    **dict.fromkeys(("square", "autoattack", "ensembleautoattack"), "n_queries"),
+    "noise": "n_draws",
+}
 
 _PATTERN = re.compile(
     r"(?P<attack>[a-z]+)(?P<count>\d+)?(?:_(?P<norm>[a-z]+\d?))?"
@@ -25,14 +56,18 @@ _PATTERN = re.compile(
 )
 
 
-def attack_from_name(name: str, **defaults: Any) -> Attack:
+def attack_from_name(name: str, *, surrogate: Any = None, **defaults: Any) -> Attack:
     """Attack that a name stands for.
 
     Parameters
     ----------
     name : str
         Attack, number of steps, norm and eps: ``"fgsm"``, ``"pgd20"``, ``"cw40_l2_0.5"``,
-        ``"mim10_linf_8_255"``. All but the attack may be left out.
+        ``"autoattack_linf_8_255"``. All but the attack may be left out; the number of the
+        attacks that search without gradients is that of queries. ``"transfer"``, or
+        ``"transfer_"`` before another name, makes the examples on the surrogate.
+    surrogate : fitted estimator, nn.Module, or sequence of these, default=None
+        For ``"transfer"``.
     **defaults
         Parameters that the name does not give: `eps`, `norm`, `clip_values` and so on. None
         leaves the attack's own default.
@@ -44,8 +79,11 @@ def attack_from_name(name: str, **defaults: Any) -> Attack:
     Raises
     ------
     ValueError
-        For a name that is not understood, with the nearest attack.
+        For a name that is not understood, with the nearest attack, or a transfer without
+        surrogate.
     """
+    if name == "transfer" or name.startswith("transfer_"):
+        return _transfer(name, surrogate, defaults)
     match = _PATTERN.fullmatch(name)
     if match is None:
         raise ValueError(
@@ -65,3 +103,21 @@ def attack_from_name(name: str, **defaults: Any) -> Attack:
     attack = _ATTACKS[match["attack"]](**params)
     attack._validate()
     return attack
+
+
+def _transfer(name: str, surrogate: Any, defaults: dict[str, Any]) -> Attack:
+    """The black-box attack that a name stands for."""
+    if surrogate is None:
+        raise ValueError(
+            f"{name!r} needs a surrogate to make the examples on: "
+            "robust_scoring('transfer', surrogate=another_fitted_estimator)"
+        )
+    made = attack_from_name(name.removeprefix("transfer").removeprefix("_") or "pgd", **defaults)
+    if not isinstance(made, BoundedAttack):
+        raise ValueError(
+            f"{name!r}: {type(made).__name__} only looks for the first success on a surrogate; "
+            "take a single attack, such as 'transfer_pgd20' or 'transfer_mim10'"
+        )
+    black_box = Transfer(surrogate, made)
+    black_box._validate()
+    return black_box

@@ -91,6 +91,7 @@ def robust_accuracy_score(
     y: ArrayLike,
     *,
     attack: Attack,
+    conditional: bool = False,
     sample_weight: ArrayLike | None = None,
 ) -> float:
     """Accuracy under attack, an upper bound of the true robust accuracy.
@@ -105,13 +106,16 @@ def robust_accuracy_score(
         True labels.
     attack : Attack
         Untargeted.
+    conditional : bool, default=False
+        Whether the samples that are wrong without any attack are left out, as some papers do;
+        numbers of models that differ in clean accuracy cannot be compared then.
     sample_weight : array-like of shape (n_samples,), default=None
 
     Returns
     -------
     accuracy : float
-        Fraction of all samples (misclassified ones count as broken) that are correct both before
-        and after the attack.
+        Fraction of all samples (misclassified ones count as broken), or of those that are correct
+        without attack, that are correct both before and after it.
 
     Examples
     --------
@@ -128,12 +132,35 @@ def robust_accuracy_score(
     >>> weak > strong
     True
     """
-    return weighted_fraction(robust_mask(estimator, X, y, attack=attack), sample_weight)
+    robust = robust_mask(estimator, X, y, attack=attack)
+    clean = correct_mask(estimator, X, y) if conditional else None
+    return weighted_fraction(robust, sample_weight, among=clean)
 
 
-def weighted_fraction(mask: NDArray[np.bool_], sample_weight: ArrayLike | None) -> float:
-    """Fraction of the samples, or of their weight, that a mask selects."""
-    if sample_weight is None:
-        return float(mask.mean())
-    weight = _check_sample_weight(sample_weight, mask)
+def weighted_fraction(
+    mask: NDArray[np.bool_],
+    sample_weight: ArrayLike | None,
+    *,
+    among: NDArray[np.bool_] | None = None,
+) -> float:
+    """Fraction of the samples (or of their weight) that a mask selects.
+
+    Parameters
+    ----------
+    mask : bool ndarray of shape (n_samples,)
+    sample_weight : array-like of shape (n_samples,) or None
+    among : bool ndarray of shape (n_samples,), default=None
+        The samples that count; None is all. The fraction of nothing is 0.
+
+    Returns
+    -------
+    fraction : float
+    """
+    weight = np.ones(len(mask))
+    if sample_weight is not None:
+        weight = np.asarray(_check_sample_weight(sample_weight, mask))
+    if among is not None:
+        weight = weight * among
+        if not weight.any():
+            return 0.0
     return float(np.average(mask.astype(np.float64), weights=weight))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.metadata_routing import MetadataRequest, get_routing_for_object
 
-from ..attacks import Attack
+from ..attacks import Attack, BoundedAttack, Transfer
 from ._names import attack_from_name
 from ._robust import check_untargeted, weighted_fraction
 from ._shared import SharedMasks
@@ -27,14 +28,21 @@ class RobustScorer:
         What skorch's `EpochScoring` calls the column.
     shared : SharedMasks, default=None
         Where the scorers of one dict keep what they have computed.
+    conditional : bool, default=False
+        Whether only the samples count that are correct without attack.
     """
 
     _sign: ClassVar[int] = 1
 
     def __init__(
-        self, attacks: tuple[Attack, ...], name: str, shared: SharedMasks | None = None
+        self,
+        attacks: tuple[Attack, ...],
+        name: str,
+        shared: SharedMasks | None = None,
+        *,
+        conditional: bool = False,
     ) -> None:
-        self.attacks = attacks
+        self.attacks, self.conditional = attacks, conditional
         self.__name__ = name
         self._shared = shared or SharedMasks()
         self._metadata_request = MetadataRequest(owner=self)
@@ -56,7 +64,8 @@ class RobustScorer:
         -------
         accuracy : float
         """
-        return weighted_fraction(self.robust_mask(estimator, X, y), sample_weight)
+        clean = self._shared.mask(estimator, X, y, ()) if self.conditional else None
+        return weighted_fraction(self.robust_mask(estimator, X, y), sample_weight, among=clean)
 
     def robust_mask(self, estimator: Any, X: ArrayLike, y: ArrayLike) -> NDArray[np.bool_]:
         """Which samples stay correct.
@@ -100,10 +109,13 @@ class RobustScorer:
         return True
 
     def __repr__(self) -> str:
-        return f"RobustScorer({list(self.attacks)!r}, name={self.__name__!r})"
+        conditional = ", conditional=True" if self.conditional else ""
+        return f"RobustScorer({list(self.attacks)!r}, name={self.__name__!r}{conditional})"
 
 
-def make_robust_scorer(attack: Attack, *, name: str | None = None) -> RobustScorer:
+def make_robust_scorer(
+    attack: Attack, *, name: str | None = None, conditional: bool = False
+) -> RobustScorer:
     """Scorer for one attack.
 
     Parameters
@@ -112,6 +124,8 @@ def make_robust_scorer(attack: Attack, *, name: str | None = None) -> RobustScor
         Untargeted.
     name : str, default=None
         None is the attack's class in lower case.
+    conditional : bool, default=False
+        Whether only the samples count that are correct without attack.
 
     Returns
     -------
@@ -135,7 +149,34 @@ def make_robust_scorer(attack: Attack, *, name: str | None = None) -> RobustScor
             "get_robust_scorer"
         )
     check_untargeted(attack)
-    return RobustScorer((attack,), name or type(attack).__name__.lower())
+    label = name or type(attack).__name__.lower()
+    return RobustScorer((attack,), label, conditional=conditional)
+
+
+def make_transfer_scorer(
+    surrogate: Any,
+    attack: BoundedAttack | Sequence[BoundedAttack] | None = None,
+    *,
+    name: str = "transfer",
+    conditional: bool = False,
+) -> RobustScorer:
+    """Scorer for a black-box attack: examples made on a surrogate, the worst for each sample.
+
+    Parameters
+    ----------
+    surrogate : fitted estimator, nn.Module, or sequence of these
+        See `Transfer`. It must not be what is scored.
+    attack : BoundedAttack or sequence of BoundedAttack, default=None
+        None is ``PGD()``.
+    name : str, default="transfer"
+    conditional : bool, default=False
+        Whether only the samples count that are correct without attack.
+
+    Returns
+    -------
+    scorer : RobustScorer
+    """
+    return make_robust_scorer(Transfer(surrogate, attack), name=name, conditional=conditional)
 
 
 def get_robust_scorer(name: str) -> RobustScorer:
@@ -145,7 +186,8 @@ def get_robust_scorer(name: str) -> RobustScorer:
     ----------
     name : str
         ``"clean"``, or an attack with its number of steps, norm and eps, such as ``"fgsm"``,
-        ``"pgd20_linf_8_255"`` or ``"cw40_l2_0.5"``; what is left out is the attack's default.
+        ``"autoattack_linf_8_255"``, ``"mora"`` or ``"cw40_l2_0.5"``; what is left out is the
+        attack's default.
 
     Returns
     -------
@@ -167,6 +209,8 @@ def robust_scoring(
     eps: float | None = None,
     norm: str | None = None,
     clip_values: tuple[float, float] | None = None,
+    surrogate: Any = None,
+    conditional: bool = False,
 ) -> dict[str, RobustScorer]:
     """Scorers for `GridSearchCV` and `cross_validate`: clean, each attack, and their worst.
 
@@ -176,6 +220,10 @@ def robust_scoring(
         Names as in `get_robust_scorer`, or attacks. At least one.
     eps, norm, clip_values
         For the names that do not say. Attacks given as objects keep their own.
+    surrogate : fitted estimator, nn.Module, or sequence of these, default=None
+        What the attacks named ``"transfer"`` make their examples on.
+    conditional : bool, default=False
+        Whether only the samples count that are correct without attack (not for ``"clean"``).
 
     Returns
     -------
@@ -194,18 +242,28 @@ def robust_scoring(
     named: dict[str, Attack] = {}
     for attack in attacks:
         if isinstance(attack, str):
-            key = attack
-            made = attack_from_name(attack, eps=eps, norm=norm, clip_values=clip_values)
-        else:
-            key = make_robust_scorer(attack).__name__
-            made = attack
-        if key in named or key in {"clean", "worst"}:
-            key = next(
-                f"{key}_{i}" for i in range(2, len(attacks) + 2) if f"{key}_{i}" not in named
+            key, made = (
+                attack,
+                attack_from_name(
+                    attack, eps=eps, norm=norm, clip_values=clip_values, surrogate=surrogate
+                ),
             )
-        named[key] = made
+        else:
+            key, made = make_robust_scorer(attack).__name__, attack
+        named[_new_key(key, named)] = made
     shared = SharedMasks()
     scoring = {"clean": RobustScorer((), "clean", shared)}
-    scoring |= {key: RobustScorer((made,), key, shared) for key, made in named.items()}
-    scoring["worst"] = RobustScorer(tuple(named.values()), "worst", shared)
+    for key, each in {
+        **{k: (v,) for k, v in named.items()},
+        "worst": tuple(named.values()),
+    }.items():
+        scoring[key] = RobustScorer(each, key, shared, conditional=conditional)
     return scoring
+
+
+def _new_key(key: str, taken: Iterable[str]) -> str:
+    """The key itself, or with the first number that makes it new."""
+    taken = {"clean", "worst", *taken}
+    if key not in taken:
+        return key
+    return next(f"{key}_{i}" for i in range(2, len(taken) + 2) if f"{key}_{i}" not in taken)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 import weakref
 from collections import OrderedDict
@@ -28,6 +29,7 @@ class SharedMasks:
 
     def __init__(self) -> None:
         self._passes: OrderedDict[str, tuple[weakref.ref[Any], dict[str, Mask]]] = OrderedDict()
+        self._kept: dict[int, Attack] = {}
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -58,11 +60,20 @@ class SharedMasks:
             return known["clean"].copy()
         result = np.ones(len(np.asarray(y)), dtype=bool)
         for attack in attacks:
-            key = joblib.hash((type(attack).__qualname__, attack))
+            key = self._key(attack)
             if key not in known:
                 known[key] = robust_mask(estimator, X, y, attack=attack)
             result &= known[key]
         return result
+
+    def _key(self, attack: Attack) -> str:
+        """What an attack computes, or, where that cannot be hashed, the object that it is."""
+        try:
+            return str(joblib.hash((type(attack).__qualname__, attack)))
+        except (pickle.PicklingError, AttributeError, TypeError):
+            # an External attack with a local function, say; kept, so that its id stays its own
+            self._kept[id(attack)] = attack
+            return f"{id(attack)} {attack!r}"
 
     def _known(self, estimator: Any, X: ArrayLike, y: ArrayLike) -> dict[str, Mask]:
         """The masks of this pass so far."""

@@ -3,8 +3,25 @@
 import pickle
 
 import pytest
+from torch import nn
 
-from robust_ensembles.attacks import BIM, CW, FGSM, MIM, PGD, UniformNoise
+from robust_ensembles.attacks import (
+    APGD,
+    BIM,
+    CW,
+    FAB,
+    FGSM,
+    MIM,
+    MORA,
+    PGD,
+    AutoAttack,
+    DeepFool,
+    EnsembleAutoAttack,
+    Square,
+    TargetedAPGD,
+    Transfer,
+    UniformNoise,
+)
 from robust_ensembles.metrics import (
     attack_from_name,
     get_robust_scorer,
@@ -29,6 +46,15 @@ from robust_ensembles.metrics import (
         ("pgd_l2", PGD, {"norm": "l2"}),
         ("pgd_l2_1", PGD, {"norm": "l2", "eps": 1.0}),
         ("noise5", UniformNoise, {"n_draws": 5}),
+        ("apgd50_l2", APGD, {"n_steps": 50, "norm": "l2"}),
+        ("apgdt", TargetedAPGD, {}),
+        ("fab20", FAB, {"n_steps": 20}),
+        ("deepfool", DeepFool, {}),
+        ("square500_0.1", Square, {"n_queries": 500, "eps": 0.1}),
+        ("mora", MORA, {}),
+        ("autoattack_linf_8_255", AutoAttack, {"norm": "linf", "eps": 8 / 255}),
+        ("autoattack100", AutoAttack, {"n_queries": 100}),
+        ("ensembleautoattack_l2_1", EnsembleAutoAttack, {"norm": "l2", "eps": 1.0}),
     ],
 )
 def test_names(name, cls, params):
@@ -64,6 +90,36 @@ def test_bad_names(name, match):
     for parse in (attack_from_name, get_robust_scorer, robust_scoring):
         with pytest.raises(ValueError, match=match):
             parse(name)
+
+
+def test_transfer():
+    surrogate = nn.Linear(3, 2)
+    plain = attack_from_name("transfer", surrogate=surrogate, eps=0.2)
+    assert isinstance(plain, Transfer)
+    assert (type(plain.attack), plain.attack.eps) == (PGD, 0.2)
+    named = attack_from_name("transfer_mim7_linf_0.1", surrogate=[surrogate], eps=0.2)
+    assert (type(named.attack), named.attack.n_steps, named.attack.eps) == (MIM, 7, 0.1)
+    scoring = robust_scoring("pgd", "transfer", "transfer_bim", eps=0.1, surrogate=surrogate)
+    assert list(scoring) == ["clean", "pgd", "transfer", "transfer_bim", "worst"]
+    assert scoring["transfer"].attacks[0].surrogate is surrogate
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("transfer_autoattack", "only looks for the first success"),
+        ("transfer_pdg", "Did you mean 'pgd'"),
+        ("transferpgd", "Did you mean"),
+    ],
+)
+def test_bad_transfers(name, match):
+    with pytest.raises(ValueError, match=match):
+        robust_scoring(name, surrogate=nn.Linear(3, 2))
+
+
+def test_transfer_needs_a_surrogate():
+    with pytest.raises(ValueError, match=r"'transfer' needs a surrogate.*surrogate="):
+        robust_scoring("pgd", "transfer")
 
 
 def test_scoring_keys():

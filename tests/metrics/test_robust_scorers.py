@@ -12,10 +12,11 @@ from skorch.callbacks import EpochScoring
 from skorch.dataset import ValidSplit
 
 from robust_ensembles import VanillaEnsembleClassifier
-from robust_ensembles.attacks import BIM, FGSM, PGD, UniformNoise, WorstCase
+from robust_ensembles.attacks import BIM, FGSM, PGD, External, Transfer, UniformNoise, WorstCase
 from robust_ensembles.metrics import (
     get_robust_scorer,
     make_robust_scorer,
+    make_transfer_scorer,
     robust_accuracy_score,
     robust_mask,
     robust_scoring,
@@ -250,3 +251,55 @@ def test_epoch_scoring_is_not_fooled_by_a_cache(digit_rows):
 def same_weights(first, second):
     a, b = first.module_.state_dict(), second.module_.state_dict()
     return all((a[name] == b[name]).all() for name in a)
+
+
+def test_conditional_on_what_is_correct(digit_rows, fitted):
+    _, X, _, y = digit_rows
+    y = np.where(np.arange(100) % 4 == 0, (y + 1) % 10, y)  # a quarter is wrong from the start
+    attack = FGSM(eps=EPS)
+    robust, clean = robust_mask(fitted, X, y, attack=attack), fitted.predict(X) == y
+    expected = robust.sum() / clean.sum()
+    assert robust.mean() < expected < 1
+    found = robust_accuracy_score(fitted, X, y, attack=attack, conditional=True)
+    assert found == pytest.approx(expected)
+    assert make_robust_scorer(attack, conditional=True)(fitted, X, y) == pytest.approx(expected)
+    scoring = robust_scoring(attack, conditional=True)
+    assert scoring["fgsm"](fitted, X, y) == pytest.approx(expected)
+    assert scoring["worst"](fitted, X, y) == pytest.approx(expected)
+    assert scoring["clean"](fitted, X, y) == clean.mean()
+    assert "conditional=True" in repr(scoring["fgsm"])
+    weight = np.where(clean, 2.0, 7.0)
+    assert scoring["fgsm"](fitted, X, y, sample_weight=weight) == pytest.approx(expected)
+
+
+def test_conditional_on_nothing(digit_rows, fitted):
+    _, X, _, _ = digit_rows
+    wrong = (fitted.predict(X) + 1) % 10
+    assert robust_accuracy_score(fitted, X, wrong, attack=FGSM(), conditional=True) == 0.0
+
+
+def test_transfer_scorer(digit_rows, fitted):
+    X, X_test, y, y_test = digit_rows
+    surrogate = make(random_state=1).fit(X, y)
+    attack = PGD(eps=EPS)
+    scorer = make_transfer_scorer(surrogate, attack)
+    expected = robust_accuracy_score(fitted, X_test, y_test, attack=Transfer(surrogate, attack))
+    assert scorer(fitted, X_test, y_test) == expected
+    white = robust_accuracy_score(fitted, X_test, y_test, attack=attack)
+    assert white < expected < fitted.score(X_test, y_test)
+    with pytest.raises(ValueError, match="white-box"):
+        scorer(surrogate, X_test, y_test)
+
+
+def test_attack_that_cannot_be_pickled_is_shared_by_identity(digit_rows, fitted):
+    _, X, _, y = digit_rows
+    calls = []
+
+    def noise(module, x, y):
+        calls.append(len(x))
+        return x + EPS * torch.sign(torch.randn_like(x))
+
+    attack = External(function=noise, eps=EPS)
+    scoring = robust_scoring(attack)
+    assert scoring["external"](fitted, X, y) == scoring["worst"](fitted, X, y)
+    assert len(calls) == 1

@@ -230,3 +230,22 @@ def test_bad_refit_is_refused_before_any_fit(digit_rows, monkeypatch):
     search = GridSearchCV(make(), {"lr": [0.01]}, scoring=robust_scoring("fgsm"), refit="wurst")
     with pytest.raises(ValueError, match="refit"):
         search.fit(X, y)
+
+
+def test_autoattack_and_transfer_in_a_search(digit_rows):
+    X, y = (part[digit_rows[2] < 3] for part in (digit_rows[0], digit_rows[2]))
+    surrogate = make(random_state=9, max_epochs=10).fit(X, y)
+    scoring = robust_scoring("pgd5", "autoattack20", "transfer", eps=0.15, surrogate=surrogate)
+    search = GridSearchCV(
+        make(max_epochs=10),
+        {"lr": [0.003, 0.01]},
+        scoring=scoring,
+        refit="worst",
+        cv=2,
+        error_score="raise",
+    )
+    results = search.fit(X, y).cv_results_
+    for i in range(2):
+        of = {key: results[f"mean_test_{key}"][i] for key in scoring}
+        assert 0 < of["worst"] <= of["autoattack20"] <= of["pgd5"] < of["clean"]
+        assert of["worst"] <= of["transfer"] <= of["clean"]
