@@ -42,8 +42,7 @@ class External(BoundedAttack):
     function : callable
         ``function(module, x, y) -> x_adv``, on tensors.
     eps : float
-        Radius of the ball that the function promises to stay in; infinite for attacks that
-        minimise the perturbation.
+        Radius of the ball that the function promises to stay in.
     seed_everything : bool, default=True
         Whether torch's global generator starts from `random_state` for each batch, so that the
         function is reproducible. It is put back afterwards.

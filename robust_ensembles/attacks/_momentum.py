@@ -69,7 +69,7 @@ class MomentumAttack(BoundedAttack):
             start = part.random_point(seed + (restart << RESTART_SHIFT))
             end = self._walk(climbed, part, start, labels[active], self.n_steps, stop_when_broken)
             better = end.broken | (end.loss > best[active])
-            result[active[better]], best[active[better]] = end.x[better], end.loss[better]
+            result[active[better]], best[active[better]] = end.x[better], end.loss[better].to(best)
             active = active[~end.broken]
         return result
 

@@ -252,3 +252,25 @@ class TestAutoAttack:
     def test_not_for_training_examples(self, problem):
         with pytest.raises(ValueError, match="looks at every decision"):
             AutoAttack()(*problem, stop_when_broken=False)
+
+
+@pytest.mark.parametrize("attack", [APGD, TargetedAPGD, MORA, FAB, Square])
+def test_double_precision_through_a_single_precision_module(attack):
+    """As float64 X of a Pipeline meets a float32 network."""
+
+    class Single(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = ensemble(dtype=torch.float32)
+
+        def forward(self, x):
+            return self.module(x.float())
+
+        def member_logits(self, x):
+            return self.module.member_logits(x.float())
+
+    x, y = labelled(Single(), 12)
+    count = {"n_queries": 10} if attack is Square else {"n_steps": 10}
+    found = attack(eps=0.2, **count)(Single(), x, y)
+    assert found.dtype == torch.float64
+    assert is_broken(Single(), found, y).any()

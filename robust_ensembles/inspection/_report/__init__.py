@@ -1,0 +1,1 @@
+"""The robustness report: what is measured, kept and written down."""

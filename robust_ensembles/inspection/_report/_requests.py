@@ -1,0 +1,90 @@
+"""What is asked of a report: estimators and attacks by name, and data that can be measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.utils.validation import check_consistent_length
+from torch import nn
+
+from ...attacks import PGD, Attack, as_torch, resolve_target
+from ...attacks._balls import Box
+from ...attacks._base import box_excess
+from ...exceptions import NotDifferentiableError
+from ...metrics import attack_from_name, robust_scoring
+from ...metrics._robust import check_untargeted
+from ._bounds import Limits
+from ._cells import CLEAN, WORST
+
+
+def named_estimators(estimators: Any) -> dict[str, Any]:
+    """Fitted models by name."""
+    if not isinstance(estimators, Mapping):
+        estimators = {type(getattr(estimators, "best_estimator_", estimators)).__name__: estimators}
+    if not estimators:
+        raise ValueError("estimators is empty: give a fitted estimator, or a dict of some")
+    for name, model in estimators.items():
+        if not isinstance(model, nn.Module) and not hasattr(model, "predict"):
+            raise TypeError(
+                f"{model!r} ({name}) is no estimator and no nn.Module; give a fitted one, or a "
+                "dict such as {'vanilla': clf}"
+            )
+        try:
+            as_torch(model)  # raises NotFittedError
+        except NotDifferentiableError:
+            continue  # which the report will say of each attack
+    return {str(name): model for name, model in estimators.items()}
+
+
+def named_attacks(attacks: Any, threat: Limits) -> dict[str, Attack]:
+    """Attacks by name, all of them valid and untargeted; the threat is for names without one."""
+    defaults = threat._asdict()
+    PGD(**defaults)._validate()
+    if isinstance(attacks, Mapping):
+        named = {
+            str(name): attack_from_name(given, **defaults) if isinstance(given, str) else given
+            for name, given in attacks.items()
+        }
+    else:
+        several = (attacks,) if isinstance(attacks, (str, Attack)) else tuple(attacks)
+        scorers = robust_scoring(*several, **defaults) if several else {}
+        named = {n: s.attacks[0] for n, s in scorers.items() if n not in (CLEAN, WORST)}
+    if not named:
+        raise ValueError("attacks is empty: give one at least, such as 'pgd20'")
+    for name, attack in named.items():
+        if name in (CLEAN, WORST):
+            raise ValueError(f"an attack must not be named {name!r}, which the report itself uses")
+        if not isinstance(attack, Attack):
+            raise TypeError(f"attack {name!r} must be an attack or a name of one; got {attack!r}")
+        check_untargeted(attack)
+    return named
+
+
+def check_data(X: ArrayLike, y: ArrayLike, n_sanity: int) -> None:
+    """Raise for data that cannot be measured on."""
+    check_consistent_length(X, y)
+    values = np.asarray(X)
+    if not len(values):
+        raise ValueError("X holds no sample")
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ValueError("X contains NaN or infinity; remove or impute these samples first")
+    if n_sanity < 1:
+        raise ValueError(f"n_sanity must be at least 1; got {n_sanity!r}")
+
+
+def check_in_box(models: dict[str, Any], X: ArrayLike, box: Box) -> None:
+    """Raise if X, as some estimator takes it, lies outside the box that was given."""
+    for name, model in models.items():
+        try:
+            x = resolve_target(model, X, gradient=False).tensor(X)
+        except NotDifferentiableError:
+            continue
+        low, high = float(x.min()), float(x.max())
+        if box_excess(low, high, box):
+            raise ValueError(
+                f"X spans [{low:.4g}, {high:.4g}] as {name} takes it, outside of clip_values="
+                f"{box}. Give the box of the raw data, or raw X to a model that scales it itself"
+            )
