@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 NAME = "fashion_mnist_report"
 EPS = 0.1
-ATTACKS = ("fgsm", "pgd20", "mora", "autoattack")
+ATTACKS = ("fgsm", "pgd20", "mora", "autoattack1000")  # 1000 queries of Square: time
 CURVES = ("vanilla", "adp", "gal", "trs", "cldl", "ncen-searched", "adversarial", "ceat")
 RADII = (0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2)
 MEMBERS = ("vanilla", "gal", "cldl", "ceat")
@@ -46,7 +46,7 @@ Images = NDArray[Any]
 
 def measure(models: dict[str, Any], X: Images, y: Images, path: Path) -> RobustnessReport:
     """The report; its JSON is the memory of an interrupted run."""
-    return robustness_report(models, X, y, ATTACKS, eps=EPS, n_sanity=50, path=path, progress=True)
+    return robustness_report(models, X, y, ATTACKS, eps=EPS, n_sanity=30, path=path, progress=True)
 
 
 def draw_attacks(report: RobustnessReport) -> str:
@@ -125,7 +125,7 @@ def main() -> None:
     """Measure, draw, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--models", type=Path, default=Path("benchmark-models"))
-    parser.add_argument("--n-images", type=int, default=200)
+    parser.add_argument("--n-images", type=int, default=100)
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves them")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

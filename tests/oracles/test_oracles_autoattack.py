@@ -172,8 +172,8 @@ def test_carlini_wagner(name, models, test_part):
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_stronger_where_cross_entropy_saturates(norm, models, test_part):
-    """Logits x30 blind the cross-entropy of the original in float32."""
+    """Logits x30 blind the cross-entropy of the original in float32, by 12 points and more."""
     x, y = test_part
     module, eps = models["confident"], EPS["confident"][norm]
     ours = robust(module, APGD(eps=eps, norm=norm.lower(), clip_values=(0, 1)), x, y)
-    assert ours <= theirs(module, "ce", norm, eps, x, y) - 0.05
+    assert ours <= theirs(module, "ce", norm, eps, x, y) - 0.12
