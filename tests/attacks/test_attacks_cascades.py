@@ -17,7 +17,10 @@ from robust_ensembles.attacks import (
     is_broken,
 )
 from robust_ensembles.attacks._apgd import _checkpoints
+from robust_ensembles.attacks._balls import LinfBall
 from robust_ensembles.attacks._hyperplane import project_onto_hyperplane
+from robust_ensembles.attacks._momentum import End, WalkState
+from robust_ensembles.attacks._objective import Evaluation
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +51,35 @@ class TestAPGD:
         assert (found - 0.05).abs().max() < 3e-3
         fixed = PGD(eps=0.3, step_size=0.15, n_steps=100)(Bowl(), x, y, stop_when_broken=False)
         assert (fixed - 0.05).abs().max() > 1e-2
+
+    @pytest.mark.parametrize("broken", [False, True])
+    def test_a_walk_ends_at_its_best_point(self, broken):
+        """Unless it is broken where it stands, which counts for more than the loss."""
+        start, end = torch.zeros(1, 3).double(), torch.ones(1, 3).double()
+        ball, gradient = LinfBall(start, 1.0, None), torch.ones(1, 3).double()
+        high, low = torch.tensor([2.0]).double(), torch.tensor([1.0]).double()
+        state = WalkState.at(ball, start, Evaluation(high, gradient, torch.tensor([False])))
+        state = state.moved(end, Evaluation(low, gradient, torch.tensor([broken])))
+        kept = End.of(state)
+        kept.put(torch.tensor([0]), state)
+        assert torch.equal(kept.x, end if broken else start)
+        assert float(kept.loss) == 2.0
+        assert bool(kept.broken) == broken
+
+    @pytest.mark.parametrize("step", [0, 1])
+    def test_momentum_by_hand(self, step):
+        """A quarter of a step is the step before; the first has none before it."""
+        origin = torch.zeros(1, 3).double()
+        ball = LinfBall(origin, 1.0, None)
+        gradient = torch.tensor([[2.0, -1.0, 0.0]]).double()
+        evaluation = Evaluation(torch.zeros(1).double(), gradient, torch.tensor([False]))
+        state = WalkState.at(ball, origin, evaluation)
+        state.step_size[:] = 0.4
+        state.x_before = torch.tensor([[-0.2, 0.0, 0.2]]).double()
+        part = 0.75 if step else 1.0
+        ahead = torch.tensor([[0.4, -0.4, 0.0]]).double()
+        expected = part * ahead + (1 - part) * (origin - state.x_before)
+        torch.testing.assert_close(APGD()._next_point(ball, state, step), expected)
 
     def test_returns_the_best_point_not_the_last(self, problem):
         module, x, y = problem
