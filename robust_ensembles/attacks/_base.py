@@ -89,9 +89,24 @@ class Attack(BaseEstimator, ABC):
         """
         self._validate()
         target = resolve_target(estimator, X, gradient=not self.gradient_free)
+        self.check_classes(target.classes)
         adversarial = self(target.module, target.tensor(X), target.encode(y))
         result: NDArray[Any] = adversarial.cpu().numpy().reshape(np.shape(X))
         return result
+
+    def check_classes(self, classes: NDArray[Any]) -> None:
+        """Raise if the attack knows other classes than the target has.
+
+        Parameters
+        ----------
+        classes : ndarray of shape (n_classes,)
+            Labels, in the order of the target's outputs.
+
+        Raises
+        ------
+        ValueError
+            If another model that the attack uses was trained on other labels.
+        """
 
     @abstractmethod
     def _validate(self) -> None:

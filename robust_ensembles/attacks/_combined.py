@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ._balls import Ball
@@ -95,6 +97,11 @@ class WorstCase(Attack):
             broken = is_broken(module, result[active], y[active], targeted=self.targeted)
             active = active[~broken]
         return result
+
+    def check_classes(self, classes: NDArray[Any]) -> None:
+        """Ask each of the attacks; see `Attack`."""
+        for attack in self.attacks:
+            attack.check_classes(classes)
 
     def _validate(self) -> None:
         if not self.attacks:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ._base import Attack, BoundedAttack
@@ -65,9 +67,21 @@ class Transfer(Attack):
 
     def surrogates(self) -> list[nn.Module]:
         """The surrogates, as modules."""
-        given = self.surrogate
-        several = list(given) if isinstance(given, Sequence) else [given]
-        return [as_torch(one) for one in several]
+        return [as_torch(one) for one in self._given()]
+
+    def _given(self) -> list[Any]:
+        return list(self.surrogate) if isinstance(self.surrogate, Sequence) else [self.surrogate]
+
+    def check_classes(self, classes: NDArray[Any]) -> None:
+        """Raise if a surrogate was trained on other labels than the target; see `Attack`."""
+        for one in self._given():
+            own = getattr(one, "classes_", None)
+            if own is not None and not np.array_equal(own, classes):
+                raise ValueError(
+                    f"the surrogate {type(one).__name__} knows the classes "
+                    f"{np.asarray(own).tolist()[:10]}, the target {classes.tolist()[:10]}: train "
+                    "both on the same labels"
+                )
 
     def examples(self, X: Tensor, y: Tensor) -> list[Tensor]:
         """One set of adversarial examples for each surrogate and attack.

@@ -73,6 +73,8 @@ def _mask(estimator: Any, X: ArrayLike, y: ArrayLike, attack: Attack | None) -> 
     """Samples that are right, and stay right under an attack if there is one."""
     gradient = attack is not None and not attack.gradient_free
     target = resolve_target(estimator, X, gradient=gradient)
+    if attack is not None:
+        attack.check_classes(target.classes)
     # a label that the training fold did not hold cannot be predicted: such a sample is wrong
     known = np.isin(np.asarray(y), target.classes)
     x, labels = target.tensor(X)[known], target.encode(np.asarray(y)[known])

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from small_models import ensemble, labelled, linear, perturbation_norm, random
 from torch import nn
 
@@ -99,6 +100,17 @@ class TestTransfer:
         assert white.sum() <= black.sum() < target.score(X, y) * 80
         with pytest.raises(ValueError, match="white-box"):
             robust_accuracy_score(target, X, y, attack=Transfer(target))
+
+    def test_surrogate_of_other_classes(self):
+        """Its outputs stand for other labels, so its examples would be nonsense."""
+        X, y = np.random.default_rng(0).random((40, 5), dtype=np.float32), np.arange(40) % 3
+        make = VanillaEnsembleClassifier(max_epochs=1, random_state=0, device="cpu")
+        target, other = clone(make).fit(X, y), clone(make).fit(X, y + 1)
+        for black_box in (Transfer(other), WorstCase([PGD(), Transfer([other])])):
+            with pytest.raises(ValueError, match=r"knows the classes \[1, 2, 3\], the target \[0"):
+                robust_accuracy_score(target, X, y, attack=black_box)
+            with pytest.raises(ValueError, match="train both on the same labels"):
+                black_box.generate(target, X, y)
 
     @pytest.mark.parametrize(
         ("black_box", "error", "message"),

@@ -76,6 +76,10 @@ class Witness(Attack):
         self.excess = excess(limits_of(self.attack), box, X, made)
         return made
 
+    def check_classes(self, classes: NDArray[Any]) -> None:
+        """As the attack."""
+        self.attack.check_classes(classes)
+
     def _validate(self) -> None:
         self.attack._validate()
 
