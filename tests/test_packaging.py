@@ -56,7 +56,7 @@ def test_readme_names_every_estimator_and_attack():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE))
     estimators = {name for name in robust_ensembles.__all__ if name.endswith("Classifier")}
-    abstract = {"Attack", "BoundedAttack", "GradientAttack"}
+    abstract = {"Attack", "BoundedAttack", "GradientAttack", "MinimumNormAttack"}
     concrete = {
         name
         for name in attacks.__all__
