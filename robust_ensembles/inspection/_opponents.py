@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..attacks import BoundedAttack, is_broken, resolve_target
 from ..attacks._mode import untouched
-from ..attacks._twins_pipeline import HasMemberLogits
+from ..attacks._twins import HasMemberLogits
 
 
 class Member(nn.Module):

@@ -25,7 +25,7 @@ from sklearn.utils.fixes import parse_version
 from torch import nn
 
 from robust_ensembles.attacks._twins import as_torch, check_differentiable
-from robust_ensembles.attacks._twins_preprocessing import StandardTwin
+from robust_ensembles.attacks._twins._preprocessing import StandardTwin
 from robust_ensembles.exceptions import NotDifferentiableError
 
 N_FEATURES = 5

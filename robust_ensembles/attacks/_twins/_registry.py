@@ -1,4 +1,4 @@
-"""Differentiable twins of fitted scikit-learn estimators, so that attacks act on raw X."""
+"""Which estimator has which twin, and whether a twin tells the truth."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ from sklearn.preprocessing import (
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from robust_ensembles.attacks._twins_pipeline import (
+from ...exceptions import NotDifferentiableError
+from ._pipeline import (
     HasMemberLogits,
     TwinEnsemblePipeline,
     TwinPipeline,
     match_parameters,
 )
-from robust_ensembles.attacks._twins_preprocessing import (
+from ._preprocessing import (
     FUNCTION_WAYS_OUT,
     WAYS_OUT,
     CenterScaleTwin,
@@ -40,7 +41,6 @@ from robust_ensembles.attacks._twins_preprocessing import (
     PCATwin,
     StandardTwin,
 )
-from robust_ensembles.exceptions import NotDifferentiableError
 
 __all__ = ["as_torch", "check_differentiable"]
 

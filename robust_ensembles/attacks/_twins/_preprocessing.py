@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robust_ensembles.exceptions import NotDifferentiableError
+from ...exceptions import NotDifferentiableError
 
 WAYS_OUT = (
     "Ways out: move the step into the module that is trained; register a twin with "
