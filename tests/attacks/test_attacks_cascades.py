@@ -92,13 +92,17 @@ class TestAPGD:
         assert (loss >= other - 1e-9).double().mean() > 0.9
         assert (loss > other + 1e-4).any()
 
-    def test_more_restarts_break_more(self, problem):
+    @pytest.mark.parametrize("loss", ["margin", "dlr", "member_cross_entropy", "cross_entropy"])
+    def test_more_restarts_break_more(self, problem, loss):
+        """What one walk breaks stays broken, however high the loss of the next."""
         module, x, y = problem
         masks = [
-            is_broken(module, APGD(eps=0.13, n_steps=4, n_restarts=n)(module, x, y), y)
-            for n in (1, 6)
+            is_broken(module, APGD(eps=0.13, n_steps=4, n_restarts=n, loss=loss)(module, x, y), y)
+            for n in (1, 2, 6)
         ]
         assert (masks[1] | ~masks[0]).all()
+        assert (masks[2] | ~masks[1]).all()
+        assert masks[2].sum() >= masks[0].sum()
 
     def test_averages_gradients_of_a_random_module(self):
         """One noisy gradient points anywhere; the mean of many finds the way."""
