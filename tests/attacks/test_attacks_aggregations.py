@@ -6,8 +6,11 @@ from small_models import ensemble, labelled, mlp, random
 from torch import nn
 
 from robust_ensembles.attacks import APGD, FAB, MORA, PGD, Square, TargetedAPGD, is_broken
+from robust_ensembles.attacks._balls import LinfBall
 from robust_ensembles.attacks._margins import aggregate, difference, targeted_dlr
+from robust_ensembles.attacks._momentum import WalkState
 from robust_ensembles.attacks._mora import ReweighedMembers
+from robust_ensembles.attacks._objective import Evaluation
 
 
 class Alone(nn.Module):
@@ -114,6 +117,15 @@ def test_dlr_does_not_see_the_scale(scale):
 
 
 class TestMORA:
+    def test_steps_shrink_to_nothing(self):
+        ball = LinfBall(torch.zeros(2, 3).double(), 0.1, None)
+        zero = torch.zeros(2).double()
+        at = Evaluation(zero, torch.zeros(2, 3).double(), torch.zeros(2, dtype=torch.bool))
+        state = WalkState.at(ball, ball.x, at)
+        sizes = [MORA(eps=0.1)._adapt(ball, state, step, 10).step_size for step in (0, 1, 5, 10)]
+        expected = torch.tensor([0.2, 0.18, 0.1, 0.0]).double()[:, None].expand(4, 2)
+        torch.testing.assert_close(torch.stack(sizes), expected)
+
     def test_broken_members_do_not_count(self):
         """With share 1 only members that are still right drive the walk."""
         module = ensemble()

@@ -20,7 +20,9 @@ from robust_ensembles.attacks._apgd import _checkpoints
 from robust_ensembles.attacks._balls import LinfBall
 from robust_ensembles.attacks._hyperplane import project_onto_hyperplane
 from robust_ensembles.attacks._momentum import End, WalkState
+from robust_ensembles.attacks._noise import sample_keys
 from robust_ensembles.attacks._objective import Evaluation
+from robust_ensembles.attacks._patches import PROPOSALS
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +182,11 @@ class TestHyperplane:
         assert torch.equal(delta, 0 * x)
 
 
+def index_of_sample(x):
+    """Makes equal samples differ."""
+    return torch.arange(len(x)).view(-1, *([1] * (x.ndim - 1)))
+
+
 class TestSquare:
     @pytest.mark.parametrize("norm", ["linf", "l2"])
     @pytest.mark.parametrize("shape", [(3, 6, 6), (1, 5, 9), (2, 12), (18,)])
@@ -202,6 +209,18 @@ class TestSquare:
         attack = Square(n_queries=5000, p_init=0.8)
         parts = [attack.part(query) for query in (0, 5, 6, 25, 26, 100, 101, 4001)]
         assert parts == [0.8, 0.8, 0.4, 0.4, 0.2, 0.2, 0.1, 0.8 / 512]
+
+    def test_signs_are_drawn_for_each_sample_and_channel(self):
+        x = torch.zeros(60, 2, 6, 6).double()
+        proposal = PROPOSALS["linf"](LinfBall(x, 0.1, None), 0.1)
+        index, keys = torch.arange(60), sample_keys(x + index_of_sample(x), 0)
+        changed = proposal.change(index, x, 0.25, keys)
+        square = changed != 0
+        assert (square.sum(dim=(2, 3)) == 9).all()
+        assert (square[:, 0] == square[:, 1]).all()  # one place for all channels
+        assert len(square[:, 0].flatten(1).int().unique(dim=0)) > 8
+        signs = changed.flatten(2).sum(dim=2).sign()
+        assert set(map(tuple, signs.int().tolist())) == {(1, 1), (1, -1), (-1, 1), (-1, -1)}
 
     def test_needs_no_gradient(self):
         class Steps(torch.nn.Module):
