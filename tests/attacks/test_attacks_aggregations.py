@@ -10,7 +10,7 @@ from robust_ensembles.attacks._balls import LinfBall
 from robust_ensembles.attacks._margins import aggregate, difference, targeted_dlr
 from robust_ensembles.attacks._momentum import WalkState
 from robust_ensembles.attacks._mora import ReweighedMembers
-from robust_ensembles.attacks._objective import Evaluation
+from robust_ensembles.attacks._objective import Evaluation, Objective, TowardsClass
 
 
 class Alone(nn.Module):
@@ -24,7 +24,15 @@ class Alone(nn.Module):
         return self.rule(self.module.member_logits(x))
 
 
-@pytest.mark.parametrize("attack", [PGD(eps=0.3, n_steps=5), APGD(eps=0.3, n_steps=8)])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        PGD(eps=0.3, n_steps=5),
+        APGD(eps=0.3, n_steps=8),
+        Square(eps=0.3, n_queries=15),
+    ],
+    ids=lambda attack: type(attack).__name__,
+)
 @pytest.mark.parametrize(
     ("aggregation", "rule"),
     [
@@ -59,6 +67,17 @@ def test_the_deployed_rule_decides(attack):
     found = attack(module, x, y)
     moved = ~(found == x).all(dim=1)
     assert moved[wrong].any()
+
+
+def test_any_wrong_decision_counts_on_the_way_to_a_class():
+    objective = Objective(torch.nn.Identity(), "margin")
+    towards = TowardsClass(objective, difference)
+    logits = torch.eye(3).double()
+    labels = torch.tensor([[0, 2], [0, 2], [0, 2]])
+    assert towards.broken(logits, labels).tolist() == [False, True, True]
+    at = towards.evaluate(logits, labels)
+    assert at.broken.tolist() == [False, True, True]
+    assert at.loss.tolist() == [-1, 0, 1]
 
 
 def test_no_such_member():

@@ -479,3 +479,13 @@ def test_bad_input(error, match, change, net, tmp_path):
     with pytest.raises(error, match=match):
         robustness_report(**{**given, **change})
     assert not os.listdir(tmp_path)
+
+
+def test_transfer_by_name_uses_the_surrogate(ensemble, net):
+    """Of two names that are alike but for the surrogate, the number is that of the metric."""
+    report = report_of(ensemble, ("fgsm", "transfer_fgsm"), eps=EPS, surrogate=net)
+    expected = robust_accuracy_score(ensemble, X, Y, attack=Transfer(net, FGSM(eps=EPS)))
+    name = type(ensemble).__name__
+    assert accuracies(report)[name, "transfer_fgsm"] == expected
+    with pytest.raises(ValueError, match="needs a surrogate"):
+        report_of(ensemble, "transfer", eps=EPS)

@@ -39,10 +39,10 @@ def named_estimators(estimators: Any) -> dict[str, Any]:
     return {str(name): model for name, model in estimators.items()}
 
 
-def named_attacks(attacks: Any, threat: Limits) -> dict[str, Attack]:
+def named_attacks(attacks: Any, threat: Limits, surrogate: Any = None) -> dict[str, Attack]:
     """Attacks by name, all of them valid and untargeted; the threat is for names without one."""
-    defaults = threat._asdict()
-    PGD(**defaults)._validate()
+    PGD(**threat._asdict())._validate()
+    defaults = {**threat._asdict(), "surrogate": surrogate}
     if isinstance(attacks, Mapping):
         named = {
             str(name): attack_from_name(given, **defaults) if isinstance(given, str) else given

@@ -62,8 +62,8 @@ def robustness_report(
     clip_values : tuple of two floats, default=None
         Likewise. None is the box of each estimator.
     surrogate : fitted estimator, nn.Module, or sequence of these, default=None
-        Trained apart, for the check of transfer. Several estimators are each other's surrogates,
-        too.
+        Trained apart, for the check of transfer and for attacks named ``"transfer"``. In the
+        check several estimators are each other's surrogates, too.
     sanity_checks : bool, default=True
         Whether to run the checks that the notes list.
     n_sanity : int, default=100
@@ -137,7 +137,7 @@ def robustness_report(
     """
     threat = Limits(eps, norm, clip_values)
     models = named_estimators(estimators)
-    named = named_attacks(attacks, threat)
+    named = named_attacks(attacks, threat, surrogate)
     check_data(X, y, n_sanity)
     if clip_values is not None:
         check_in_box(models, X, clip_values)
