@@ -10,6 +10,7 @@ from robust_ensembles.attacks import (
     MORA,
     PGD,
     AutoAttack,
+    CarliniWagnerL2,
     EnsembleAutoAttack,
     Square,
     TargetedAPGD,
@@ -329,3 +330,16 @@ def test_double_precision_through_a_single_precision_module(attack):
     found = attack(eps=0.2, **count)(Single(), x, y)
     assert found.dtype == torch.float64
     assert is_broken(Single(), found, y).any()
+
+
+def test_carlini_wagner_lowers_a_weight_that_is_too_large(problem):
+    """Each search gives nearer examples than the one before, or leaves them."""
+    module, x, y = problem
+    lengths = []
+    for n_searches in (1, 6):
+        attack = CarliniWagnerL2(n_steps=60, n_searches=n_searches, lr=0.1, initial_const=1000.0)
+        found = attack(module, x, y, stop_when_broken=False)
+        assert is_broken(module, found, y).all()
+        lengths.append((found - x).norm(dim=1))
+    assert (lengths[1] <= lengths[0]).all()
+    assert lengths[1].mean() < 0.999 * lengths[0].mean()
