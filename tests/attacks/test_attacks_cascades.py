@@ -18,12 +18,13 @@ from robust_ensembles.attacks import (
     is_broken,
 )
 from robust_ensembles.attacks._apgd import _checkpoints
-from robust_ensembles.attacks._balls import LinfBall
+from robust_ensembles.attacks._balls import L1Ball, LinfBall
 from robust_ensembles.attacks._hyperplane import project_onto_hyperplane
 from robust_ensembles.attacks._momentum import End, WalkState
 from robust_ensembles.attacks._noise import sample_keys
 from robust_ensembles.attacks._objective import Evaluation
 from robust_ensembles.attacks._patches import PROPOSALS
+from robust_ensembles.attacks._sparse import adapt_sparsity
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +148,28 @@ class TestAPGD:
     def test_bad_input(self, problem, attack, message):
         with pytest.raises(ValueError, match=message):
             attack(*problem)
+
+
+def test_steps_and_sparsity_in_l1_by_hand():
+    """Fewer coordinates: full steps from the best point. As many: shorter steps, to a tenth."""
+    ball = L1Ball(torch.zeros(1, 4).double(), 0.6, None)
+    best, there = torch.tensor([[0.5, 0, 0, 0]]).double(), torch.full((1, 4), 0.1).double()
+    low, high = torch.tensor([1.0]).double(), torch.tensor([2.0]).double()
+    unbroken, gradient = torch.tensor([False]), torch.ones(1, 4).double()
+    state = WalkState.at(ball, best, Evaluation(high, gradient, unbroken))
+    state = state.moved(there, Evaluation(low, gradient, unbroken))
+    state.n_moved[:] = 4
+    state.step_size[:] = 0.3
+    assert adapt_sparsity(ball, state, step=3, n_steps=100) is state  # a look after each four
+    sparser = adapt_sparsity(ball, state, step=4, n_steps=100)
+    assert torch.equal(sparser.x, best)
+    assert (float(sparser.step_size), float(sparser.n_moved)) == (0.6, 1)
+    again = adapt_sparsity(ball, sparser.moved(there, Evaluation(low, gradient, unbroken)), 8, 100)
+    assert torch.equal(again.x, there)
+    assert float(again.step_size) == pytest.approx(0.4)
+    for step in range(12, 60, 4):
+        again = adapt_sparsity(ball, again, step, 100)
+    assert float(again.step_size) == pytest.approx(0.06)
 
 
 class TestHyperplane:
