@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robust_ensembles.attacks import BIM, FGSM, MIM, PGD, BoundedAttack, is_broken
+from robust_ensembles.attacks import BIM, FGSM, MIM, PGD, BoundedAttack, WorstCase, is_broken
 
 log = logging.getLogger(__name__)
 
@@ -76,11 +76,7 @@ def white_box(module: nn.Module, x: Tensor, y: Tensor, radii: Sequence[float]) -
 
 def survivors(module: nn.Module, attacks: Sequence[BoundedAttack], x: Tensor, y: Tensor) -> Tensor:
     """Samples that are right when clean and after every one of the attacks."""
-    mask = ~is_broken(module, x, y)
-    for attack in attacks:
-        part = mask.clone()
-        mask[part] = ~is_broken(module, attack(module, x[part], y[part]), y[part])
-    return mask
+    return ~is_broken(module, WorstCase(attacks)(module, x, y), y)
 
 
 def transferred(

@@ -53,6 +53,7 @@ class APGD(MomentumAttack):
     """
 
     _norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+    _counts: ClassVar[tuple[str, ...]] = (*MomentumAttack._counts, "n_restarts")
 
     n_restarts: int = 1
     rho: float = 0.75
@@ -92,8 +93,6 @@ class APGD(MomentumAttack):
     def _validate(self) -> None:
         super()._validate()
         name = type(self).__name__
-        if self.n_restarts < 1:
-            raise ValueError(f"{name}: n_restarts must be at least 1; got {self.n_restarts!r}")
         if not (isinstance(self.rho, Real) and 0 < self.rho <= 1):
             raise ValueError(f"{name}: rho must be above 0 and at most 1; got {self.rho!r}")
 
@@ -115,6 +114,8 @@ class TargetedAPGD(APGD):
        of Diverse Parameter-free Attacks", ICML 2020.
     """
 
+    _counts: ClassVar[tuple[str, ...]] = (*APGD._counts, "n_target_classes")
+
     n_target_classes: int = 9
     loss: str = "dlr"
 
@@ -127,10 +128,6 @@ class TargetedAPGD(APGD):
 
     def _validate(self) -> None:
         super()._validate()
-        if self.n_target_classes < 1:
-            raise ValueError(
-                f"TargetedAPGD: n_target_classes must be at least 1; got {self.n_target_classes!r}"
-            )
         if self.targeted:
             raise ValueError(
                 "TargetedAPGD is untargeted: it tries the classes itself. Set targeted=False, or "

@@ -6,7 +6,6 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from .._validation import one_of
@@ -15,10 +14,8 @@ from ._balls import Box
 from ._base import Attack
 from ._combined import WorstCase
 from ._fab import FAB
-from ._margins import member_logits
-from ._mode import untouched
 from ._mora import MORA
-from ._objective import device_of
+from ._objective import count_members
 from ._square import Square
 
 Version = Literal["standard", "plus", "rand"]
@@ -63,7 +60,7 @@ class Cascade(Attack):
     ) -> Tensor:
         """Adversarial examples for a torch module; see `Attack`."""
         self._validate()
-        worst = WorstCase(self.attacks(_count_members(module, X)))
+        worst = WorstCase(self.attacks(count_members(module, X)))
         return worst(module, X, y, stop_when_broken=stop_when_broken)
 
     def _validate(self) -> None:
@@ -160,10 +157,3 @@ def swapped_aggregations(n_members: int, **shared: Any) -> list[Attack]:
         APGD(loss="member_margin", **shared),
         *members,
     ]
-
-
-def _count_members(module: nn.Module, X: Tensor) -> int:
-    if not hasattr(module, "member_logits") or not len(X):
-        return 1
-    with untouched(module), torch.no_grad():
-        return len(member_logits(module, X[:1].to(device_of(module, X.device))))

@@ -149,6 +149,8 @@ class BoundedAttack(Attack):
     """
 
     _norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    # parameters that count something, and must be at least 1
+    _counts: ClassVar[tuple[str, ...]] = ("batch_size",)
 
     eps: float = 8 / 255
     norm: str = "linf"
@@ -237,8 +239,10 @@ class BoundedAttack(Attack):
             one_of(self.aggregation, AGGREGATIONS, f"{name}: aggregation")
         if self.clip_values is not None:
             check_box(self.clip_values, name)
-        if self.batch_size < 1:
-            raise ValueError(f"{name}: batch_size must be at least 1; got {self.batch_size!r}")
+        for parameter in self._counts:
+            count = getattr(self, parameter)
+            if count < 1:
+                raise ValueError(f"{name}: {parameter} must be at least 1; got {count!r}")
 
 
 def check_box(clip_values: Any, owner: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +49,8 @@ class CarliniWagnerL2(MinimumNormAttack):
     .. [1] N. Carlini and D. Wagner, "Towards Evaluating the Robustness of Neural Networks",
        IEEE S&P 2017.
     """
+
+    _counts: ClassVar[tuple[str, ...]] = (*MinimumNormAttack._counts, "n_steps", "n_searches")
 
     norm: str = "l2"
     n_steps: int = 1000

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ class UniformNoise(BoundedAttack):
     n_draws : int, default=10
         Random points tried for each sample.
     """
+
+    _counts: ClassVar[tuple[str, ...]] = (*BoundedAttack._counts, "n_draws")
 
     n_draws: int = 10
 
@@ -50,11 +53,6 @@ class UniformNoise(BoundedAttack):
             result[active] = part.random_point(seed + (draw << RESTART_SHIFT))
             active = active[~objective.broken(result[active], y[active])]
         return result
-
-    def _validate(self) -> None:
-        super()._validate()
-        if self.n_draws < 1:
-            raise ValueError(f"UniformNoise: n_draws must be at least 1; got {self.n_draws!r}")
 
 
 @dataclass(repr=False, eq=False)
@@ -88,15 +86,9 @@ class WorstCase(Attack):
         self._validate()
         if not stop_when_broken:
             raise ValueError("WorstCase needs stop_when_broken=True: it looks at every decision")
-        result = X.detach().clone()
-        active = torch.arange(len(X), device=X.device)
-        for attack in self.attacks:
-            if not len(active):
-                break
-            result[active] = attack(module, X[active], y[active])
-            broken = is_broken(module, result[active], y[active], targeted=self.targeted)
-            active = active[~broken]
-        return result
+        makers = [partial(attack, module) for attack in self.attacks]
+        everyone = torch.arange(len(X), device=X.device)
+        return first_success(makers, module, X, y, everyone, targeted=self.targeted)
 
     def check_classes(self, classes: NDArray[Any]) -> None:
         """Ask each of the attacks; see `Attack`."""
@@ -112,3 +104,40 @@ class WorstCase(Attack):
             attack._validate()
         if len({attack.targeted for attack in self.attacks}) > 1:
             raise ValueError("WorstCase: attacks must be all targeted or all untargeted")
+
+
+def first_success(
+    makers: Iterable[Callable[[Tensor, Tensor], Tensor]],
+    module: nn.Module,
+    X: Tensor,
+    y: Tensor,
+    active: Tensor,
+    *,
+    targeted: bool,
+) -> Tensor:
+    """Try one way to make examples after the other, each on the samples that are left.
+
+    Parameters
+    ----------
+    makers : iterable of callables
+        From X and y to examples.
+    module : nn.Module
+        Whose decisions count.
+    X : Tensor of shape (n_samples, ...)
+    y : Tensor of shape (n_samples,)
+    active : int64 Tensor of shape (n_active,)
+        Indices of the samples to attack; the others stay as they are.
+    targeted : bool
+
+    Returns
+    -------
+    X_adv : Tensor of the shape of X
+        The first example that breaks a sample, or the last.
+    """
+    result = X.detach().clone()
+    for make in makers:
+        if not len(active):
+            break
+        result[active] = make(X[active], y[active])
+        active = active[~is_broken(module, result[active], y[active], targeted=targeted)]
+    return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ class DeepFool(MinimumNormAttack):
     .. [1] S.-M. Moosavi-Dezfooli, A. Fawzi and P. Frossard, "DeepFool: A Simple and Accurate
        Method to Fool Deep Neural Networks", CVPR 2016.
     """
+
+    _counts: ClassVar[tuple[str, ...]] = (*MinimumNormAttack._counts, "n_steps", "n_target_classes")
 
     n_steps: int = 50
     n_target_classes: int = 9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -45,6 +46,13 @@ class FAB(MinimumNormAttack):
     .. [1] F. Croce and M. Hein, "Minimally Distorted Adversarial Examples with a Fast Adaptive
        Boundary Attack", ICML 2020.
     """
+
+    _counts: ClassVar[tuple[str, ...]] = (
+        *MinimumNormAttack._counts,
+        "n_steps",
+        "n_restarts",
+        "n_target_classes",
+    )
 
     n_steps: int = 100
     n_restarts: int = 1

@@ -38,6 +38,7 @@ class GradientAttack(BoundedAttack):
     n_restarts: int = 1
     random_start: bool = True
 
+    _counts: ClassVar[tuple[str, ...]] = (*BoundedAttack._counts, "n_steps", "n_restarts")
     _relative_step: ClassVar[float] = 1 / 4
 
     def _steps(self) -> Steps:
@@ -68,11 +69,6 @@ class GradientAttack(BoundedAttack):
     def _validate(self) -> None:
         super()._validate()
         name = type(self).__name__
-        for parameter in ("n_steps", "n_restarts"):
-            if getattr(self, parameter) < 1:
-                raise ValueError(
-                    f"{name}: {parameter} must be at least 1; got {getattr(self, parameter)!r}"
-                )
         if self.step_size is not None and not (
             isinstance(self.step_size, Real) and 0 < self.step_size < float("inf")
         ):

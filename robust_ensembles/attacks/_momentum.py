@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ class MomentumAttack(BoundedAttack):
     n_gradients : int, default=1
         Evaluations averaged in each step, for modules that draw random numbers (EOT).
     """
+
+    _counts: ClassVar[tuple[str, ...]] = (*BoundedAttack._counts, "n_steps", "n_gradients")
 
     n_steps: int = 100
     n_gradients: int = 1
@@ -107,15 +110,6 @@ class MomentumAttack(BoundedAttack):
         check_finite(gradient)
         loss = torch.stack([e.loss for e in evaluations]).mean(dim=0)
         return Evaluation(loss, gradient, evaluations[-1].broken)
-
-    def _validate(self) -> None:
-        super()._validate()
-        for parameter in ("n_steps", "n_gradients"):
-            if getattr(self, parameter) < 1:
-                raise ValueError(
-                    f"{type(self).__name__}: {parameter} must be at least 1; "
-                    f"got {getattr(self, parameter)!r}"
-                )
 
 
 @dataclass

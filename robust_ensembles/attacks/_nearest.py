@@ -48,10 +48,6 @@ class MinimumNormAttack(BoundedAttack):
             raise ValueError(
                 f"{name} is untargeted: set targeted=False, or take PGD(targeted=True)"
             )
-        for parameter in ("n_steps", "n_restarts", "n_target_classes", "n_searches"):
-            value = getattr(self, parameter, 1)
-            if value < 1:
-                raise ValueError(f"{name}: {parameter} must be at least 1; got {value!r}")
 
 
 class Nearest:

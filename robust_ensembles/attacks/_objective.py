@@ -165,6 +165,14 @@ def device_of(module: nn.Module, default: torch.device) -> torch.device:
     return next((parameter.device for parameter in module.parameters()), default)
 
 
+def count_members(module: nn.Module, X: Tensor) -> int:
+    """How many members a module shows; 1 if none, or for no samples to look with."""
+    if not hasattr(module, "member_logits") or not len(X):
+        return 1
+    with untouched(module), torch.no_grad():
+        return len(member_logits(module, X[:1].to(device_of(module, X.device))))
+
+
 def is_broken(
     module: nn.Module, X: Tensor, y: Tensor, *, targeted: bool = False, batch_size: int = 512
 ) -> Tensor:

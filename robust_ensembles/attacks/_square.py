@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,8 @@ class Square(BoundedAttack):
     .. [1] M. Andriushchenko, F. Croce, N. Flammarion and M. Hein, "Square Attack: a
        Query-Efficient Black-Box Adversarial Attack via Random Search", ECCV 2020.
     """
+
+    _counts: ClassVar[tuple[str, ...]] = (*BoundedAttack._counts, "n_queries")
 
     n_queries: int = 5000
     p_init: float = 0.8
@@ -112,8 +114,6 @@ class Square(BoundedAttack):
 
     def _validate(self) -> None:
         super()._validate()
-        if self.n_queries < 1:
-            raise ValueError(f"Square: n_queries must be at least 1; got {self.n_queries!r}")
         if not (isinstance(self.p_init, Real) and 0 < self.p_init <= 1):
             raise ValueError(f"Square: p_init must be above 0 and at most 1; got {self.p_init!r}")
 

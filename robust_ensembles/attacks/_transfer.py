@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ._base import Attack, BoundedAttack
+from ._combined import first_success
 from ._gradient import PGD
 from ._objective import device_of, is_broken
 from ._twins import as_torch
@@ -96,7 +98,7 @@ class Transfer(Attack):
         sets : list of Tensor of the shape of X
         """
         self._validate()
-        return [self._made(m, a, X, y) for m in self.surrogates() for a in self.attacks()]
+        return [make(X, y) for make in self._makers(self.surrogates())]
 
     def __call__(
         self, module: nn.Module, X: Tensor, y: Tensor, *, stop_when_broken: bool = True
@@ -108,22 +110,12 @@ class Transfer(Attack):
         surrogates = self.surrogates()
         for surrogate in surrogates:
             refuse_target(surrogate, module)
-        result = X.detach().clone()
-        active = torch.arange(len(X), device=X.device)
-        active = active[~is_broken(module, X, y, targeted=self.targeted)]
-        for surrogate in surrogates:
-            for attack in self.attacks():
-                if not len(active):
-                    return result
-                result[active] = self._made(surrogate, attack, X[active], y[active])
-                broken = is_broken(module, result[active], y[active], targeted=self.targeted)
-                active = active[~broken]
-        return result
+        left = (~is_broken(module, X, y, targeted=self.targeted)).nonzero().squeeze(1)
+        return first_success(self._makers(surrogates), module, X, y, left, targeted=self.targeted)
 
-    def _made(self, surrogate: nn.Module, attack: BoundedAttack, X: Tensor, y: Tensor) -> Tensor:
-        device = device_of(surrogate, X.device)
-        made = attack(surrogate, X.to(device), y.to(device), stop_when_broken=False)
-        return made.to(X.device)
+    def _makers(self, surrogates: list[nn.Module]) -> list[Callable[[Tensor, Tensor], Tensor]]:
+        """Each attack on each surrogate."""
+        return [partial(_on_surrogate, m, a) for m in surrogates for a in self.attacks()]
 
     def _validate(self) -> None:
         attacks = self.attacks()
@@ -138,6 +130,13 @@ class Transfer(Attack):
             attack._validate()
         if len({attack.targeted for attack in attacks}) > 1:
             raise ValueError("Transfer: attacks must be all targeted or all untargeted")
+
+
+def _on_surrogate(surrogate: nn.Module, attack: BoundedAttack, X: Tensor, y: Tensor) -> Tensor:
+    """Examples after all steps on a surrogate, on the device of X."""
+    device = device_of(surrogate, X.device)
+    made = attack(surrogate, X.to(device), y.to(device), stop_when_broken=False)
+    return made.to(X.device)
 
 
 def refuse_target(surrogate: nn.Module, target: nn.Module) -> None:

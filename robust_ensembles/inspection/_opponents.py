@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from ..attacks import BoundedAttack, is_broken, resolve_target
-from ..attacks._mode import untouched
+from ..attacks._objective import count_members
 from ..attacks._twins import HasMemberLogits
 
 
@@ -99,7 +99,7 @@ def members_and_ensemble(
     """
     target = resolve_target(estimator, X, gradient=gradient)
     x, labels = target.tensor(X), target.encode(y)
-    n_members = _count_members(target.module, x)
+    n_members = count_members(target.module, x)
     if n_members < 2:
         raise ValueError(
             f"{type(estimator).__name__} has no members to transfer between: give an ensemble of "
@@ -149,11 +149,3 @@ def whole_models(
         Opponent(name, target.module, target.tensor(X), target.encode(y))
         for name, target in targets.items()
     ]
-
-
-def _count_members(module: nn.Module, x: Tensor) -> int:
-    """How many members a module has; 0 if it does not show them."""
-    if not isinstance(module, HasMemberLogits):
-        return 0
-    with untouched(module), torch.no_grad():
-        return len(module.member_logits(x[:1]))
