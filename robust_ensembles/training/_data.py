@@ -116,7 +116,14 @@ class MiniBatches:
         return len(self.indices) * copies
 
     def __len__(self) -> int:
-        return len(self._chunks(np.arange(self._n_samples)))
+        return len(self._ends) + 1
+
+    @property
+    def _ends(self) -> list[int]:
+        """Where one batch ends and the next begins."""
+        ends = list(range(self.batch_size, self._n_samples, self.batch_size))
+        # BatchNorm cannot train on a last batch of one sample
+        return ends[:-1] if ends and self._n_samples - ends[-1] == 1 else ends
 
     def __iter__(self) -> Iterator[Batch]:
         batches = self._stream("")
@@ -133,31 +140,26 @@ class MiniBatches:
             order = np.random.default_rng(order_seed).permutation(order)
         noise_seed = derive_seed(self.seed, f"{prefix}augmentation", self.epoch)
         noise = generator(noise_seed, self.device)
-        for chunk in self._chunks(order):
-            copy, position = np.divmod(chunk, len(self.indices))
-            yield self._batch(self.indices[position], copy, noise)
-
-    def _chunks(self, order: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        chunks = np.split(order, range(self.batch_size, len(order), self.batch_size))
-        # BatchNorm cannot train on a last batch of one sample
-        if len(chunks) > 1 and len(chunks[-1]) == 1:
-            chunks[-2:] = [np.concatenate(chunks[-2:])]
-        return chunks
+        copy, position = np.divmod(order, len(self.indices))
+        rows = self.indices[position]
+        # to the device once, since each transfer makes the host wait
+        parts = (self._to_device(of_all).tensor_split(self._ends) for of_all in (rows, copy))
+        for on_host, where, copies in zip(np.split(rows, self._ends), *parts, strict=True):
+            yield self._batch(on_host, where, copies, noise)
 
     def _batch(
-        self, index: NDArray[np.int64], copy: NDArray[np.int64], noise: torch.Generator
+        self, rows: NDArray[np.int64], where: Tensor, copy: Tensor, noise: torch.Generator
     ) -> Batch:
-        where = torch.from_numpy(index).to(self.device)
-        if isinstance(self.X, Tensor):
-            x = self.X[where]
-        else:
-            x = torch.from_numpy(self.X[index]).to(self.device)
+        """The samples in some rows, which the device knows as `where`."""
+        x = self.X[where] if isinstance(self.X, Tensor) else self._to_device(self.X[rows])
         x = to_float(x, self.dtype)
         if self.augmentation is not None:
-            x = self.augmentation(x, torch.from_numpy(copy).to(self.device), noise)
+            x = self.augmentation(x, copy, noise)
         weight = None if self.sample_weight is None else self.sample_weight[where]
-        unique = where + torch.from_numpy(copy).to(self.device) * len(self.X)
-        return Batch(x, self.y[where], weight, unique)
+        return Batch(x, self.y[where], weight, where + copy * len(self.X))
+
+    def _to_device(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
 
     def _place(self, X: NDArray[Any]) -> NDArray[Any] | Tensor:
         if self.device.type != "cuda":
