@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import nn
 
+from ..training import TECHNIQUES
 from ._components import merge_component_params
 
 
@@ -59,6 +60,15 @@ class EnsembleParameters(BaseEstimator):
         skorch callbacks.
     device : str or torch.device, default="auto"
         ``"auto"`` is CUDA, else MPS, else the CPU.
+    precision : {"float32", "bfloat16"}, default="float32"
+        Arithmetic of the members in training. ``"bfloat16"`` (mixed: weights, losses and updates
+        stay float32) is for GPUs, where it is faster, and changes the result a little. Attacks
+        and scores always compute in the precision of the weights.
+    accelerate : {"auto", "none"}, name or list of names, default="auto"
+        How steps are made fast; never changes what they compute, beyond rounding. ``"auto"`` is
+        what was measured to pay on the device, ``"none"`` plain torch. Names of single
+        techniques: ``"double_backward"`` (closed-form second derivatives), ``"channels_last"``,
+        ``"fused_optimizer"``, ``"flush_denormal"``, ``"vmap"``, ``"cuda_graph"``.
     warm_start : bool, default=False
         Whether `fit` goes on from where the last one ended.
     random_state : int, RandomState instance or None, default=None
@@ -84,6 +94,8 @@ class EnsembleParameters(BaseEstimator):
     train_split: Any = None
     callbacks: list[Any] | None = None
     device: Any = "auto"
+    precision: str = "float32"
+    accelerate: Any = "auto"
     warm_start: bool = False
     random_state: Any = None
     verbose: int = 0
@@ -105,6 +117,8 @@ class EnsembleParameters(BaseEstimator):
         "train_split": [Interval(Real, 0, 1, closed="neither"), callable, None],
         "callbacks": [list, None],
         "device": [str, torch.device],
+        "precision": [StrOptions({"bfloat16", "float32"})],
+        "accelerate": [StrOptions({"auto", "none", *TECHNIQUES}), list, tuple, set, frozenset],
         "warm_start": ["boolean"],
         "random_state": ["random_state"],
         "verbose": ["verbose"],

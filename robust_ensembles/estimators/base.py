@@ -18,6 +18,7 @@ from ..training import (
     EnsembleDataset,
     EnsembleNet,
     TrainingStep,
+    resolve_acceleration,
     seeded_global_rng,
 )
 from ._components import resolve_device, resolve_optimizer, resolve_train_split
@@ -58,6 +59,8 @@ class BaseEnsembleClassifier(PredictionMixin, ClassifierMixin, EnsembleParameter
 
     # whether each step needs a second, independent batch of inputs
     _paired_batches: ClassVar[bool] = False
+    # whether the loss contains input gradients, so that training differentiates twice
+    _second_order: ClassVar[bool] = False
 
     @abstractmethod
     def _objective(self, step: TrainingStep) -> dict[str, Tensor]:
@@ -181,6 +184,10 @@ class BaseEnsembleClassifier(PredictionMixin, ClassifierMixin, EnsembleParameter
             augmentation=AugmentationPipeline(self.augmentation),
             lr_milestones=tuple(self.lr_milestones or ()),
             paired=self._paired_batches,
+            techniques=resolve_acceleration(
+                self.accelerate, device, second_order=self._second_order
+            ),
+            precision=self.precision,
             optimizer=optimizer,
             lr=self.lr,
             batch_size=self.batch_size,

@@ -70,6 +70,7 @@ class CLDLEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
     gradient_norm: Literal["pairs", "members"] | None = None
     cos_eps_mode: Literal["torch2", "torch1"] = "torch2"
 
+    _second_order: ClassVar[bool] = True
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **BaseEnsembleClassifier._parameter_constraints,
         **DiversityMixin._adversarial_constraints,
@@ -90,7 +91,7 @@ class CLDLEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
                 f"one size; they have {sizes}. Give them one, such as by "
                 "module_params={'embedding_size': 64}"
             )
-        return LabelConfusionModel(n_classes, sizes[0])
+        return LabelConfusionModel(n_classes, sizes[0]).to(next(members[0].parameters()).dtype)
 
     def _objective(self, step: TrainingStep) -> dict[str, Tensor]:
         x_adv = self._craft(step)

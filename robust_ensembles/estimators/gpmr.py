@@ -51,6 +51,7 @@ class GPMREnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
     lambda_div: float = 0.04
     lambda_eq: float = 10.0
 
+    _second_order: ClassVar[bool] = True
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **BaseEnsembleClassifier._parameter_constraints,
         **DiversityMixin._adversarial_constraints,

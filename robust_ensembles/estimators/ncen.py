@@ -55,6 +55,7 @@ class NCEnEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
     norm_sign: int = 1
     ce_on_probabilities: bool | None = None
 
+    _second_order: ClassVar[bool] = True
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **BaseEnsembleClassifier._parameter_constraints,
         **DiversityMixin._adversarial_constraints,

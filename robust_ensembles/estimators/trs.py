@@ -89,6 +89,7 @@ class TRSEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
     cross_entropy_reduce: Literal["mean", "sum"] | None = None
     cos_eps_mode: CosineEpsMode = "torch2"
 
+    _second_order: ClassVar[bool] = True
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **BaseEnsembleClassifier._parameter_constraints,
         **DiversityMixin._adversarial_constraints,

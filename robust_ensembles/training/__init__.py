@@ -4,6 +4,7 @@ Where a step runs: `EnsembleNet.train_step` asks an estimator's objective for it
 objective sees a `TrainingStep`.
 """
 
+from ._acceleration import TECHNIQUES, resolve_acceleration
 from ._data import Batch, EnsembleDataset, MiniBatches
 from ._distillation import distill, repel
 from ._features import captured_embedding, embedding_size, final_linear
@@ -23,6 +24,7 @@ from .augmentation import (
 )
 
 __all__ = [
+    "TECHNIQUES",
     "AugmentationPipeline",
     "Batch",
     "BatchTransform",
@@ -50,6 +52,7 @@ __all__ = [
     "preserve_global_rng",
     "repel",
     "replaced_output",
+    "resolve_acceleration",
     "resolve_layers",
     "seeded_global_rng",
 ]

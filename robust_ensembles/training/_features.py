@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from ._precision import full_precision
+
 
 def final_linear(member: nn.Module, owner: str) -> tuple[str, nn.Linear]:
     """Name and layer of the last linear layer of a network, its classifier.
@@ -72,10 +74,14 @@ def captured_embedding(member: nn.Module) -> Iterator[list[Tensor]]:
     embeddings: list[Tensor] = []
     layer = getattr(member, "embedding", None)
     if isinstance(layer, nn.Linear):
-        handle = layer.register_forward_hook(lambda _m, _x, out: embeddings.append(out))
+        handle = layer.register_forward_hook(
+            lambda _m, _x, out: embeddings.append(full_precision(out))
+        )
     else:
         _, classifier = final_linear(member, "an embedding")
-        handle = classifier.register_forward_pre_hook(lambda _m, x: embeddings.append(x[0]))
+        handle = classifier.register_forward_pre_hook(
+            lambda _m, x: embeddings.append(full_precision(x[0]))
+        )
     try:
         yield embeddings
     finally:

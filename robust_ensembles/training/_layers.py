@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .._validation import one_of
 from ..attacks._mode import untouched
+from ._precision import full_precision
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -176,7 +177,7 @@ def features(member: nn.Module, layer: str, x: Tensor) -> Tensor:
     try:
         member(x)
     except _LayerReachedError as reached:
-        return reached.output
+        return full_precision(reached.output)
     finally:
         handle.remove()
     raise RuntimeError(f"the forward pass of {type(member).__name__} did not reach {layer!r}")

@@ -13,9 +13,11 @@ from skorch.callbacks import EpochTimer, PassthroughScoring, PrintLog
 from torch import Tensor, nn
 
 from ..modules import Ensemble, RawInput
+from ._acceleration import accelerated, optimizer_options
 from ._data import Batch, MiniBatches
 from ._inference import log_proba
 from ._meter import EpochMeter
+from ._precision import mixed_precision
 from ._random import derive_seed, preserve_global_rng, reseed_global_rng
 from ._snapshot import LastGood
 from ._step import Objective, TrainingStep
@@ -48,6 +50,10 @@ class EnsembleNet(NeuralNetClassifier):
         Epochs (finished ones) after which the learning rate is multiplied by 0.1.
     paired : bool, default=False
         Whether each step gets a second, independent batch of inputs, `Batch.x_target`.
+    techniques : frozenset of str, default=frozenset()
+        What makes the step fast, see `resolve_acceleration`.
+    precision : {"float32", "bfloat16"}, default="float32"
+        Of the members' arithmetic in training; weights and losses stay as they are.
     """
 
     def __init__(
@@ -60,6 +66,8 @@ class EnsembleNet(NeuralNetClassifier):
         augmentation: AugmentationPipeline,
         lr_milestones: tuple[int, ...] = (),
         paired: bool = False,
+        techniques: frozenset[str] = frozenset(),
+        precision: str = "float32",
         **kwargs: Any,
     ) -> None:
         super().__init__(module, *args, use_caching=False, **kwargs)
@@ -69,6 +77,8 @@ class EnsembleNet(NeuralNetClassifier):
         self.augmentation = augmentation
         self.lr_milestones = lr_milestones
         self.paired = paired
+        self.techniques = techniques
+        self.precision = precision
         self.objective_: Objective | None = None
         self.last_good_: LastGood | None = None
 
@@ -106,7 +116,8 @@ class EnsembleNet(NeuralNetClassifier):
         trainable = [[p for p in owner.parameters() if p.requires_grad] for owner in owners]
         groups = [{"params": parameters} for parameters in trainable if parameters]
         options = {"lr": self.lr, **self.get_params_for("optimizer")}
-        self.optimizer_ = self.optimizer(groups, **options)
+        fast = optimizer_options(self.optimizer, options, self.techniques)
+        self.optimizer_ = self.optimizer(groups, **options, **fast)
         return self
 
     def train_epochs(
@@ -134,7 +145,7 @@ class EnsembleNet(NeuralNetClassifier):
         modules = [getattr(self, f"{name}_") for name in self._modules]
         self.last_good_ = LastGood(modules, self.optimizer_)
         try:
-            with preserve_global_rng():
+            with preserve_global_rng(), accelerated(self.techniques, modules, self.optimizer_):
                 self.fit_loop(dataset, y, epochs=epochs)
         except KeyboardInterrupt:
             if not self._stopped_early():
@@ -217,7 +228,8 @@ class EnsembleNet(NeuralNetClassifier):
             terms = self._objective_terms(batch)
             loss = torch.stack(list(terms.values())).sum()
             meter.add({"loss": loss, **terms}, len(batch.x))
-            loss.backward()
+            # by the weights alone: leaves that a method differentiates by would get one too
+            loss.backward(inputs=self._trained_parameters())
             self.notify(
                 "on_grad_computed",
                 named_parameters=list(self.get_all_learnable_params()),
@@ -228,6 +240,9 @@ class EnsembleNet(NeuralNetClassifier):
 
         loss = self.optimizer_.step(closure)
         return {"loss": loss.detach(), "y_pred": None}
+
+    def _trained_parameters(self) -> list[Tensor]:
+        return [p for group in self.optimizer_.param_groups for p in group["params"]]
 
     def _objective_terms(self, batch: Batch) -> dict[str, Tensor]:
         if self.objective_ is None:
@@ -241,7 +256,8 @@ class EnsembleNet(NeuralNetClassifier):
             epoch=len(self.history) - 1,
             epoch_seed=self.epoch_seed_,
         )
-        return self.objective_(step)
+        with mixed_precision(self.module_ if self.precision == "bfloat16" else ()):
+            return self.objective_(step)
 
     def validation_step(self, batch: Batch, *, number: int, meter: EpochMeter) -> dict[str, Any]:
         """Loss and accuracy of the deployed mean probability on one batch."""
