@@ -16,11 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
+from .._logging import tell_once
 from ._asked import Gradients, asked, total
 from ._fast_batch_norm import FastBatchNorm
 
 _aten = torch.ops.aten
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @contextmanager
@@ -35,9 +41,9 @@ def fast_double_backward(module: nn.Module) -> Iterator[nn.Module]:
     Parameters
     ----------
     module : nn.Module
-        Its `nn.Conv2d`, `nn.BatchNorm1d` and `nn.BatchNorm2d` layers are accelerated, other
-        layers and those with a forward pass of their own left alone. A layer computes as usual
-        where its input needs no gradient and under autocast.
+        Its convolutions and batch normalisations are accelerated, other layers left alone, and
+        with a line in the log convolutions and normalisations of another kind. A layer computes
+        as usual where its input needs no gradient and under autocast.
 
     Yields
     ------
@@ -62,19 +68,28 @@ def _fast_forward(layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
 
     A partial, not a closure: copies of the layer, made meanwhile, have to call themselves.
     """
-    kind = type(layer)
-    if "forward" in vars(layer):
+    if not isinstance(layer, (_BatchNorm, _ConvNd)) or "forward" in vars(layer):
         return None
-    if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
-        if kind.forward is nn.BatchNorm2d.forward:
-            return partial(_batch_norm_forward, layer)
-    elif isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros":
-        inner = getattr(kind, "_conv_forward", None)
-        plain = kind.forward is nn.Conv2d.forward and inner is nn.Conv2d._conv_forward
-        # "same" may pad one side more than the other, which the kernel cannot
-        if plain and not isinstance(layer.padding, str):
-            return partial(_conv_forward, layer)
+    # the three batch normalisations share one forward pass, each convolution has its own
+    if isinstance(layer, _BATCH_NORMS) and type(layer).forward is nn.BatchNorm2d.forward:
+        return partial(_batch_norm_forward, layer)
+    if isinstance(layer, _CONVOLUTIONS) and layer.padding_mode == "zeros":
+        base = next(kind for kind in _CONVOLUTIONS if isinstance(layer, kind))
+        own = type(layer).forward, type(layer)._conv_forward
+        padding = _both_sides(layer)
+        if own == (base.forward, base._conv_forward) and padding is not None:
+            geometry = _Geometry(layer.stride, padding, layer.dilation, layer.groups)
+            return partial(_conv_forward, layer, geometry)
+    tell_once(f"{layer} has no fast double backward, so torch's own is used for it")
     return None
+
+
+def _both_sides(layer: _ConvNd) -> Sequence[int] | None:
+    """Zeros at either side; None where there are more at one than at the other."""
+    if not isinstance(layer.padding, str):
+        return layer.padding
+    sides = layer._reversed_padding_repeated_twice[::-1]
+    return sides[::2] if sides[::2] == sides[1::2] else None
 
 
 def _pays(x: Tensor, *parameters: Tensor | None) -> bool:
@@ -87,7 +102,7 @@ def _pays(x: Tensor, *parameters: Tensor | None) -> bool:
     )
 
 
-def _batch_norm_forward(layer: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tensor:
+def _batch_norm_forward(layer: _BatchNorm, x: Tensor) -> Tensor:
     of_batch = layer.training or (layer.running_mean is None and layer.running_var is None)
     single = of_batch and x.numel() == x.shape[1]  # torch has the error message for that
     if single or not _pays(x, layer.weight, layer.running_mean):
@@ -107,7 +122,7 @@ def _batch_norm_forward(layer: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Te
 
 
 class _Geometry(NamedTuple):
-    """What `nn.Conv2d` is made of, apart from its parameters."""
+    """What a convolution is made of, apart from its parameters."""
 
     stride: Sequence[int]
     padding: Sequence[int]
@@ -115,7 +130,7 @@ class _Geometry(NamedTuple):
     groups: int
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        y: Tensor = _aten.convolution(x, weight, bias, *self[:3], False, (0, 0), self.groups)
+        y: Tensor = _aten.convolution(x, weight, bias, *self[:3], False, (0,), self.groups)
         return y
 
     def backward(
@@ -123,16 +138,15 @@ class _Geometry(NamedTuple):
     ) -> Gradients:
         sizes = [len(weight)] if mask[2] else None
         result: Gradients = _aten.convolution_backward(
-            grad_y, x, weight, sizes, *self[:3], False, (0, 0), self.groups, list(mask)
+            grad_y, x, weight, sizes, *self[:3], False, (0,), self.groups, list(mask)
         )
         return result
 
 
-def _conv_forward(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    if x.ndim != 4 or not _pays(x, layer.weight, layer.bias):
-        return type(layer).forward(layer, x)
-    padding: Any = layer.padding
-    geometry = _Geometry(layer.stride, padding, layer.dilation, layer.groups)
+def _conv_forward(layer: _ConvNd, geometry: _Geometry, x: Tensor) -> Tensor:
+    if x.ndim != layer.weight.ndim or not _pays(x, layer.weight, layer.bias):
+        plain: Tensor = type(layer).forward(layer, x)
+        return plain
     y: Tensor = _Conv.apply(x, layer.weight, layer.bias, geometry)
     return y
 
@@ -186,7 +200,7 @@ class _ConvBackward(Function):
             if v_weight is not None:
                 terms.append(geometry.convolve(x, v_weight))
             if v_bias is not None:
-                terms.append(v_bias.view(-1, 1, 1).expand_as(grad_y))
+                terms.append(v_bias.view(-1, *[1] * (x.ndim - 2)).expand_as(grad_y))
             by_grad_y = total(terms)
         if wanted[1] and v_weight is not None:
             by_x = geometry.backward(grad_y, x, v_weight, (True, False, False))[0]

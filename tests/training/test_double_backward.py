@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
+from robust_ensembles._logging import tell_once
 from robust_ensembles.training import _double_backward, _fast_batch_norm
 from robust_ensembles.training._asked import asked
 from robust_ensembles.training._double_backward import fast_double_backward
@@ -116,6 +117,11 @@ def layer_call(layer):
         (nn.BatchNorm1d(2), (3, 2, 4)),
         (nn.Conv2d(2, 2, 2, padding=1), (2, 2, 3, 3)),
         (nn.Conv2d(4, 2, 2, stride=2, dilation=2, groups=2, bias=False), (1, 4, 4, 5)),
+        (nn.Conv2d(1, 2, (3, 1), padding="same", dilation=(2, 1)), (2, 1, 4, 3)),
+        (nn.Conv2d(1, 2, 2, padding="valid"), (2, 1, 3, 3)),
+        (nn.Conv1d(2, 4, 3, stride=2, padding=2, groups=2), (2, 2, 5)),
+        (nn.Conv3d(1, 2, 2, padding=(0, 1, 0), dilation=(1, 2, 1)), (1, 1, 2, 3, 2)),
+        (nn.BatchNorm3d(2), (2, 2, 2, 1, 2)),
     ],
     ids=lambda value: str(value).replace(" ", ""),
 )
@@ -162,9 +168,10 @@ def test_without_the_private_function_everything_is_computed(monkeypatch):
     assert_same_step(two_nets(), *batch())
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 def test_the_module_is_as_before():
     net = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding="same"),
+        nn.Conv2d(3, 4, 2, padding="same"),
         nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
         nn.Conv2d(4, 4, 3),
         nn.BatchNorm2d(4),
@@ -180,6 +187,18 @@ def test_the_module_is_as_before():
     assert seen == [True]
     assert not any("forward" in vars(layer) for layer in net)
     torch.testing.assert_close(y, copy.deepcopy(net)(x))
+
+
+def test_layers_of_another_kind_are_told_once(caplog):
+    tell_once.cache_clear()
+    net = nn.Sequential(nn.ConvTranspose2d(3, 4, 2), nn.Conv2d(4, 4, 3), nn.ReLU())
+    with caplog.at_level("INFO", "robust_ensembles"):
+        for _ in range(2):
+            with fast_double_backward(net):
+                pass
+    assert [record.name for record in caplog.records] == ["robust_ensembles"]
+    assert "ConvTranspose2d" in caplog.text
+    assert "fast double backward" in caplog.text
 
 
 def fail_inside(net):
