@@ -97,6 +97,7 @@ def _pays(x: Tensor, *parameters: Tensor | None) -> bool:
     return (
         torch.is_grad_enabled()
         and x.requires_grad
+        and x.dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled(x.device.type)
         and all(p is None or p.dtype == x.dtype for p in parameters)
     )
