@@ -19,6 +19,10 @@ RESTART_SHIFT = 36
 STREAM_SHIFT = 52
 _MANTISSA_BITS = {torch.float32: 24, torch.float64: 53}
 
+Seed = int | Tensor
+"""A whole number, or an int64 Tensor without axes on the device of x: that one can be changed
+where the same computation is replayed, and gives the same numbers."""
+
 
 def _shift_right(z: Tensor, n: int) -> Tensor:
     """Logical shift: torch's own carries the sign along."""
@@ -32,13 +36,13 @@ def _mix(z: Tensor) -> Tensor:
     return z ^ _shift_right(z, 31)
 
 
-def sample_keys(x: Tensor, seed: int) -> Tensor:
+def sample_keys(x: Tensor, seed: Seed) -> Tensor:
     """One key per sample, from its values and the seed.
 
     Parameters
     ----------
     x : Tensor of shape (n_samples, ...), float32 or float64
-    seed : int
+    seed : int, or int64 Tensor without axes
 
     Returns
     -------
@@ -48,7 +52,10 @@ def sample_keys(x: Tensor, seed: int) -> Tensor:
     bits = flat.view(torch.int32 if flat.dtype == torch.float32 else torch.int64).long()
     position = torch.arange(bits.shape[1], device=x.device)
     content = _mix(bits + position * _INCREMENT).sum(dim=1)
-    return _mix(content + _mix(torch.full_like(content, seed % (1 << 62))))
+    number = seed % (1 << 62)
+    if not isinstance(number, Tensor):
+        number = torch.full((), number, dtype=torch.int64, device=x.device)
+    return _mix(content + _mix(number))
 
 
 def uniform(keys: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:

@@ -96,7 +96,8 @@ def without_true_class(p: Tensor, y: Tensor) -> Tensor:
     -------
     others : Tensor of shape (n_members, n_samples, n_classes - 1)
     """
-    n_members, n_samples, n_classes = p.shape
-    others = torch.ones(n_samples, n_classes, dtype=torch.bool, device=p.device)
-    others.scatter_(1, y[:, None], False)
-    return p[:, others].view(n_members, n_samples, n_classes - 1)
+    n_members, _, n_classes = p.shape
+    rank = torch.arange(n_classes - 1, device=p.device)
+    # by indices: a mask would make a GPU wait until its entries are counted
+    others = rank + (rank >= y[:, None])
+    return p.gather(-1, others.expand(n_members, -1, -1))

@@ -53,20 +53,21 @@ class Ensemble(nn.Module):
                 )
         self.members = nn.ModuleList(members)
 
-    def member_logits(self, x: Tensor) -> Tensor:
+    def member_logits(self, x: Tensor | Sequence[Tensor]) -> Tensor:
         """Compute the logits of each member.
 
         Parameters
         ----------
-        x : Tensor of shape (n, ...)
-            Batch of samples.
+        x : Tensor of shape (n, ...), or sequence of n_members of them
+            Batch of samples that all members see, or one for each.
 
         Returns
         -------
         Tensor of shape (n_members, n, n_classes)
             Logits, with the members on the first axis.
         """
-        return torch.stack([member(x) for member in self.members])
+        inputs = [x] * len(self) if isinstance(x, Tensor) else x
+        return torch.stack([member(x) for member, x in zip(self.members, inputs, strict=True)])
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the logarithm of the mean of the members' probabilities.

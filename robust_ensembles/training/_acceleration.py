@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._logging import tell_once
 from .._validation import one_of
+from ..modules import Ensemble
 from ._double_backward import fast_double_backward
+from ._vectorized import vectorized_members, why_not_vectorized
 
 TECHNIQUES = (
     "double_backward",
@@ -105,15 +108,31 @@ def accelerated(
     optimizer : torch.optim.Optimizer
         Of their parameters; its state follows their layout in memory.
     """
+    vectorized = _vectorized(techniques, modules)
     with ExitStack() as stack:
+        if vectorized is not None:
+            stack.enter_context(vectorized_members(vectorized))
         if "double_backward" in techniques:
-            for module in modules:
+            # torch cannot vectorise functions of ours
+            for module in [m for m in modules if m is not vectorized]:
                 stack.enter_context(fast_double_backward(module))
         if "channels_last" in techniques:
             stack.enter_context(_channels_last(modules, optimizer))
         if "flush_denormal" in techniques:
             stack.enter_context(_flushed_denormals())
         yield
+
+
+def _vectorized(techniques: frozenset[str], modules: Sequence[nn.Module]) -> Ensemble | None:
+    """The ensemble, if its members are to run as one network and can."""
+    ensembles = [module for module in modules if isinstance(module, Ensemble)]
+    if "vmap" not in techniques or not ensembles:
+        return None
+    reason = why_not_vectorized(ensembles[0])
+    if reason is None:
+        return ensembles[0]
+    tell_once(f"accelerate: 'vmap' is not used, since {reason}")
+    return None
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from ._meter import EpochMeter
 from ._precision import mixed_precision
 from ._random import derive_seed, preserve_global_rng, reseed_global_rng
 from ._snapshot import LastGood
+from ._static_step import ReplayedStep, replayed_steps
 from ._step import Objective, TrainingStep
 from .augmentation import AugmentationPipeline
 
@@ -81,6 +82,7 @@ class EnsembleNet(NeuralNetClassifier):
         self.precision = precision
         self.objective_: Objective | None = None
         self.last_good_: LastGood | None = None
+        self.replayed_: ReplayedStep | None = None
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Any]]:
@@ -145,13 +147,17 @@ class EnsembleNet(NeuralNetClassifier):
         modules = [getattr(self, f"{name}_") for name in self._modules]
         self.last_good_ = LastGood(modules, self.optimizer_)
         try:
-            with preserve_global_rng(), accelerated(self.techniques, modules, self.optimizer_):
+            with (
+                preserve_global_rng(),
+                accelerated(self.techniques, modules, self.optimizer_),
+                replayed_steps(self, self._step, self._terms) as self.replayed_,
+            ):
                 self.fit_loop(dataset, y, epochs=epochs)
         except KeyboardInterrupt:
             if not self._stopped_early():
                 raise
         finally:
-            self.objective_ = self.last_good_ = None
+            self.objective_ = self.last_good_ = self.replayed_ = None
             self.module_.eval()
             self._drop_unfinished_epoch()
             self.notify("on_train_end", X=dataset, y=y)
@@ -221,11 +227,13 @@ class EnsembleNet(NeuralNetClassifier):
 
     def train_step(self, batch: Batch, *, number: int, meter: EpochMeter) -> dict[str, Any]:
         """One optimizer step on the objective."""
+        if self.replayed_ is not None and self.replayed_.takes(batch):
+            return self.replayed_(batch, self._next_seed(), meter)
 
         def closure() -> Tensor:
             self.optimizer_.zero_grad()
             self._set_training(True)
-            terms = self._objective_terms(batch)
+            terms = self._terms(self._step(batch, self._next_seed()))
             loss = torch.stack(list(terms.values())).sum()
             meter.add({"loss": loss, **terms}, len(batch.x))
             # by the weights alone: leaves that a method differentiates by would get one too
@@ -244,19 +252,24 @@ class EnsembleNet(NeuralNetClassifier):
     def _trained_parameters(self) -> list[Tensor]:
         return [p for group in self.optimizer_.param_groups for p in group["params"]]
 
-    def _objective_terms(self, batch: Batch) -> dict[str, Tensor]:
-        if self.objective_ is None:
-            raise RuntimeError("this net is trained by its estimator: call the estimator's fit")
-        step = TrainingStep(
+    def _next_seed(self) -> int:
+        return int(self.attack_seeds_.integers(2**62))
+
+    def _step(self, batch: Batch, seed: Any) -> TrainingStep:
+        return TrainingStep(
             module=self.module_,
             auxiliary=self.auxiliary_ if self.has_auxiliary_ else None,
             batch=batch,
             clip_values=self.clip_values,
-            seed=int(self.attack_seeds_.integers(2**62)),
+            seed=seed,
             epoch=len(self.history) - 1,
             epoch_seed=self.epoch_seed_,
         )
-        with mixed_precision(self.module_ if self.precision == "bfloat16" else ()):
+
+    def _terms(self, step: TrainingStep) -> dict[str, Tensor]:
+        if self.objective_ is None:
+            raise RuntimeError("this net is trained by its estimator: call the estimator's fit")
+        with mixed_precision(step.module if self.precision == "bfloat16" else ()):
             return self.objective_(step)
 
     def validation_step(self, batch: Batch, *, number: int, meter: EpochMeter) -> dict[str, Any]:

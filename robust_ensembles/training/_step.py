@@ -79,7 +79,7 @@ class TrainingStep:
         -------
         logits : Tensor of shape (n_members, n_samples, n_classes)
         """
-        return torch.stack([member(x) for member, x in zip(self.module, inputs, strict=True)])
+        return self.module.member_logits(inputs)
 
     def input_gradients(
         self, inputs: Sequence[Tensor], y: Tensor | None = None

@@ -15,6 +15,7 @@ from robust_ensembles import (
     GALEnsembleClassifier,
     VanillaEnsembleClassifier,
 )
+from robust_ensembles._logging import tell_once
 from robust_ensembles.attacks import PGD
 from robust_ensembles.training import TECHNIQUES, resolve_acceleration
 
@@ -174,6 +175,19 @@ def test_bfloat16_learns_about_the_same(classifier):
     assert losses[1] == pytest.approx(losses[0], rel=0.2, abs=0.2)
     X, _ = images(48)
     assert mixed.as_module()(torch.from_numpy(X)).dtype == torch.float32
+
+
+def test_vectorized_members_in_bfloat16():
+    options = {"n": 32, "epochs": 1, "module": "lenet5", "precision": "bfloat16"}
+    one, all_at_once = (trained(VanillaEnsembleClassifier, a, **options) for a in ("none", "vmap"))
+    assert_close(all_at_once.module_.state_dict(), one.module_.state_dict(), 1e-3)
+
+
+def test_members_that_cannot_be_vectorized_are_told_once(caplog):
+    tell_once.cache_clear()
+    with caplog.at_level("INFO", "robust_ensembles"):
+        trained(VanillaEnsembleClassifier, "vmap", n=16, epochs=1, n_estimators=1)
+    assert "'vmap' is not used, since there is one member only" in caplog.text
 
 
 def test_scores_during_training_are_not_in_bfloat16():
