@@ -55,7 +55,7 @@ def resolve_acceleration(
         return frozenset()
     names = [accelerate] if isinstance(accelerate, str) else list(accelerate)
     for name in names:
-        one_of(name, ("auto", "none", *TECHNIQUES) if len(names) == 1 else TECHNIQUES, "accelerate")
+        one_of(name, TECHNIQUES, 'accelerate, if neither "auto" nor "none",')
     if "cuda_graph" in names and device.type != "cuda":
         raise ValueError(
             f"accelerate: 'cuda_graph' needs a CUDA device, but the device is {device}; leave it "

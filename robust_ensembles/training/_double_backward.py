@@ -1,8 +1,9 @@
-"""Batch normalisation and convolution whose gradient is cheap to differentiate once more.
+"""Convolution, normalisation and ReLU whose gradient is cheap to differentiate once more.
 
 The methods that penalise input gradients run backward through a backward pass. Torch's own second
 derivative of batch normalisation is a long chain of elementwise operations, and that of a
-convolution permutes its operands; here both are closed forms around the fused kernels.
+convolution permutes its operands; here both are closed forms around the fused kernels. That of a
+ReLU is zero, which torch writes into memory and adds.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch.nn.modules.conv import _ConvNd
 from .._logging import tell_once
 from ._asked import Gradients, asked, total
 from ._fast_batch_norm import FastBatchNorm
+from ._fast_rectifier import FastRectifier
 
 _aten = torch.ops.aten
 
@@ -41,9 +43,9 @@ def fast_double_backward(module: nn.Module) -> Iterator[nn.Module]:
     Parameters
     ----------
     module : nn.Module
-        Its convolutions and batch normalisations are accelerated, other layers left alone, and
-        with a line in the log convolutions and normalisations of another kind. A layer computes
-        as usual where its input needs no gradient and under autocast.
+        Its convolutions, batch normalisations and ReLUs are accelerated, other layers left alone,
+        and with a line in the log convolutions and normalisations of another kind. A layer
+        computes as usual where its input needs no gradient and under autocast.
 
     Yields
     ------
@@ -68,7 +70,11 @@ def _fast_forward(layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
 
     A partial, not a closure: copies of the layer, made meanwhile, have to call themselves.
     """
-    if not isinstance(layer, (_BatchNorm, _ConvNd)) or "forward" in vars(layer):
+    if "forward" in vars(layer):
+        return None
+    if isinstance(layer, (nn.ReLU, nn.LeakyReLU)):
+        return _fast_rectifier(layer)
+    if not isinstance(layer, (_BatchNorm, _ConvNd)):
         return None
     # the three batch normalisations share one forward pass, each convolution has its own
     if isinstance(layer, _BATCH_NORMS) and type(layer).forward is nn.BatchNorm2d.forward:
@@ -82,6 +88,22 @@ def _fast_forward(layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
             return partial(_conv_forward, layer, geometry)
     tell_once(f"{layer} has no fast double backward, so torch's own is used for it")
     return None
+
+
+def _fast_rectifier(layer: nn.ReLU | nn.LeakyReLU) -> Callable[[Tensor], Tensor] | None:
+    base = nn.ReLU if isinstance(layer, nn.ReLU) else nn.LeakyReLU
+    slope = layer.negative_slope if isinstance(layer, nn.LeakyReLU) else 0.0
+    if type(layer).forward is not base.forward or layer.inplace or slope < 0:
+        return None
+    return partial(_rectifier_forward, layer, slope)
+
+
+def _rectifier_forward(layer: nn.Module, slope: float, x: Tensor) -> Tensor:
+    if not _pays(x):
+        plain: Tensor = type(layer).forward(layer, x)
+        return plain
+    y: Tensor = FastRectifier.apply(x, slope)
+    return y
 
 
 def _both_sides(layer: _ConvNd) -> Sequence[int] | None:

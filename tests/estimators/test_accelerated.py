@@ -223,7 +223,8 @@ def test_names_are_checked_before_training():
     X, y = images(8)
     for wrong, message in [
         (["chanels_last"], "Did you mean 'channels_last'"),
-        (["auto", "vmap"], "accelerate must be one of"),
+        (["auto", "vmap"], "accelerate, if neither .* must be one of"),
+        (["auto"], "must be one of"),
         ("cuda_graph", "needs a CUDA device"),
         ("fast", "The 'accelerate' parameter"),
     ]:

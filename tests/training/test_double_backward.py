@@ -26,6 +26,7 @@ class Net(nn.Module):
             nn.Tanh(),
             nn.Conv2d(8, 4, (3, 2), padding=(2, 1), dilation=2, groups=2),
             nn.BatchNorm2d(4, **options),
+            nn.LeakyReLU(0.1),
             nn.ReLU(inplace=True),
         )
         self.head = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6, **options), nn.Linear(6, 3))
@@ -81,6 +82,33 @@ def test_a_step_with_an_input_gradient_penalty_is_that_of_torch(layout, training
         net(2.0 * x + 1.0)  # running statistics other than the batch's
     nets.train(training)
     assert_same_step(nets, x.contiguous(memory_format=layout), y)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.1, 1.5])
+def test_rectifiers(slope):
+    layer = nn.LeakyReLU(slope) if slope else nn.ReLU()
+    x = torch.tensor([-2.0, -1e-310, -0.0, 0.0, 1e-310, 3.0], dtype=torch.float64)
+
+    def derivatives():
+        leaf = x.clone().requires_grad_()
+        y = layer(leaf.square() * leaf.sign())
+        (g,) = torch.autograd.grad(y.pow(3).sum(), leaf, create_graph=True)
+        return y.detach(), g.detach(), *torch.autograd.grad(g.square().sum(), leaf)
+
+    expected = derivatives()
+    with fast_double_backward(layer):
+        found = derivatives()
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
+
+
+def test_a_rectifier_of_another_kind_is_left_alone():
+    class Own(nn.ReLU):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    for layer in (Own(), nn.ReLU(inplace=True), nn.LeakyReLU(-0.1)):
+        with fast_double_backward(layer):
+            assert "forward" not in vars(layer)
 
 
 def test_running_statistics_that_move_before_the_backward_pass():
