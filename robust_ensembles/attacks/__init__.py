@@ -5,8 +5,9 @@ anything fitted that ends in an estimator of this package.
 """
 
 from ._apgd import APGD, TargetedAPGD
+from ._attack import Attack
 from ._autoattack import AutoAttack, EnsembleAutoAttack
-from ._base import Attack, BoundedAttack
+from ._base import BoundedAttack
 from ._carlini_wagner import CarliniWagnerL2
 from ._combined import UniformNoise, WorstCase
 from ._deepfool import DeepFool

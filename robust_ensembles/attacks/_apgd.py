@@ -60,7 +60,7 @@ class APGD(MomentumAttack):
 
     def _walks(self, objective: Objective, x: Tensor, y: Tensor) -> Iterator[Walk]:
         for restart in range(self.n_restarts):
-            yield objective, y, restart
+            yield Walk(objective, y, restart)
 
     def _walk(
         self,
@@ -124,7 +124,8 @@ class TargetedAPGD(APGD):
         classes = likeliest_wrong_classes(objective, x, y, self.n_target_classes)
         for rank, target in enumerate(classes.unbind(dim=1)):
             for restart in range(self.n_restarts):
-                yield towards, torch.stack([y, target], dim=1), rank * self.n_restarts + restart
+                number = rank * self.n_restarts + restart
+                yield Walk(towards, torch.stack([y, target], dim=1), number)
 
     def _validate(self) -> None:
         super()._validate()

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from .._validation import one_of
 from ._apgd import APGD, TargetedAPGD
+from ._attack import Attack
 from ._balls import Box
-from ._base import Attack
 from ._combined import WorstCase
 from ._fab import FAB
 from ._mora import MORA

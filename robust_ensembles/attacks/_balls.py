@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from ._filling import fill
 from ._noise import STREAM_SHIFT, sample_keys, uniform
 
 Box = tuple[float, float]
@@ -138,23 +139,16 @@ class L2Ball(Ball):
         """The factor, at most 1, after which delta has a length once it is clipped, (n_samples,).
 
         Coordinates i stop at the room r_i that the box leaves, so the squared length of
-        min(t |delta_i|, r_i) is to be eps^2; t comes from sorting the r_i / |delta_i|.
+        min(t |delta_i|, r_i) is to be eps^2.
         """
         tiny = torch.finfo(delta.dtype).tiny
         length = torch.linalg.vector_norm(delta, dim=1)
         if self.clip_values is None:
             return (within / length.clamp_min(tiny)).clamp_max(1.0)
-        origin, size = _flat(self.x), delta.abs()
+        origin = _flat(self.x)
         room = torch.where(delta > 0, self.clip_values[1] - origin, origin - self.clip_values[0])
-        stops, order = (room / size.clamp_min(tiny)).sort(dim=1)
-        size, room = size.gather(1, order), room.gather(1, order)
-        stopped = room.square().cumsum(dim=1) - room.square()  # by the coordinates before each
-        moving = size.square().flip(1).cumsum(dim=1).flip(1)
-        t = ((within**2 - stopped).clamp_min(0) / moving.clamp_min(tiny)).sqrt()
-        fits = t <= stops
-        first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
-        found = torch.where(fits.any(dim=1), t.gather(1, first).squeeze(1), torch.inf)
-        return found.clamp_max(1.0)
+        amount = torch.full_like(length, within**2)
+        return fill(delta.square(), room.square(), amount).sqrt().clamp_max(1.0)
 
     def steepest(self, direction: Tensor) -> Tensor:
         """The direction at unit length; zero stays zero."""

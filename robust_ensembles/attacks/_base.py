@@ -1,116 +1,32 @@
-"""The contract of every attack."""
+"""What the attacks that search an eps-ball share."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
 from .._validation import one_of
+from ._attack import Attack
 from ._balls import NORMS, Ball, Box
+from ._fast_eval import FastEval
 from ._margins import AGGREGATIONS, LOSSES
 from ._mode import untouched
 from ._objective import Objective, device_of
-from ._target import resolve_target
+from ._passes import Passes
 
 # X may lie this part of the box's size outside it: what float32 does to a scaled image
 _BOX_TOLERANCE = 1e-6
-
-
-class Attack(BaseEstimator, ABC):
-    """What every attack can do. `BoundedAttack` adds the parameters that nearly all share."""
-
-    targeted: bool = False
-
-    @property
-    def gradient_free(self) -> bool:
-        """Whether the attack looks at decisions only, so that nothing need be differentiable."""
-        return False
-
-    @abstractmethod
-    def __call__(
-        self, module: nn.Module, X: Tensor, y: Tensor, *, stop_when_broken: bool = True
-    ) -> Tensor:
-        """Adversarial examples for a torch module, which is put into eval mode meanwhile.
-
-        Parameters
-        ----------
-        module : nn.Module
-            Returns logits or log-probabilities, (n, n_classes), or has
-            ``member_logits(x) -> (n_members, n, n_classes)``.
-        X : Tensor of shape (n_samples, ...)
-            float32 or float64.
-        y : Tensor of shape (n_samples,)
-            Class indices: the true ones, or the targets of a targeted attack.
-        stop_when_broken : bool, default=True
-            Whether a sample leaves the attack once it is misclassified (or reaches its target):
-            right for measuring robustness. False goes on to the last step: stronger examples
-            for training and for transfer.
-
-        Returns
-        -------
-        X_adv : Tensor of shape (n_samples, ...)
-            On the device of X.
-
-        Raises
-        ------
-        ValueError
-            For parameters out of range, X outside the box, NaN, or lengths that differ.
-        """
-
-    def generate(self, estimator: Any, X: ArrayLike, y: ArrayLike) -> NDArray[Any]:
-        """Adversarial examples for a fitted estimator, through the steps of a Pipeline.
-
-        Parameters
-        ----------
-        estimator : fitted estimator
-            One of this package, or a Pipeline or search that ends in one.
-        X : array-like of shape (n_samples, ...)
-            Raw X, as the estimator takes it. uint8 images are attacked in [0, 1].
-        y : array-like of shape (n_samples,)
-            Labels as in `estimator.classes_`.
-
-        Returns
-        -------
-        X_adv : ndarray of the shape of X
-            Floating point.
-
-        Raises
-        ------
-        NotDifferentiableError
-            If a step of the estimator has no differentiable twin.
-        """
-        self._validate()
-        target = resolve_target(estimator, X, gradient=not self.gradient_free)
-        self.check_classes(target.classes)
-        adversarial = self(target.module, target.tensor(X), target.encode(y))
-        result: NDArray[Any] = adversarial.cpu().numpy().reshape(np.shape(X))
-        return result
-
-    def check_classes(self, classes: NDArray[Any]) -> None:
-        """Raise if the attack knows other classes than the target has.
-
-        Parameters
-        ----------
-        classes : ndarray of shape (n_classes,)
-            Labels, in the order of the target's outputs.
-
-        Raises
-        ------
-        ValueError
-            If another model that the attack uses was trained on other labels.
-        """
-
-    @abstractmethod
-    def _validate(self) -> None:
-        """Raise for parameters that make no sense."""
+# values of X attacked together, whatever the batch size: few large batches late in an attack, when
+# most samples are broken, instead of many small ones
+_BLOCK = 2**22
+# samples on which a faster way to compute a module's outputs is tried
+_TRIAL = 4
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
@@ -142,7 +58,8 @@ class BoundedAttack(Attack):
         Box that adversarial examples stay in; None takes the box of the estimator (or of the
         module's attribute `clip_values`), if it has one.
     batch_size : int, default=256
-        Samples attacked at once. Does not change the result.
+        Samples that go through the module at once; halved where memory runs out. Does not change
+        the result.
     random_state : int or None, default=0
         Seed of random starts. The noise of a sample depends on this seed and on the sample
         alone. None draws a new seed for each call.
@@ -173,15 +90,40 @@ class BoundedAttack(Attack):
         seed = self._seed()
         device = device_of(module, X.device)
         results = []
+        size = max(_BLOCK // max(X.shape[1:].numel(), 1), self.batch_size)
         with untouched(module):
-            objective = self._objective(module)
-            for x, labels in zip(X.split(self.batch_size), y.split(self.batch_size), strict=True):
+            objective = self._objective(module, Passes(self.batch_size))
+            for x, labels in zip(X.split(size), y.split(size), strict=True):
                 ball = self._ball(x.detach().to(device), box)
-                adversarial = self._perturb(
+                adversarial = self._block(
                     objective, ball, labels.to(device), seed, stop_when_broken
                 )
                 results.append(adversarial.to(X.device))
         return torch.cat(results) if results else X.detach().clone()
+
+    def _block(
+        self, objective: Objective, ball: Ball, y: Tensor, seed: int, stop_when_broken: bool
+    ) -> Tensor:
+        """Adversarial examples made with a faster module, that hold for the module as it is."""
+        if not self._accelerates(stop_when_broken):
+            return self._perturb(objective, ball, y, seed, stop_when_broken)
+        fast = FastEval(objective.module, ball.x[:_TRIAL])
+        with fast.on():
+            adversarial = self._perturb(objective, ball, y, seed, stop_when_broken)
+        if not fast or not stop_when_broken:
+            return adversarial
+        # rounding may tell the two modules apart: what only the faster one calls broken is not
+        unbroken = (~objective.broken(adversarial, y)).nonzero().squeeze(1)
+        if len(unbroken):
+            with fast.on():
+                again = unbroken[objective.broken(adversarial[unbroken], y[unbroken])]
+            if len(again):
+                adversarial[again] = self._perturb(objective, ball[again], y[again], seed, True)
+        return adversarial
+
+    def _accelerates(self, stop_when_broken: bool) -> bool:
+        """Whether a module that differs by rounding will do, until decisions are checked."""
+        return True
 
     def craft(
         self, module: nn.Module, x: Tensor, y: Tensor, *, box: Box | None, seed: int
@@ -214,8 +156,14 @@ class BoundedAttack(Attack):
     ) -> Tensor:
         """Adversarial examples for one batch, ``ball.x``."""
 
-    def _objective(self, module: nn.Module) -> Objective:
-        return Objective(module, self.loss, targeted=self.targeted, aggregation=self.aggregation)
+    def _objective(self, module: nn.Module, passes: Passes) -> Objective:
+        return Objective(
+            module,
+            self.loss,
+            targeted=self.targeted,
+            aggregation=self.aggregation,
+            passes=passes,
+        )
 
     def _ball(self, x: Tensor, box: Box | None) -> Ball:
         # samples within the tolerance of the box start inside it

@@ -85,16 +85,21 @@ class CarliniWagnerL2(MinimumNormAttack):
         variable = to_variable(origin).requires_grad_()
         adam = torch.optim.Adam([variable], lr=self.lr)
         found = torch.zeros(len(active), dtype=torch.bool, device=origin.device)
-        for _ in range(self.n_steps):
+
+        def at(w: Tensor, origin: Tensor, y: Tensor, const: Tensor) -> tuple[Tensor, ...]:
+            w = w.detach().requires_grad_()
             with torch.enable_grad():
-                x = to_x(variable)
-                logits = aggregate(member_logits(objective.module, x), objective.aggregation)
-                lacking = (self.confidence - cw_margin(logits, y)).clamp_min(0)
+                x = nearest.ball.clip(to_x(w))
+                logits = member_logits(objective.module, x)
+                margin = cw_margin(aggregate(logits, objective.aggregation), y)
+                lacking = (self.confidence - margin).clamp_min(0)
                 distance = (x - origin).square().flatten(1).sum(dim=1)
-                (variable.grad,) = torch.autograd.grad((distance + const * lacking).sum(), variable)
-            point = nearest.ball.clip(x.detach())
-            broken = objective.broken(point, y)
-            nearest.offer(active, point, broken)
+                (gradient,) = torch.autograd.grad((distance + const * lacking).sum(), w)
+            return gradient, x.detach(), objective.decided(logits.detach(), y)
+
+        for _ in range(self.n_steps):
+            variable.grad, x, broken = objective.passes.map(at, variable, origin, y, const)
+            nearest.offer(active, x, broken)
             found |= broken
             adam.step()
         return found

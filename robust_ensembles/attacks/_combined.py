@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ._attack import Attack
 from ._balls import Ball
-from ._base import Attack, BoundedAttack
+from ._base import BoundedAttack
 from ._noise import RESTART_SHIFT
 from ._objective import Objective, is_broken
 

@@ -68,22 +68,35 @@ class External(BoundedAttack):
             active = active[~objective.broken(x, y)]
         if not len(active):
             return x
+        deployed = _Deployed(objective.module).eval()
         devices = [x.device] if x.device.type == "cuda" else []
-        with torch.random.fork_rng(devices, enabled=self.seed_everything), torch.enable_grad():
-            if self.seed_everything:
-                torch.manual_seed(seed)
-            made = self.function(_Deployed(objective.module).eval(), x[active].clone(), y[active])
+
+        def make(x: Tensor, y: Tensor) -> tuple[Tensor]:
+            with torch.random.fork_rng(devices, enabled=self.seed_everything), torch.enable_grad():
+                if self.seed_everything:
+                    torch.manual_seed(seed)
+                made = torch.as_tensor(self.function(deployed, x.clone(), y))
+            return (self._checked_shape(made.detach().to(x), x),)
+
         result = x.clone()
-        result[active] = self._checked(torch.as_tensor(made).detach().to(x), ball[active])
+        made = objective.passes.map(make, x[active], y[active])[0]
+        result[active] = self._checked(made, ball[active])
         return result
+
+    def _accelerates(self, stop_when_broken: bool) -> bool:
+        return False  # the function may copy the module, or look into it
+
+    @staticmethod
+    def _checked_shape(made: Tensor, x: Tensor) -> Tensor:
+        if made.shape != x.shape:
+            raise ValueError(
+                f"External: the function returned shape {tuple(made.shape)} for x of shape "
+                f"{tuple(x.shape)}; it must return one example for each sample"
+            )
+        return made
 
     def _checked(self, made: Tensor, ball: Ball) -> Tensor:
         """What the function returned, inside the ball and the box."""
-        if made.shape != ball.x.shape:
-            raise ValueError(
-                f"External: the function returned shape {tuple(made.shape)} for x of shape "
-                f"{tuple(ball.x.shape)}; it must return one example for each sample"
-            )
         if not made.isfinite().all():
             raise ValueError("External: the function returned NaN or infinity")
         excess = float((ball.length(made - ball.x) - self.eps).max())

@@ -12,6 +12,7 @@ from ._ascent import check_finite
 from ._balls import Ball, per_sample
 from ._hyperplane import project_onto_hyperplane
 from ._margins import difference
+from ._momentum import SIDE_BY_SIDE
 from ._nearest import MinimumNormAttack, Nearest
 from ._noise import RESTART_SHIFT
 from ._objective import Evaluation, Objective, TowardsClass, likeliest_wrong_classes
@@ -65,16 +66,24 @@ class FAB(MinimumNormAttack):
         classes = likeliest_wrong_classes(objective, nearest.x, y, self.n_target_classes)
         towards = TowardsClass(objective, difference)
         for restart in range(self.n_restarts):
-            for target in classes.unbind(dim=1):
+            done = 0
+            while done < classes.shape[1]:
                 active = nearest.wanting()
-                labels = torch.stack([y, target], dim=1)[active]
+                if not len(active):
+                    return
+                # the first walk finds most; random starts depend on what was found before them
+                width = 1 if restart or not done else max(SIDE_BY_SIDE // len(active), 1)
+                targets = classes[active, done : done + width]
+                active = active.repeat_interleave(targets.shape[1])
+                labels = torch.stack([y[active], targets.flatten()], dim=1)
                 x = self._start(nearest, active, seed, restart)
                 self._walk(towards, active, x, labels, nearest)
+                done += width
 
     def _start(self, nearest: Nearest, active: Tensor, seed: int, restart: int) -> Tensor:
         """X itself at first, then random points half as far as the nearest example or eps."""
         x = nearest.ball.x[active]
-        if restart == 0 or not len(active) or not self.eps:
+        if restart == 0 or not self.eps:
             return x
         random = nearest.ball[active].random_point(seed + (restart << RESTART_SHIFT))
         reach = (nearest.distance[active] / self.eps).clamp(max=1.0) / 2

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ._balls import Box
+from ._filling import fill
 
 
 def project_onto_hyperplane(
@@ -17,8 +18,7 @@ def project_onto_hyperplane(
               x + \delta \in \text{box}
 
     The step is :math:`\delta_i = \mathrm{sign}(g w_i) \min(\lambda s_i, r_i)` with the room
-    :math:`r_i` that the box leaves and s = 1 (maximum norm) or |w| (Euclidean norm); lambda
-    comes from sorting the points at which coordinates run out of room.
+    :math:`r_i` that the box leaves and s = 1 (maximum norm) or |w| (Euclidean norm).
 
     Parameters
     ----------
@@ -43,17 +43,7 @@ def project_onto_hyperplane(
     speed = torch.ones_like(weight) if norm == "linf" else weight
     # coordinates that do not matter stay where they are
     speed = torch.where(weight > 0, speed, 0.0)
-    full = torch.where(speed > 0, room / speed.clamp_min(torch.finfo(x.dtype).tiny), torch.inf)
-    order = full.argsort(dim=1)
-    full_sorted = full.gather(1, order)
-    gain_when_full = (weight * room).nan_to_num(nan=0.0).gather(1, order)
-    rate = (weight * speed).gather(1, order)
-    before = torch.zeros_like(gain_when_full[:, :1])  # gained by those that are full already
-    gained = torch.cat([before, gain_when_full.cumsum(dim=1)[:, :-1]], dim=1)
-    rate_left = rate.flip(1).cumsum(dim=1).flip(1)
-    needed = (gap.abs().unsqueeze(1) - gained) / rate_left.clamp_min(torch.finfo(x.dtype).tiny)
-    fits = needed <= full_sorted
-    first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
-    lam = torch.where(fits.any(dim=1, keepdim=True), needed.gather(1, first), torch.inf)
-    length = torch.minimum((lam * speed).nan_to_num(nan=0.0, posinf=torch.inf), room)
+    lam = fill(weight * speed, torch.where(weight > 0, weight * room, 0.0), gap.abs())
+    # 0 times infinity is where a coordinate does not matter and the box ends too early
+    length = torch.minimum((lam.unsqueeze(1) * speed).nan_to_num(nan=0.0, posinf=torch.inf), room)
     return direction.sign() * torch.where(length.isfinite(), length, 0.0)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +20,16 @@ from ._objective import Evaluation, Objective
 FIRST_STEP: dict[type[Ball], float] = {LinfBall: 2.0, L2Ball: 2.0, L1Ball: 1.0}
 _MOMENTUM = 0.75
 
-Walk = tuple[Objective, Tensor, int]
-"""What one walk climbs, its labels, and the number of its random start."""
+# walks of so many samples in all, or fewer, go side by side: small batches are slow
+SIDE_BY_SIDE = 64
+
+
+class Walk(NamedTuple):
+    """What one walk climbs, its labels, and the number of its random start."""
+
+    climbed: Objective
+    y: Tensor
+    number: int
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
@@ -65,16 +73,37 @@ class MomentumAttack(BoundedAttack):
         if stop_when_broken:
             active = active[~objective.broken(result, y)]
         best = result.new_full((len(y),), -torch.inf)
-        for climbed, labels, restart in self._walks(objective, ball.x, y):
-            if not len(active):
-                break
-            part = ball[active]
-            start = part.random_point(seed + (restart << RESTART_SHIFT))
-            end = self._walk(climbed, part, start, labels[active], self.n_steps, stop_when_broken)
-            better = end.broken | (end.loss > best[active])
-            result[active[better]], best[active[better]] = end.x[better], end.loss[better].to(best)
-            active = active[~end.broken]
+        walks = list(self._walks(objective, ball.x, y)) if len(active) else []
+        width = 1  # the first walk breaks most of the samples that can be broken
+        while walks and len(active):
+            group = [walk for walk in walks[:width] if walk.climbed is walks[0].climbed]
+            del walks[: len(group)]
+            ends = self._side_by_side(group, ball[active], active, seed, stop_when_broken)
+            left = torch.ones_like(active, dtype=torch.bool)
+            for end in ends:
+                better = left & (end.broken | (end.loss > best[active]))
+                result[active[better]] = end.x[better]
+                best[active[better]] = end.loss[better].to(best)
+                left &= ~end.broken
+            active = active[left]
+            width = max(SIDE_BY_SIDE // max(len(active), 1), 1)
         return result
+
+    def _side_by_side(
+        self, group: Sequence[Walk], ball: Ball, active: Tensor, seed: int, stop_when_broken: bool
+    ) -> Iterator[End]:
+        """Walks of the same samples on the same objective, in one batch."""
+        starts = [ball.random_point(seed + (walk.number << RESTART_SHIFT)) for walk in group]
+        rows = torch.arange(len(active), device=active.device).repeat(len(group))
+        ends = self._walk(
+            group[0].climbed,
+            ball[rows],
+            torch.cat(starts),
+            torch.cat([walk.y[active] for walk in group]),
+            self.n_steps,
+            stop_when_broken,
+        )
+        return ends.split(len(active))
 
     def _walk(
         self,
@@ -193,6 +222,11 @@ class End:
     def of(cls, state: WalkState) -> End:
         """The ends, if the walks were to end now."""
         return cls(state.x_best.clone(), state.loss_best.clone(), state.broken.clone())
+
+    def split(self, n_samples: int) -> Iterator[End]:
+        """The ends of walks that went side by side, each of so many samples."""
+        parts = (part.split(n_samples) for part in (self.x, self.loss, self.broken))
+        return map(End, *parts)
 
     def put(self, active: Tensor, state: WalkState) -> None:
         """Note the points of the samples that are active."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ._balls import Ball
 from ._momentum import FIRST_STEP, MomentumAttack, Walk, WalkState
 from ._objective import Objective
+from ._passes import Passes
 
 # of the paper: members' logits count as they are up to this gap between the two largest
 _LARGEST_GAP = 10.0
@@ -36,10 +37,12 @@ class ReweighedMembers(Objective):
     module : nn.Module
     share : float
         s, the part of the reweighed members.
+    passes : Passes, default=None
+        See `Objective`.
     """
 
-    def __init__(self, module: nn.Module, share: float) -> None:
-        super().__init__(module, "margin")
+    def __init__(self, module: nn.Module, share: float, passes: Passes | None = None) -> None:
+        super().__init__(module, "margin", passes=passes)
         self.share = share
 
     def _value(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -94,7 +97,8 @@ class MORA(MomentumAttack):
 
     def _walks(self, objective: Objective, x: Tensor, y: Tensor) -> Iterator[Walk]:
         for number, share in enumerate(self.shares):
-            yield ReweighedMembers(objective.module, share), y, number
+            climbed = ReweighedMembers(objective.module, share, objective.passes)
+            yield Walk(climbed, y, number)
 
     def _adapt(self, ball: Ball, state: WalkState, step: int, n_steps: int) -> WalkState:
         size = FIRST_STEP[type(ball)] * self.eps * (1 - step / n_steps)

@@ -41,6 +41,10 @@ class MinimumNormAttack(BoundedAttack):
         _bisect(objective, y, nearest)
         return nearest.x
 
+    def _accelerates(self, stop_when_broken: bool) -> bool:
+        # the nearest examples lie on the boundary of the module that they are made with
+        return stop_when_broken
+
     def _validate(self) -> None:
         super()._validate()
         name = type(self).__name__
@@ -75,12 +79,14 @@ class Nearest:
         Parameters
         ----------
         index : int64 Tensor of shape (n_points,)
-            Samples that the points belong to.
+            Samples that the points belong to; a sample may have several.
         x : Tensor of shape (n_points, ...)
         broken : bool Tensor of shape (n_points,)
         """
         distance = self.ball.length(x - self.ball.x[index])
-        nearer = broken & (distance < self.distance[index])
+        distance = torch.where(broken, distance, torch.inf)
+        shortest = self.distance.scatter_reduce(0, index, distance, "amin")
+        nearer = (distance < self.distance[index]) & (distance == shortest[index])
         self.x[index[nearer]], self.distance[index[nearer]] = x[nearer], distance[nearer]
 
 

@@ -10,6 +10,7 @@ from ..losses import ensemble_log_proba
 from ._ascent import Climbable
 from ._margins import LOSSES, aggregate, member_logits
 from ._mode import untouched
+from ._passes import Passes
 
 TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -45,6 +46,8 @@ class Objective(Climbable):
     aggregation : str or int
         How the loss combines the members, see `aggregate`. Who is broken is up to the deployed
         rule, whatever the loss looks at.
+    passes : Passes, default=None
+        How many samples go through the module at once; None is all.
     """
 
     def __init__(
@@ -54,8 +57,10 @@ class Objective(Climbable):
         *,
         targeted: bool = False,
         aggregation: str | int = "mean_proba",
+        passes: Passes | None = None,
     ) -> None:
         self.module, self.targeted, self.aggregation = module, targeted, aggregation
+        self.passes = Passes() if passes is None else passes
         self._loss = LOSSES[loss]
 
     def gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,12 +80,15 @@ class Objective(Climbable):
         -------
         evaluation : Evaluation
         """
+        return Evaluation(*self.passes.map(self._evaluate, x, y))
+
+    def _evaluate(self, x: Tensor, y: Tensor) -> Evaluation:
         x = x.detach().requires_grad_()
         with torch.enable_grad():
             logits = member_logits(self.module, x)
             loss = self._value(aggregate(logits, self.aggregation), y)
             (gradient,) = torch.autograd.grad(loss.sum(), x)
-        return Evaluation(loss.detach(), gradient, self._broken(logits.detach(), y))
+        return Evaluation(loss.detach(), gradient, self.decided(logits.detach(), y))
 
     def _value(self, logits: Tensor, y: Tensor) -> Tensor:
         """What is ascended, (n_samples,)."""
@@ -101,15 +109,23 @@ class Objective(Climbable):
         loss : Tensor of shape (n_samples,)
         broken : bool Tensor of shape (n_samples,)
         """
+        loss, broken = self.passes.map(self._look, x, y)
+        return loss, broken
+
+    def _look(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         logits = member_logits(self.module, x)
-        return self._value(aggregate(logits, self.aggregation), y), self._broken(logits, y)
+        return self._value(aggregate(logits, self.aggregation), y), self.decided(logits, y)
 
     @torch.no_grad()
     def broken(self, x: Tensor, y: Tensor) -> Tensor:
         """Whether the deployed decision, argmax of the mean probability, is the attacker's."""
-        return self._broken(member_logits(self.module, x), y)
+        return self.passes.map(self._decide, x, y)[0]
 
-    def _broken(self, logits: Tensor, y: Tensor) -> Tensor:
+    def _decide(self, x: Tensor, y: Tensor) -> tuple[Tensor]:
+        return (self.decided(member_logits(self.module, x), y),)
+
+    def decided(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Whether the decision by the members' logits is the attacker's, (n_samples,)."""
         hit = ensemble_log_proba(logits).argmax(dim=1) == y
         return hit if self.targeted else ~hit
 
@@ -129,13 +145,14 @@ class TowardsClass(Objective):
 
     def __init__(self, seen: Objective, loss: TargetedLoss) -> None:
         self.module, self.targeted, self.aggregation = seen.module, False, seen.aggregation
-        self._towards = loss
+        self.passes, self._towards = seen.passes, loss
 
     def _value(self, logits: Tensor, y: Tensor) -> Tensor:
         return self._towards(logits, *y.unbind(dim=1))
 
-    def _broken(self, logits: Tensor, y: Tensor) -> Tensor:
-        return super()._broken(logits, y[:, 0])
+    def decided(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Whether the label that counts has been left, (n_samples,)."""
+        return super().decided(logits, y[:, 0])
 
 
 def likeliest_wrong_classes(seen: Objective, x: Tensor, y: Tensor, n_classes: int) -> Tensor:
@@ -153,11 +170,14 @@ def likeliest_wrong_classes(seen: Objective, x: Tensor, y: Tensor, n_classes: in
     -------
     classes : int64 Tensor of shape (n_samples, at most n_classes)
     """
-    with torch.no_grad():
-        logits = aggregate(member_logits(seen.module, x), seen.aggregation)
-    log_proba = ensemble_log_proba(logits)
-    order = log_proba.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True)
-    return order[:, : min(n_classes, log_proba.shape[1] - 1)]
+
+    @torch.no_grad()
+    def likeliest(x: Tensor, y: Tensor) -> tuple[Tensor]:
+        log_proba = ensemble_log_proba(aggregate(member_logits(seen.module, x), seen.aggregation))
+        order = log_proba.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True)
+        return (order[:, : min(n_classes, log_proba.shape[1] - 1)],)
+
+    return seen.passes.map(likeliest, x, y)[0]
 
 
 def device_of(module: nn.Module, default: torch.device) -> torch.device:
@@ -194,7 +214,11 @@ def is_broken(
     """
     device = device_of(module, X.device)
     objective = Objective(module, "margin", targeted=targeted)
-    parts = zip(X.split(batch_size), y.split(batch_size), strict=True)
+
+    def decide(x: Tensor, y: Tensor) -> tuple[Tensor]:
+        return (objective.broken(x.to(device), y.to(device)),)
+
+    if not len(X):
+        return torch.zeros(0, dtype=torch.bool)
     with untouched(module):
-        decided = [objective.broken(x.to(device), labels.to(device)) for x, labels in parts]
-    return torch.cat(decided).to(X.device) if decided else torch.zeros(0, dtype=torch.bool)
+        return Passes(batch_size).map(decide, X, y)[0].to(X.device)

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ._base import Attack, BoundedAttack
+from ._attack import Attack
+from ._base import BoundedAttack
 from ._combined import first_success
 from ._gradient import PGD
 from ._objective import device_of, is_broken
