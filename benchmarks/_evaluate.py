@@ -56,7 +56,7 @@ def transfer_sets(
     sets: dict[str, list[Tensor]] = {kind: [] for kind in TRANSFERRED}
     for module in surrogates:
         for kind, attack in TRANSFERRED.items():
-            steps = {} if kind == "fgsm" else {"n_steps": 10, "step_size": eps / 5}
+            steps: dict[str, Any] = {} if kind == "fgsm" else {"n_steps": 10, "step_size": eps / 5}
             for loss in ("cross_entropy", "cw_margin"):
                 for seed in range(3 if kind == "pgd" else 1):
                     made = attack(eps=eps, loss=loss, random_state=seed, **steps)
