@@ -27,8 +27,17 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *([1] * (like.ndim - 1)))
 
 
-def _exact(x: Tensor) -> Tensor:
-    """In double precision, where the device has it."""
+def exact(x: Tensor) -> Tensor:
+    """In double precision, where the device has it.
+
+    Parameters
+    ----------
+    x : Tensor
+
+    Returns
+    -------
+    x : Tensor
+    """
     return x if x.device.type == "mps" else x.double()
 
 
@@ -72,7 +81,7 @@ class Ball(ABC):
     def _shrink_rounded(self, x_adv: Tensor) -> Tensor:
         """Pull back the points that the rounding of x + delta has put outside."""
         for _ in range(4):
-            length = self.length(_exact(x_adv) - _exact(self.x))
+            length = self.length(exact(x_adv) - exact(self.x))
             outside = length > self.eps
             if not outside.any():
                 return x_adv
@@ -89,8 +98,8 @@ class LinfBall(Ball):
         super().__init__(x, eps, clip_values)
         # in double precision, since eps itself has no exact float32; then an end that was
         # rounded away from x would leave the ball by half a unit in the last place
-        lower, upper = (_exact(x) - eps).to(x.dtype), (_exact(x) + eps).to(x.dtype)
-        too_low, too_high = _exact(x) - lower > eps, upper - _exact(x) > eps
+        lower, upper = (exact(x) - eps).to(x.dtype), (exact(x) + eps).to(x.dtype)
+        too_low, too_high = exact(x) - lower > eps, upper - exact(x) > eps
         self.lower = self.clip(torch.where(too_low, torch.nextafter(lower, x), lower))
         self.upper = self.clip(torch.where(too_high, torch.nextafter(upper, x), upper))
 

@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ._balls import exact
 from ._margins import member_logits
 
 Forward = Callable[[Tensor], Tensor]
@@ -191,7 +192,7 @@ def fast_forwards(
 
 def _folded(weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:
     """Weight and bias that do the work of a BatchNorm in eval mode too."""
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    scale = (exact(norm.running_var) + norm.eps).rsqrt()
     shift = -norm.running_mean * scale
     if bias is not None:
         shift = shift + bias.detach() * scale

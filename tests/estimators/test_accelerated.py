@@ -98,6 +98,15 @@ def test_twenty_steps_are_those_of_plain_torch(classifier):
     assert_close(fast.module_.state_dict(), plain.module_.state_dict(), 1e-8)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("classifier", CLASSES)
+def test_twenty_steps_on_cuda_are_those_of_plain_torch(classifier):
+    options = {"n": 160, "epochs": 2, "device": "cuda"}
+    plain, fast = (trained(classifier, a, **options) for a in ("none", "auto"))
+    assert_close(fast.module_.state_dict(), plain.module_.state_dict(), 1e-8)
+
+
 @pytest.mark.parametrize("technique", ON_CPU)
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_each_technique_alone(technique, optimizer):
