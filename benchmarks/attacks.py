@@ -153,7 +153,8 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--images", type=int, default=512, help="test images")
     options.add_argument("--models", type=Path, nargs="+", help="joblib files of fitted estimators")
     options.add_argument("--eps", type=float, default=EPS, help="radius in the maximum norm")
-    options.add_argument("--attacks", nargs="+", default=["pgd", "mim", "autoattack"])
+    kinds = ["pgd", "mim", "autoattack"]
+    options.add_argument("--attacks", nargs="+", choices=kinds, default=kinds)
     options.add_argument("--batch-size", type=int, default=256)
     options.add_argument("--queries", type=int, default=1000, help="of Square in AutoAttack")
     options.add_argument("--autoattack-images", type=int, default=256)
