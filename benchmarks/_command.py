@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +34,17 @@ def parse(options: argparse.ArgumentParser, arguments: Sequence[str] | None) -> 
     if parsed.threads:
         torch.set_num_threads(parsed.threads)
     return parsed
+
+
+def spelled(name: str, options: argparse.ArgumentParser, parsed: argparse.Namespace) -> str:
+    """The command that was given, without what is a default; of paths the last part."""
+    words = [f"python -m benchmarks.{name}"]
+    for option, value in vars(parsed).items():
+        if value != options.get_default(option):
+            values = value if isinstance(value, list) else [value]
+            shown = [v.name if isinstance(v, Path) else shlex.quote(str(v)) for v in values]
+            words.append(f"--{option.replace('_', '-')} {' '.join(shown)}")
+    return " ".join(words)
 
 
 def show(rows: list[dict[str, Any]]) -> None:

@@ -161,6 +161,7 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--autoattack-rounds", type=int, default=1)
     options.add_argument("--train-images", type=int, default=3000)
     options.add_argument("--train-epochs", type=int, default=3)
+    options.add_argument("--about", default="", help="what the models are, for the report")
     options.add_argument("--name", default="attacks", help="of the files that are written")
     return options
 
@@ -194,12 +195,13 @@ def _write(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
         options.name,
         "Attacks on ensembles of three, side by side "
         f"(AutoAttack standard with {options.queries} queries of Square)",
-        "python -m benchmarks.attacks",
+        _command.spelled("attacks", _options(), options),
         rows,
         setting=f"Fashion-MNIST, maximum norm, eps {options.eps}, 20 steps of eps / 4, random "
         f"start of PGD, batches of {options.batch_size}, {_command.threads()}, {options.rounds} "
         f"rounds in turns (AutoAttack: {options.autoattack_rounds}); ratios are medians of the "
         "rounds' own.",
+        about=options.about,
         columns="Robust images are correct before and after the attack by a pass of the module "
         "itself; what only one side breaks is compared image by image.",
     )
