@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from .._exchange import exchanged
+from .._logging import tell_once
 from ._folding import Forward, fast_forwards, observe, plain_layers
 from ._margins import member_logits
-
-log = logging.getLogger("robust_ensembles")
 
 # logits may differ from the module's own by this many units in the last place of the largest
 _ULPS = 4096
@@ -35,8 +33,6 @@ class FastEval:
         A few samples to try.
     """
 
-    _told: ClassVar[set[type[nn.Module]]] = set()
-
     def __init__(self, module: nn.Module, x: Tensor) -> None:
         self._forwards: dict[nn.Module, Forward] = {}
         layers = plain_layers(module)
@@ -53,9 +49,8 @@ class FastEval:
                 break
             problems.append(problem)
             self._forwards = {}
-        if problems and type(module) not in self._told:
-            self._told.add(type(module))
-            log.info("attacks on %s are slower than possible: %s", type(module), problems[0])
+        if problems:
+            tell_once(f"attacks on {type(module)} are slower than possible: {problems[0]}")
 
     def _prepare(
         self, module: nn.Module, layers: list[nn.Module], x: Tensor, *, channels_last: bool
@@ -77,12 +72,5 @@ class FastEval:
     @contextmanager
     def on(self) -> Iterator[None]:
         """Exchange the layers for as long as the context lasts."""
-        exchanged: list[nn.Module] = []
-        try:
-            for layer, forward in self._forwards.items():
-                vars(layer)["forward"] = forward
-                exchanged.append(layer)
+        with exchanged(self._forwards):
             yield
-        finally:
-            for layer in exchanged:
-                vars(layer).pop("forward", None)

@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .._exchange import exchanged
 from ._balls import exact
 from ._margins import member_logits
 
@@ -120,14 +121,8 @@ def observe(
 
         return forward
 
-    try:
-        for layer in layers:
-            vars(layer)["forward"] = recording(layer)
-        with _Uses() as uses:
-            logits = member_logits(module, x)
-    finally:
-        for layer in layers:
-            vars(layer).pop("forward", None)
+    with exchanged({layer: recording(layer) for layer in layers}), _Uses() as uses:
+        logits = member_logits(module, x)
     times = Counter(call.layer for call in calls)
     once = [call for call in calls if times[call.layer] == 1]
     makers = {id(call.y): call for call in once}

@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from .._exchange import exchanged
 from .._logging import tell_once
 from ._asked import Gradients, asked, total
 from ._fast_batch_norm import FastBatchNorm
@@ -52,17 +53,9 @@ def fast_double_backward(module: nn.Module) -> Iterator[nn.Module]:
     module : nn.Module
         The same.
     """
-    exchanged: list[nn.Module] = []
-    try:
-        for layer in module.modules():
-            forward = _fast_forward(layer)
-            if forward is not None:
-                vars(layer)["forward"] = forward
-                exchanged.append(layer)
+    forwards = {layer: _fast_forward(layer) for layer in module.modules()}
+    with exchanged({layer: forward for layer, forward in forwards.items() if forward is not None}):
         yield module
-    finally:
-        for layer in exchanged:
-            vars(layer).pop("forward", None)
 
 
 def _fast_forward(layer: nn.Module) -> Callable[[Tensor], Tensor] | None:

@@ -9,6 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from .._exchange import exchanged
+
 
 @contextmanager
 def mixed_precision(members: Iterable[nn.Module]) -> Iterator[None]:
@@ -20,16 +22,9 @@ def mixed_precision(members: Iterable[nn.Module]) -> Iterator[None]:
     ----------
     members : iterable of nn.Module
     """
-    own = {member: vars(member).get("forward") for member in members}
-    try:
-        for member in own:
-            vars(member)["forward"] = partial(_in_bfloat16, member.forward)
+    # partials, not closures: copies of the members have to call themselves
+    with exchanged({member: partial(_in_bfloat16, member.forward) for member in members}):
         yield
-    finally:
-        for member, forward in own.items():
-            vars(member).pop("forward", None)
-            if forward is not None:
-                vars(member)["forward"] = forward
 
 
 def _in_bfloat16(forward: Callable[..., Tensor], x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from small_models import ensemble, labelled, uniform
 from torch import nn
 
+from robust_ensembles._logging import tell_once
 from robust_ensembles.attacks import (
     APGD,
     FAB,
@@ -312,7 +313,7 @@ class TestFastEval:
             seen.append(module.conv(x).is_contiguous())
         assert seen == [True, True]
 
-    def test_random_modules_are_left_alone_and_say_so_once(self, caplog, monkeypatch):
+    def test_random_modules_are_left_alone_and_say_so_once(self, caplog):
         class Noisy(nn.Module):
             def __init__(self):
                 super().__init__()
@@ -322,7 +323,7 @@ class TestFastEval:
                 return self.layers(x + torch.randn_like(x))
 
         module = settle(Noisy())
-        monkeypatch.setattr(FastEval, "_told", set())
+        tell_once.cache_clear()
         with caplog.at_level(logging.INFO, logger="robust_ensembles"):
             assert not FastEval(module, uniform(4, 2, 8, 8))
             assert not FastEval(module, uniform(4, 2, 8, 8))
