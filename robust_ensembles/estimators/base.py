@@ -25,10 +25,13 @@ from ._components import resolve_device, resolve_optimizer, resolve_train_split
 from ._inputs import check_classes, check_weights, check_X, resolve_clip_values
 from ._parameters import EnsembleParameters
 from ._prediction import PredictionMixin
+from ._storage import StorageMixin
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
-class BaseEnsembleClassifier(PredictionMixin, ClassifierMixin, EnsembleParameters, ABC):
+class BaseEnsembleClassifier(
+    PredictionMixin, StorageMixin, ClassifierMixin, EnsembleParameters, ABC
+):
     """Base of all ensembles: everything but the training objective.
 
     The decision is the argmax of the members' mean probability. For the parameters see
@@ -174,9 +177,15 @@ class BaseEnsembleClassifier(PredictionMixin, ClassifierMixin, EnsembleParameter
     def _initialize(self) -> None:
         """Build the net; draws from the random state once."""
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        net = self._make_net(seed)
+        with seeded_global_rng(seed):
+            self.net_ = net.build(self._build_modules)
+
+    def _make_net(self, seed: int) -> EnsembleNet:
+        """The net without its modules."""
         device = resolve_device(self.device)
         optimizer, optimizer_params = resolve_optimizer(self.optimizer, self.optimizer_params)
-        net = EnsembleNet(
+        return EnsembleNet(
             Ensemble,
             input_shape=self.input_shape_,
             clip_values=self.clip_values_,
@@ -199,8 +208,6 @@ class BaseEnsembleClassifier(PredictionMixin, ClassifierMixin, EnsembleParameter
             classes=list(range(len(self.classes_))),
             **{f"optimizer__{name}": value for name, value in optimizer_params.items()},
         )
-        with seeded_global_rng(seed):
-            self.net_ = net.build(self._build_modules)
 
     def _build_modules(self) -> tuple[Ensemble, nn.Module | None]:
         n_classes = len(self.classes_)

@@ -65,6 +65,7 @@ def build_members(
     n_members: int,
     input_shape: tuple[int, ...],
     n_classes: int,
+    probe: bool = True,
 ) -> list[nn.Module]:
     """Build and check the networks of an ensemble.
 
@@ -89,6 +90,8 @@ def build_members(
         Shape of one sample, without the batch axis.
     n_classes : int
         Number of outputs that each network must have.
+    probe : bool, default=True
+        Whether each network runs once; without, its inputs and outputs are not checked.
 
     Returns
     -------
@@ -127,7 +130,8 @@ def build_members(
                 f"member {index}: the factory passed as module returned the same network as "
                 f"before; make it build a new one on each call"
             )
-        check_member(member, index=index, input_shape=shape, n_classes=n_classes)
+        if probe:
+            check_member(member, index=index, input_shape=shape, n_classes=n_classes)
         members.append(member)
     return members
 

@@ -54,8 +54,9 @@ class Normalize(nn.Module):
                 f"mean has {len(mean_values)} channels and std has {len(std_values)}; "
                 f"give both the same length, or one number for all channels"
             )
-        self.register_buffer("mean", mean_values)
-        self.register_buffer("std", std_values)
+        device = torch.get_default_device()
+        self.register_buffer("mean", mean_values.to(device))
+        self.register_buffer("std", std_values.to(device))
 
     @property
     def n_channels(self) -> int:
@@ -98,7 +99,8 @@ def _as_vector(values: float | Sequence[float], name: str) -> Tensor:
         raise TypeError(
             f"{name} must be a number or a flat sequence of numbers, got {values!r}"
         ) from error
-    vector = torch.tensor(items, dtype=torch.get_default_dtype())
+    # The checks look at values, which the default device may not have (meta).
+    vector = torch.tensor(items, dtype=torch.get_default_dtype(), device="cpu")
     if not items or not bool(torch.isfinite(vector).all()):
         raise ValueError(f"{name} must hold one or more finite numbers, got {values!r}")
     return vector

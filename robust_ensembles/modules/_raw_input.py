@@ -44,4 +44,4 @@ class RawInput(nn.Module):
     def _prepare(self, x: Tensor) -> Tensor:
         scaled = x / 255 if x.dtype == torch.uint8 else x
         dtype = next(self.ensemble.parameters()).dtype
-        return scaled.to(dtype).reshape(len(x), *self.input_shape)
+        return scaled.to(dtype).reshape(x.shape[0], *self.input_shape)

@@ -1,0 +1,198 @@
+"""A file becomes a fitted ensemble."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+from skorch.history import History
+
+from .._logging import tell_once
+from ..estimators import BaseEnsembleClassifier
+from ..estimators._components import resolve_device
+from ..training import EnsembleNet, preserve_global_rng
+from ._container import Table, parse_json, read_tensors, read_text, refused
+from ._header import Header, read_header, read_history, set_fitted, unfitted
+from ._members import build_given, build_own, fill, under
+from ._optimizer import PREFIX, restore_state
+from ._save import AUXILIARY, KEY, MODULE
+
+# without these, the file's weights belong to nothing
+_NEEDED = ("module", "module_params")
+
+
+def load(path: str | os.PathLike[str], **params: Any) -> BaseEnsembleClassifier:
+    """Read a fitted ensemble from a file that ``estimator.save`` wrote.
+
+    Nothing in the file is run: it holds numbers and a header in JSON, which may name classes of
+    this package and of `torch.optim` only. What it claims is compared with its length, and its
+    networks with its table, before memory is taken. A stranger's file can be wrong, not
+    dangerous. Files of pickle, joblib and `torch.save` are another matter: estimators of this
+    package go through these too, but whoever reads such a file runs its code.
+
+    Parameters
+    ----------
+    path : path-like
+    **params : dict
+        Parameters of the estimator that shall differ from the stored ones, as in `set_params`:
+        ``module=MyNetwork`` where the members are not networks of this package,
+        ``device="cpu"``.
+
+    Returns
+    -------
+    estimator : estimator of the class that was saved
+        On the CPU its predictions are those of the saved estimator to the bit, with the same
+        version of torch.
+
+    Raises
+    ------
+    FileNotFoundError
+    ModelFileError
+        If the file is damaged, crafted or of another kind; it is a ValueError.
+    ValueError
+        If the members are networks of the user's and `module` is not given, or for wrong
+        `params`.
+
+    Warns
+    -----
+    UserWarning
+        For parameters that only code could make again, and that are not given: they have their
+        defaults now. A prediction needs none of them.
+
+    Notes
+    -----
+    Stored are the class, the parameters, the weights and buffers, the label confusion model of
+    CLDL, classes with their type, shape and names of the features, the box, the history, the
+    seed of the fit and versions. Objects among the parameters (attacks, augmentation,
+    `calibration`, `pretrained`) are stored by class and parameters, as `clone` copies them: a
+    fitted `pretrained` comes back unfitted, and there is no `pretrained_`.
+
+    Not stored are networks, callbacks and optimizers of other origin than this package and torch,
+    functions, splitters, RandomState instances, `External` and `Transfer` attacks, what
+    `FrozenEstimator` holds, state of callbacks, FASTEN's memory of perturbations.
+
+    With ``warm_start=True``, or by `partial_fit`, training goes on at the learning rate that was
+    reached. The optimizer remembers past gradients if the file was saved with
+    ``optimizer_state=True`` and starts afresh otherwise.
+
+    A device that is not here becomes ``device="auto"``, and an `accelerate` that needs one too.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from robust_ensembles import VanillaEnsembleClassifier
+    >>> from robust_ensembles.datasets import load_digits_images
+    >>> from robust_ensembles.persistence import load
+    >>> X, y = load_digits_images()
+    >>> clf = VanillaEnsembleClassifier(max_epochs=1, random_state=0).fit(X[:500], y[:500])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "digits.safetensors")
+    ...     clf.save(path)
+    ...     again = load(path)
+    >>> bool((again.predict_proba(X) == clf.predict_proba(X)).all())
+    True
+    """
+    text, table = read_text(path, KEY)
+    with refused(path):
+        header = read_header(parse_json(text))
+        estimator = unfitted(header)
+    _ask_for_missing(path, header, params)
+    estimator.set_params(**params)._validate_params()
+    with refused(path):
+        _fit_to_machine(estimator)
+        set_fitted(estimator, header)
+        estimator.net_ = _net(estimator, header, table, path, params)
+    _warn_of_missing(path, header, params)
+    return estimator
+
+
+def _net(
+    estimator: BaseEnsembleClassifier,
+    header: Header,
+    table: Table,
+    path: str | os.PathLike[str],
+    params: dict[str, Any],
+) -> EnsembleNet:
+    """The net with its weights, history and optimizer."""
+    members, auxiliary = under(table, MODULE), under(table, AUXILIARY)
+    memory = under(table, PREFIX)
+    _check_names(estimator, table, len(members) + len(auxiliary) + len(memory))
+    build = build_given if "module" in params else build_own
+    ensemble, beside = build(estimator, members if "module" in params else table)
+    fill(ensemble, MODULE, members, path)
+    if beside is not None:
+        fill(beside, AUXILIARY, auxiliary, path)
+    elif auxiliary:
+        raise ValueError(f"a {header.kind} trains nothing beside its members, the file does")
+    _restore_layers(estimator, header, ensemble)
+    net = estimator._make_net(header.seed)
+    with preserve_global_rng():
+        net.build(lambda: (ensemble, beside))
+    net.module_.eval()
+    net.history = History(read_history(header))
+    if ("optimizer" in params) == ("optimizer" in header.omitted):
+        kept = {"lr"} & set(params) | set(params.get("optimizer_params") or ())
+        state = read_tensors(path, list(memory))
+        restore_state(net.optimizer_, header.optimizer, state, keep=kept)
+    return net
+
+
+def _check_names(estimator: BaseEnsembleClassifier, table: Table, n_known: int) -> None:
+    """Raise for tensors that belong to nothing, or to another number of members."""
+    if n_known < len(table):
+        raise ValueError(f"names of its tensors begin with something else than {MODULE!r}, ...")
+    found = {name.split(".")[2] for name in under(table, f"{MODULE}members.")}
+    if len(found) != estimator.n_estimators:
+        raise ValueError(
+            f"it has weights of {len(found)} members for n_estimators={estimator.n_estimators}"
+        )
+
+
+def _restore_layers(estimator: BaseEnsembleClassifier, header: Header, ensemble: Any) -> None:
+    """The layers that the method looks at."""
+    if header.layers is None:
+        return
+    for member, names in zip(ensemble, header.layers, strict=True):
+        known = dict(member.named_modules())
+        if not isinstance(names, list) or any(name not in known for name in names):
+            raise ValueError(f"its layers {str(names)[:80]} are not those of its members")
+    estimator.layers_ = header.layers  # type: ignore[attr-defined]
+
+
+def _fit_to_machine(estimator: BaseEnsembleClassifier) -> None:
+    """Replace what only the machine that saved it has."""
+    try:
+        device = resolve_device(estimator.device)
+    except ValueError:
+        tell_once(f"device={str(estimator.device)!r} is not here: loaded with device='auto'")
+        estimator.device = "auto"
+        device = resolve_device("auto")
+    asked = estimator.accelerate
+    graphs = "cuda_graph" in ([asked] if isinstance(asked, str) else asked)
+    if graphs and device.type != "cuda":
+        tell_once("accelerate='cuda_graph' needs CUDA: loaded with accelerate='auto'")
+        estimator.accelerate = "auto"
+
+
+def _ask_for_missing(path: str | os.PathLike[str], header: Header, params: dict[str, Any]) -> None:
+    """Raise for networks that the file could not store."""
+    needed = {name: header.omitted[name] for name in _NEEDED if name in header.omitted}
+    for name, what in needed.items():
+        if name not in params:
+            raise ValueError(
+                f"{path} was saved with {name}={str(what)[:200]}, which a file cannot hold: give "
+                f"it to load again, as load(path, {', '.join(f'{n}=...' for n in needed)})"
+            )
+
+
+def _warn_of_missing(path: str | os.PathLike[str], header: Header, params: dict[str, Any]) -> None:
+    """Warn of other parameters that the file could not store."""
+    lost = {name: what for name, what in header.omitted.items() if name not in params}
+    if lost:
+        listed = ", ".join(f"{str(name)[:40]} ({str(what)[:80]})" for name, what in lost.items())
+        warnings.warn(
+            f"{path} could not hold {listed}: they have their defaults, which matters for further "
+            "training only. Give them to load, such as callbacks=[...] or callbacks=None.",
+            stacklevel=3,
+        )

@@ -1,0 +1,387 @@
+"""Files of strangers: refused with a reason, before memory is taken and without running them."""
+
+import pickle
+import re
+import tracemalloc
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from file_parts import put_together, small, take_apart, write_raw
+from safetensors.torch import save_file
+
+from robust_ensembles import CLDLEnsembleClassifier, DVERGEEnsembleClassifier
+from robust_ensembles.exceptions import ModelFileError
+from robust_ensembles.persistence import _load, _members, load
+from robust_ensembles.persistence._container import MAX_TABLE
+
+MANY = 10**12
+WEIGHT = "module.members.0.classifier.weight"
+
+
+class Payload:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.fixture(scope="module")
+def parts(digit_rows, tmp_path_factory):
+    """A good file: its path and its parts."""
+    X, _, y, _ = digit_rows
+    path = tmp_path_factory.mktemp("good") / "model.safetensors"
+    small().fit(X, y).save(path, optimizer_state=True)
+    return path
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "crafted.safetensors"
+
+
+def refuse(path, reason, **params):
+    """Check that a file is refused for a reason, without reading a tensor or taking memory."""
+
+    def read(*args, **kwargs):
+        raise AssertionError("tensors were read")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_members, "read_tensors", read)
+        patch.setattr(_load, "read_tensors", read)
+        tracemalloc.start()
+        try:
+            with pytest.raises(ModelFileError, match=reason) as caught:
+                load(path, **params)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert str(caught.value).startswith(f"{path} cannot be loaded: ")
+    assert len(str(caught.value)) < 2000
+    assert peak < 8 * 2**20 + 4 * min(path.stat().st_size, MAX_TABLE)
+
+
+def test_the_parts_put_together_are_a_good_file(parts, path):
+    load(put_together(path, *take_apart(parts)))
+
+
+@pytest.mark.parametrize("protocol", [0, 2, pickle.HIGHEST_PROTOCOL])
+def test_pickles_are_not_run(protocol, path, tmp_path):
+    trace = tmp_path / "trace"
+    path.write_bytes(pickle.dumps(Payload(trace), protocol=protocol))
+    refuse(path, "pickle and joblib")
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("write", [joblib.dump, lambda value, path: torch.save(value, path)])
+def test_files_of_joblib_and_torch_are_not_run(write, path, tmp_path):
+    trace = tmp_path / "trace"
+    write([Payload(trace)], path)
+    refuse(path, "pickle and joblib")
+    assert not trace.exists()
+
+
+def test_a_pickle_as_the_table_is_not_run(path, tmp_path):
+    trace = tmp_path / "trace"
+    write_raw(path, pickle.dumps(Payload(trace)))
+    refuse(path, "")
+    assert not trace.exists()
+
+
+def test_a_pickle_as_the_header_is_not_run(parts, path, tmp_path):
+    table, _, data = take_apart(parts)
+    trace = tmp_path / "trace"
+    text = pickle.dumps(Payload(trace), protocol=0).decode()
+    put_together(path, table, text, data)
+    refuse(path, "")
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("size", [0, 7, 8, 100, -1])
+def test_parts_of_a_file(size, parts, path):
+    path.write_bytes(parts.read_bytes()[:size])
+    refuse(path, "")
+
+
+def test_a_file_with_more_at_its_end(parts, path):
+    path.write_bytes(parts.read_bytes() + b"\0")
+    refuse(path, "leave bytes of the file out")
+
+
+def test_other_safetensors_files(path):
+    save_file({"weight": torch.zeros(2)}, path)
+    refuse(path, "no ensemble of robust_ensembles")
+
+
+def test_a_table_that_is_too_long(path):
+    with path.open("wb") as file:
+        file.write((MAX_TABLE + 1).to_bytes(8, "little"))
+        file.truncate(MAX_TABLE + 100)  # a hole: takes no space
+    refuse(path, f"more than the {MAX_TABLE}")
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b'{"a": NaN}',
+        b'{"__metadata__": [], "a": 1}',
+        b'{"__metadata__": {}, "__metadata__": {}}',
+        b"[" * 200_000,
+        b'{"a":' * 200_000,
+        b"\xff\xfe",
+        b"1" * 100_000,
+    ],
+    ids=lambda table: table[:20].decode("latin-1"),
+)
+def test_tables_that_are_none(table, path):
+    refuse(write_raw(path, table), "")
+
+
+@pytest.mark.parametrize("length", [2**64 - 1, 2**63, MANY])
+def test_tables_longer_than_the_file(length, path):
+    refuse(write_raw(path, b"{}", length=length), "a part of one")
+
+
+@pytest.mark.parametrize(
+    ("claim", "reason"),
+    [
+        ({"shape": [MANY]}, "does not fit"),
+        ({"shape": [MANY], "data_offsets": [0, 4 * MANY]}, "does not fit"),
+        ({"shape": [2**32, 2**32]}, "does not fit"),
+        ({"shape": [2**64, 0]}, "does not fit"),
+        ({"shape": [-1, -8]}, "whole numbers from 0"),
+        ({"shape": [True, 80]}, "whole numbers from 0"),
+        ({"shape": [8.0, 10]}, "whole numbers from 0"),
+        ({"shape": "8"}, "whole numbers from 0"),
+        ({"data_offsets": [0]}, "whole numbers from 0"),
+        ({"data_offsets": [-320, 0]}, "whole numbers from 0"),
+        ({"dtype": "F128"}, "of the type"),
+        ({"dtype": ["F32"]}, "of the type"),
+        ({"extra": 1}, "something else"),
+        ({"shape": [0], "data_offsets": [0, 0]}, "overlap, or leave"),
+    ],
+)
+def test_claims_of_a_tensor(claim, reason, parts, path):
+    table, header, data = take_apart(parts)
+    table[WEIGHT].update(claim)
+    refuse(put_together(path, table, header, data), reason)
+
+
+def test_tensors_that_overlap(parts, path):
+    table, header, data = take_apart(parts)
+    other = WEIGHT.replace("members.0", "members.1")
+    table[WEIGHT]["data_offsets"] = table[other]["data_offsets"]
+    refuse(put_together(path, table, header, data), "overlap")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../evil", "/etc/passwd", "module/../x", "C:\\evil", "module..x", "", "a\0b", "m" * 10**4],
+)
+def test_names_that_are_paths(name, parts, path):
+    table, header, data = take_apart(parts)
+    table[name] = table.pop(WEIGHT)
+    refuse(put_together(path, table, header, data), "tensor with the name")
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("other.weight", "begin with something else"),
+        ("module.members.7.weight", "weights of 4 members"),
+        ("module.members.0.weight", "have no place"),
+        ("module.weight", "have no place"),
+        ("module.members", "have no place"),
+        ("auxiliary.weight", "trains nothing beside"),
+    ],
+)
+def test_names_of_nothing(name, reason, parts, path):
+    table, header, data = take_apart(parts)
+    table[name] = {"dtype": "U8", "shape": [0], "data_offsets": [len(data), len(data)]}
+    put_together(path, table, header, data)
+    if name.startswith("auxiliary"):
+        with pytest.raises(ModelFileError, match=reason):
+            load(path)
+    else:
+        refuse(path, reason)
+
+
+def test_weights_of_another_shape_or_kind(parts, path):
+    table, header, data = take_apart(parts)
+    table[WEIGHT]["shape"] = table[WEIGHT]["shape"][::-1]
+    refuse(put_together(path, table, header, data), "has shape")
+    table[WEIGHT].update(shape=table[WEIGHT]["shape"][::-1], dtype="I32")
+    refuse(put_together(path, table, header, data), "holds torch.int32")
+    lost = {name: entry for name, entry in table.items() if "classifier" not in name}
+    size = 0
+    for entry in lost.values():
+        length = entry["data_offsets"][1] - entry["data_offsets"][0]
+        entry["data_offsets"], size = [size, size + length], size + length
+    refuse(put_together(path, lost, header, data[:size]), "are missing")
+
+
+def params(**changes):
+    return lambda header: header["params"].update(changes)
+
+
+def fields(**changes):
+    return lambda header: header.update(changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (fields(format=2), "format version 2"),
+        (fields(format=None), "no format version"),
+        (fields(kind="os.system"), "none that a file may name"),
+        (fields(kind="BaseEnsembleClassifier"), "none that a file may name"),
+        (fields(kind="PGD"), "none that a file may name"),
+        (fields(kind=["x"]), "none that a file may name"),
+        (fields(kind="DVERGEEnsembleClassifier", extra=1), "other fields"),
+        (fields(params=[]), "params in its header"),
+        (fields(seed=-1), "its seed"),
+        (fields(seed=MANY), "its seed"),
+        (fields(history={}), "history in its header"),
+        (fields(history=[1]), "something else than rows"),
+        (fields(history=[{"epoch": {"object": "os", "params": {}}}]), "none that a file may name"),
+        (fields(input_shape=[MANY]), ""),
+        (fields(input_shape=[0]), "whole numbers from 1"),
+        (fields(input_shape=[]), "whole numbers from 1"),
+        (fields(clip_values=[1, 0]), "low < high"),
+        (fields(layers=[["nowhere"]] * 3), None),
+        (params(new=1), r"no parameters \['new'\]"),
+        (params(__class__="x"), "no parameters"),
+        (params(n_estimators=MANY), "weights of 3 members"),
+        (params(n_estimators=2), "weights of 3 members"),
+        (params(n_estimators="3"), "n_estimators"),
+        (params(module="os.system"), "module must be one of"),
+        (params(module={"type": "Adam"}), ""),
+        (params(module={"type": "ReLU"}), "none that a file may name"),
+        (params(module={"object": "PGD", "params": {"eps": 0.1}}), ""),
+        (params(optimizer={"type": "MLP"}), None),
+        (params(module_params={"dict": [["hidden_sizes", [MANY]]]}), "has shape"),
+        (params(module_params={"dict": [["hidden_sizes", [10**30]]]}), ""),
+        (params(module_params={"dict": [["hidden_sizes", [8] * 10**5]]}), "larger networks"),
+        (params(module_params={"dict": [["input_shape", [MANY, MANY]]]}), ""),
+        (params(module={"type": "CifarResNet"}, input_shape=None), ""),
+        (params(augmentation={"eval": "1"}), "no known kind"),
+        (params(augmentation={"object": "Transfer", "params": {}}), "none that a file may name"),
+        (params(augmentation={"object": "External", "params": {}}), "none that a file may name"),
+        (params(augmentation={"object": "RandomCrop", "params": {"p": 1}}), "no parameters"),
+        (params(augmentation={"object": "RandomCrop", "params": [1]}), "by name"),
+        (params(lr={"float": "1e400"}), "as a number"),
+        (params(lr={"float": "nan"}), ""),
+        (params(device={"device": "no device"}), ""),
+        (params(lr_milestones={"array": {"dtype": "O", "values": []}}), "of the type"),
+        (params(lr_milestones={"array": {"dtype": "<U999999", "values": ["a"] * 99}}), "claims 99"),
+        (fields(classes={"dtype": "<U999999", "values": ["a", "b"] * 99}), "claims 198"),
+        (fields(classes={"dtype": "<i8", "values": [1, 0]}), "in their order"),
+        (fields(classes={"dtype": "<i8", "values": [0]}), "in their order"),
+        (fields(classes={"dtype": "<i8", "values": [[0], [1]]}), "something else than numbers"),
+        (fields(classes={"dtype": "<i8", "values": list(range(11))}), ""),
+        (fields(classes={"dtype": "<i8", "values": ["a", "b"]}), ""),
+        (fields(classes=[0, 1]), "dtype and values"),
+        (fields(feature_names={"dtype": "object", "values": ["a"]}), "feature names"),
+        (fields(optimizer={}), None),
+        (fields(optimizer={"groups": [], "numbers": []}), None),
+        (fields(optimizer={"groups": [{}] * 3, "numbers": [[MANY, "step", 1]]}), None),
+    ],
+)
+def test_headers(change, reason, parts, path):
+    table, header, data = take_apart(parts)
+    change(header)
+    put_together(path, table, header, data)
+    if reason is not None:
+        refuse(path, reason)
+    else:  # refused after the weights
+        with pytest.raises(ModelFileError):
+            load(path)
+
+
+def test_a_deep_network_is_not_built(path):
+    rng = np.random.default_rng(0)
+    X = rng.random((8, 1, 8, 8), dtype=np.float32)
+    small(module="resnet20", n_estimators=1).fit(X, np.arange(8) % 2).save(path)
+    table, header, data = take_apart(path)
+    header["params"].update(
+        module={"type": "CifarResNet"},
+        module_params={"dict": [["depth", 6 * 10**9 + 2]]},
+    )
+    refuse(put_together(path, table, header, data), "larger networks")
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"format": 1, "format": 1}', "null", "", "1"])
+def test_headers_that_are_none(text, parts, path):
+    table, _, data = take_apart(parts)
+    refuse(put_together(path, table, text, data), "")
+
+
+def test_memory_of_another_optimizer(parts, path):
+    table, header, data = take_apart(parts)
+    name = "optimizer.0.exp_avg"
+    table[name]["shape"] = [int(np.prod(table[name]["shape"]))]
+    put_together(path, table, header, data)
+    with pytest.raises(ModelFileError, match="unlike its parameter"):
+        load(path)
+
+
+def test_what_a_header_asks_of_a_users_network(digit_rows, path):
+    X, _, y, _ = digit_rows
+    seen = []
+
+    def network(input_shape, n_classes, width=8):
+        seen.append(torch.get_default_device().type)
+        return torch.nn.Sequential(
+            torch.nn.Linear(input_shape[0], width), torch.nn.Linear(width, n_classes)
+        )
+
+    small(module=network, module_params={"width": 4}).fit(X, y).save(path)
+    table, header, data = take_apart(path)
+    header["params"]["module_params"] = {"dict": [["width", 10**11]]}
+    put_together(path, table, header, data)
+    seen.clear()
+    refuse(path, "has shape", module=network)
+    assert set(seen) == {"meta"}
+
+
+@pytest.mark.parametrize("cls", [CLDLEnsembleClassifier, DVERGEEnsembleClassifier])
+def test_another_class_than_was_saved(cls, parts, path):
+    table, header, data = take_apart(parts)
+    header["kind"] = cls.__name__
+    header["params"].pop("formulation")
+    put_together(path, table, header, data)
+    if cls is CLDLEnsembleClassifier:  # its label confusion model is missing
+        with pytest.raises(ModelFileError, match="are missing"):
+            load(path)
+    else:
+        assert type(load(path)) is cls
+
+
+def test_every_byte_of_the_table_and_the_header_may_be_wrong(parts, path):
+    raw = bytearray(parts.read_bytes())
+    length = int.from_bytes(raw[:8], "little")
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for position in rng.choice(8 + length, size=60, replace=False):
+        changed = bytearray(raw)
+        changed[position] ^= 1 << int(rng.integers(8))
+        path.write_bytes(changed)
+        try:
+            load(path)
+            outcomes.add("loaded")
+        except ModelFileError:
+            outcomes.add("refused")
+    assert "refused" in outcomes
+
+
+def test_missing_files(path):
+    with pytest.raises(FileNotFoundError, match=re.escape(path.name)):
+        load(path)
