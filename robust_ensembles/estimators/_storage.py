@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 
 class StorageMixin:
     """Methods that write a fitted estimator; `robust_ensembles.persistence` does the work."""
 
-    def save(self, path: str | os.PathLike[str], *, optimizer_state: bool = False) -> None:
+    def save(self: Any, path: str | os.PathLike[str], *, optimizer_state: bool = False) -> None:
         """Write this estimator to a file that can be loaded without running foreign code.
 
         Parameters
@@ -34,7 +35,11 @@ class StorageMixin:
         save(self, path, optimizer_state=optimizer_state)
 
     def export_onnx(
-        self, path: str | os.PathLike[str], *, input_dtype: str = "float32", tolerance: float = 1e-5
+        self: Any,
+        path: str | os.PathLike[str],
+        *,
+        input_dtype: str = "float32",
+        tolerance: float = 1e-5,
     ) -> None:
         """Write the deployed rule as an ONNX model, for serving.
 

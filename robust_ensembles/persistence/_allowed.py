@@ -38,8 +38,13 @@ OBJECTS: dict[str, type[BaseEstimator]] = {
 }
 """What is made of its parameters alone: estimators, attacks, transforms, by name."""
 
+NETWORKS: dict[str, type] = {
+    kind.__name__: kind for kind in (*_modules.MODULES.values(), _modules.CifarResNet)
+}
+"""Members, by the names of their classes."""
+
 TYPES: dict[str, type] = {
-    **{kind.__name__: kind for kind in (*_modules.MODULES.values(), _modules.CifarResNet)},
+    **NETWORKS,
     **{
         name: kind
         for name in dir(torch.optim)

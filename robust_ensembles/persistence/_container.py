@@ -42,6 +42,7 @@ DTYPES: dict[str, torch.dtype] = {
 """Types of numbers by the names that safetensors gives them."""
 
 _MAX_NAME = 1024
+_MAX_REASON = 800
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f/\\]|\.\.")
 
 
@@ -86,7 +87,8 @@ def refused(path: str | os.PathLike[str]) -> Iterator[Callable[[str], NoReturn]]
         TypeError,
         ValueError,
     ) as error:
-        raise ModelFileError(f"{path} cannot be loaded: {error}") from error
+        # torch adds pages to some of its messages
+        raise ModelFileError(f"{path} cannot be loaded: {str(error)[:_MAX_REASON]}") from error
 
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], text: str, key: str) -> None:
@@ -171,12 +173,14 @@ def read_text(path: str | os.PathLike[str], key: str) -> tuple[str, Table]:
     return text, table
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, what: str) -> Any:
     """Strict JSON: no key twice, no NaN.
 
     Parameters
     ----------
     text : str or bytes
+    what : str
+        What it is, for the message.
 
     Returns
     -------
@@ -196,7 +200,10 @@ def parse_json(text: str | bytes) -> Any:
     def constant(name: str) -> NoReturn:
         raise ValueError(f"{name} is no JSON")
 
-    return json.loads(text, object_pairs_hook=unique, parse_constant=constant)
+    try:
+        return json.loads(text, object_pairs_hook=unique, parse_constant=constant)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its {what} is not read as JSON: {error}") from error
 
 
 def _read_table(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Table]:
@@ -204,7 +211,7 @@ def _read_table(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Table]:
     with open(path, "rb") as file, refused(path) as refuse:
         size = os.fstat(file.fileno()).st_size
         raw, n_bytes = _table_bytes(file, size, refuse)
-        found = parse_json(raw)
+        found = parse_json(raw, "table")
         if not isinstance(found, dict):
             refuse("its table is no JSON object")
         metadata = found.pop("__metadata__", {})

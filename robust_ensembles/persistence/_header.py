@@ -15,7 +15,7 @@ import torch
 from .._version import __version__
 from ..attacks._base import check_box
 from ..estimators import BaseEnsembleClassifier
-from ._allowed import ENSEMBLES
+from ._allowed import ENSEMBLES, NETWORKS
 from ._values import NotStorableError, decode, decode_array, decode_object, encode, encode_array
 
 FORMAT = 1
@@ -163,6 +163,11 @@ def unfitted(header: Header) -> BaseEnsembleClassifier:
     """
     estimator = decode_object(header.kind, header.params, ENSEMBLES)
     estimator._validate_params()
+    given = estimator.module
+    networks = given if isinstance(given, (list, tuple)) else [given]
+    for network in networks:  # they are called: attacks among the objects can be called too
+        if not isinstance(network, (str, type(None))) and network not in NETWORKS.values():
+            raise ValueError(f"its module {str(network)[:80]} is no network of this package")
     return estimator
 
 

@@ -95,7 +95,7 @@ def load(path: str | os.PathLike[str], **params: Any) -> BaseEnsembleClassifier:
     """
     text, table = read_text(path, KEY)
     with refused(path):
-        header = read_header(parse_json(text))
+        header = read_header(parse_json(text, "header"))
         estimator = unfitted(header)
     _ask_for_missing(path, header, params)
     estimator.set_params(**params)._validate_params()
@@ -115,6 +115,7 @@ def _net(
     params: dict[str, Any],
 ) -> EnsembleNet:
     """The net with its weights, history and optimizer."""
+    rows = read_history(header)
     members, auxiliary = under(table, MODULE), under(table, AUXILIARY)
     memory = under(table, PREFIX)
     _check_names(estimator, table, len(members) + len(auxiliary) + len(memory))
@@ -130,7 +131,7 @@ def _net(
     with preserve_global_rng():
         net.build(lambda: (ensemble, beside))
     net.module_.eval()
-    net.history = History(read_history(header))
+    net.history = History(rows)
     if ("optimizer" in params) == ("optimizer" in header.omitted):
         kept = {"lr"} & set(params) | set(params.get("optimizer_params") or ())
         state = read_tensors(path, list(memory))
@@ -141,7 +142,8 @@ def _net(
 def _check_names(estimator: BaseEnsembleClassifier, table: Table, n_known: int) -> None:
     """Raise for tensors that belong to nothing, or to another number of members."""
     if n_known < len(table):
-        raise ValueError(f"names of its tensors begin with something else than {MODULE!r}, ...")
+        unknown = [name for name in table if not name.startswith((MODULE, AUXILIARY, PREFIX))]
+        raise ValueError(f"its tensors {[name[:80] for name in unknown[:3]]} belong to nothing")
     found = {name.split(".")[2] for name in under(table, f"{MODULE}members.")}
     if len(found) != estimator.n_estimators:
         raise ValueError(
@@ -157,7 +159,7 @@ def _restore_layers(estimator: BaseEnsembleClassifier, header: Header, ensemble:
         known = dict(member.named_modules())
         if not isinstance(names, list) or any(name not in known for name in names):
             raise ValueError(f"its layers {str(names)[:80]} are not those of its members")
-    estimator.layers_ = header.layers  # type: ignore[attr-defined]
+    estimator.layers_ = header.layers
 
 
 def _fit_to_machine(estimator: BaseEnsembleClassifier) -> None:
