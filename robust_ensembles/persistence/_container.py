@@ -121,7 +121,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], text: str
     # copies: safetensors refuses tensors that share their memory
     copies = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items()}
     with replacing(path) as beside:
-        save_file(copies, beside, metadata={key: text})
+        save_file(copies, str(beside), metadata={key: text})
         _read_table(beside)  # what this refuses could not be loaded
 
 
@@ -138,7 +138,7 @@ def read_tensors(path: str | os.PathLike[str], names: list[str]) -> dict[str, Te
     tensors : dict of str to Tensor
         Copies: the file may change or vanish later.
     """
-    with safe_open(path, framework="pt", device="cpu") as file:
+    with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
         return {name: file.get_tensor(name).clone() for name in names}
 
 

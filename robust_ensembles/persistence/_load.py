@@ -70,7 +70,8 @@ def load(path: str | os.PathLike[str], **params: Any) -> BaseEnsembleClassifier:
 
     Not stored are networks, callbacks and optimizers of other origin than this package and torch,
     functions, splitters, RandomState instances, `External` and `Transfer` attacks, what
-    `FrozenEstimator` holds, state of callbacks, FASTEN's memory of perturbations.
+    `FrozenEstimator` holds, state of callbacks, FASTEN's memory of perturbations, what callbacks
+    wrote into the history unless it is a number, a string or a container of these.
 
     With ``warm_start=True``, or by `partial_fit`, training goes on at the learning rate that was
     reached. The optimizer remembers past gradients if the file was saved with
@@ -132,6 +133,7 @@ def _net(
         net.build(lambda: (ensemble, beside))
     net.module_.eval()
     net.history = History(rows)
+    # the state is that of the optimizer that was saved, or that stands for it
     if ("optimizer" in params) == ("optimizer" in header.omitted):
         kept = {"lr"} & set(params) | set(params.get("optimizer_params") or ())
         state = read_tensors(path, list(memory))

@@ -104,7 +104,7 @@ def _compare(
 ) -> None:
     """Raise unless onnxruntime computes what the module does."""
     runtime = _need("onnxruntime")
-    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for n in _COMPARED:
         X = _inputs(estimator, n, input_dtype)
         (theirs,) = session.run([OUTPUT], {INPUT: X})

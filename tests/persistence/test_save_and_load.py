@@ -333,6 +333,35 @@ def test_what_only_code_can_make_is_told(digit_rows, path):
     load(path, callbacks=None, attack=FGSM(), random_state=0).partial_fit(X, y)
 
 
+def test_users_classes_are_not_taken_for_those_of_their_names(digit_rows, path):
+    own = {kind.__name__: type(kind.__name__, (kind,), {}) for kind in (MODULES["mlp"], PGD)}
+    estimator = fitted(digit_rows, AdversarialEnsembleClassifier, module=own["MLP"])
+    estimator.attack = own["PGD"](eps=0.1)
+    estimator.save(path)
+    with pytest.raises(ValueError, match=r"load\(path, module=\.\.\.\)"):
+        load(path)
+    with pytest.warns(UserWarning, match=r"attack \(.*PGD\)"):
+        assert_same(load(path, module=own["MLP"]), estimator, digit_rows[1])
+
+
+def test_users_optimizers_and_their_memory(digit_rows, path):
+    X, _, y, _ = digit_rows
+
+    class Own(torch.optim.SGD):
+        pass
+
+    estimator = fitted(digit_rows, optimizer=Own, optimizer_params={"momentum": 0.9})
+    estimator.save(path, optimizer_state=True)
+    with pytest.warns(UserWarning, match="optimizer"):
+        fresh = load(path, optimizer_params=None)
+    assert type(fresh.net_.optimizer_) is torch.optim.Adam
+    assert not fresh.net_.optimizer_.state
+    again = load(path, optimizer=Own)
+    for one in (estimator, again):
+        one.partial_fit(X[:64], y[:64])
+    assert_same(again, estimator, X)
+
+
 def test_a_frozen_start_is_told(digit_rows, path):
     frozen = FrozenEstimator(fitted(digit_rows))
     fitted(digit_rows, DVERGEEnsembleClassifier, pretrained=frozen).save(path)
