@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -71,6 +72,14 @@ class EnsembleParameters(BaseEstimator):
         ``"fused_optimizer"``, ``"flush_denormal"``, ``"vmap"``, ``"cuda_graph"``.
     warm_start : bool, default=False
         Whether `fit` goes on from where the last one ended.
+    checkpoint_dir : path-like, default=None
+        Folder of this fit alone, where a checkpoint is written after each epoch. `fit` with the
+        same data and parameters (but `device`, `accelerate` and `verbose`) then goes on from the
+        last one, after an interrupt or a crash, to the same result: on a CPU to the bit. What is
+        finished already is only read. The last two checkpoints are kept, and the best one by
+        ``valid_loss``, or ``train_loss`` if nothing is held back, to which ``best.pt`` is a link:
+        ``torch.load("best.pt", weights_only=True)["modules"]["module"]`` is the state of
+        `module_`. Neither with `warm_start` nor for `partial_fit`.
     random_state : int, RandomState instance or None, default=None
         Seed of weights, order, augmentation and attacks. Two fits with one seed on a CPU are
         identical to the bit. The global random state stays as it is.
@@ -97,6 +106,7 @@ class EnsembleParameters(BaseEstimator):
     precision: str = "float32"
     accelerate: Any = "auto"
     warm_start: bool = False
+    checkpoint_dir: str | os.PathLike[str] | None = None
     random_state: Any = None
     verbose: int = 0
 
@@ -120,6 +130,7 @@ class EnsembleParameters(BaseEstimator):
         "precision": [StrOptions({"bfloat16", "float32"})],
         "accelerate": [StrOptions({"auto", "none", *TECHNIQUES}), list, tuple, set, frozenset],
         "warm_start": ["boolean"],
+        "checkpoint_dir": [str, os.PathLike, None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from numbers import Integral
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -88,6 +89,9 @@ class PretrainedMixin(BaseEnsembleClassifier):
         if self.pretrained_.random_state is None:
             seed = derive_seed(self.net_.seed, "pretrained") % np.iinfo(np.int32).max
             self.pretrained_.set_params(random_state=seed)
+        theirs = self.pretrained_.checkpoint_dir
+        if self.checkpoint_dir is not None and theirs in (None, self.checkpoint_dir):
+            self.pretrained_.set_params(checkpoint_dir=Path(self.checkpoint_dir) / "pretrained")
         self.pretrained_.fit(X, y, sample_weight=sample_weight)
 
     def _copy_pretrained(self) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..modules import Ensemble, build_members
 from ..training import (
     AugmentationPipeline,
+    Checkpoints,
     EnsembleDataset,
     EnsembleNet,
     TrainingStep,
@@ -22,6 +23,7 @@ from ..training import (
     seeded_global_rng,
 )
 from ._components import resolve_device, resolve_optimizer, resolve_train_split
+from ._identity import describe_fit
 from ._inputs import check_classes, check_weights, check_X, resolve_clip_values
 from ._parameters import EnsembleParameters
 from ._prediction import PredictionMixin
@@ -92,6 +94,13 @@ class BaseEnsembleClassifier(
     ) -> None:
         """Set the new members' weights, for methods that start from trained ones."""
 
+    def _method_state(self) -> dict[str, Tensor]:
+        """What the method remembers from epoch to epoch beside the weights."""
+        return {}
+
+    def _restore_method_state(self, state: dict[str, Tensor]) -> None:
+        """Remember it again."""
+
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
         self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
@@ -119,14 +128,21 @@ class BaseEnsembleClassifier(
             kept, and the estimator is usable.
         KeyboardInterrupt
             If interrupted; the estimator is usable, trained so far.
+        SystemExit
+            At the next batch after SIGTERM, if nobody else handles that signal; likewise.
+        OSError
+            If a checkpoint cannot be written; the ones before it are kept.
         """
-        resume = self.warm_start and hasattr(self, "net_")
-        X, y, index = self._check_fit_input(X, y, classes=None, reset=not resume)
+        warm = self.warm_start and hasattr(self, "net_")
+        X, y, index = self._check_fit_input(X, y, classes=None, reset=not warm)
         weight = check_weights(self.class_weight, sample_weight, X, y)
-        if not resume:
-            self._initialize()
+        checkpoints = self._open_checkpoints(X, index, weight)
+        if not warm:
+            self._initialize(checkpoints.seed if checkpoints else None)
+            if checkpoints:
+                checkpoints.begin(self.net_.seed)
             self._before_training(X, index, weight)
-        return self._train(X, index, weight, self.max_epochs)
+        return self._train(X, index, weight, self.max_epochs, checkpoints)
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(
@@ -154,6 +170,11 @@ class BaseEnsembleClassifier(
             raise ValueError(
                 "class_weight='balanced' needs all of y; with partial_fit pass a dict of weights"
             )
+        if self.checkpoint_dir is not None:
+            raise ValueError(
+                "partial_fit keeps no checkpoints, since its data may change from call to call: "
+                "set checkpoint_dir=None, or use fit"
+            )
         first = not hasattr(self, "net_")
         X, y, index = self._check_fit_input(X, y, classes=classes, reset=first)
         weight = check_weights(self.class_weight, sample_weight, X, y)
@@ -174,9 +195,24 @@ class BaseEnsembleClassifier(
         self._check_method(len(self.classes_))
         return X, y, index
 
-    def _initialize(self) -> None:
+    def _open_checkpoints(
+        self, X: NDArray[Any], y: NDArray[np.int64], sample_weight: NDArray[np.float32] | None
+    ) -> Checkpoints | None:
+        """The checkpoints of this fit, if it has a folder for them; raise if another one's."""
+        if self.checkpoint_dir is None:
+            return None
+        if self.warm_start:
+            raise ValueError(
+                "warm_start=True goes on from what is in memory, checkpoint_dir from what is on "
+                "the disk: set warm_start=False or checkpoint_dir=None"
+            )
+        about = describe_fit(self, X, y, sample_weight)
+        return Checkpoints(self.checkpoint_dir, about, self)
+
+    def _initialize(self, resumed_seed: int | None = None) -> None:
         """Build the net; draws from the random state once."""
-        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        drawn = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        seed = drawn if resumed_seed is None else resumed_seed
         net = self._make_net(seed)
         with seeded_global_rng(seed):
             self.net_ = net.build(self._build_modules)
@@ -227,7 +263,10 @@ class BaseEnsembleClassifier(
         y: NDArray[np.int64],
         sample_weight: NDArray[np.float32] | None,
         epochs: int,
+        checkpoints: Checkpoints | None = None,
     ) -> BaseEnsembleClassifier:
         dataset = EnsembleDataset(X, y, sample_weight)
-        self.net_.train_epochs(dataset, y, epochs=epochs, objective=self._objective)
+        self.net_.train_epochs(
+            dataset, y, epochs=epochs, objective=self._objective, checkpoints=checkpoints
+        )
         return self

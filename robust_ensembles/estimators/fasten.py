@@ -21,7 +21,7 @@ from ..losses import (
     log_mean,
     member_cross_entropy,
 )
-from ..training import PerturbationMemory, TrainingStep, derive_seed, generator, repel
+from ..training import Checkpoints, PerturbationMemory, TrainingStep, derive_seed, generator, repel
 from ._adversarial import DiversityMixin
 from ._distilling import DistillationMixin
 from .base import BaseEnsembleClassifier
@@ -117,16 +117,25 @@ class FASTENEnsembleClassifier(DistillationMixin, DiversityMixin, BaseEnsembleCl
         y: NDArray[np.int64],
         sample_weight: NDArray[np.float32] | None,
         epochs: int,
+        checkpoints: Checkpoints | None = None,
     ) -> BaseEnsembleClassifier:
         data = joblib.hash(X)
         if getattr(self, "_memory", (None, None))[0] != data:
             n_copies = self.net_.augmentation.n_copies
             self._memory = data, PerturbationMemory(len(X) * n_copies)
         try:
-            return super()._train(X, y, sample_weight, epochs)
+            return super()._train(X, y, sample_weight, epochs, checkpoints)
         finally:
             if not self.warm_start:
                 del self._memory
+
+    def _method_state(self) -> dict[str, Tensor]:
+        kept = self._memory[1].kept
+        return {} if kept is None else {"memory": kept}
+
+    def _restore_method_state(self, state: dict[str, Tensor]) -> None:
+        if "memory" in state:
+            self._memory[1].kept = state["memory"].to(self.device_)
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()

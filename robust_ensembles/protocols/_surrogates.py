@@ -74,4 +74,4 @@ def _vanilla(recipe: Any) -> VanillaEnsembleClassifier:
             f"'cifar10'), or a dict of its settings; got {recipe!r}"
         )
     settings = {field.name: getattr(recipe, field.name) for field in fields(EnsembleParameters)}
-    return VanillaEnsembleClassifier(**{**settings, "warm_start": False})
+    return VanillaEnsembleClassifier(**{**settings, "warm_start": False, "checkpoint_dir": None})

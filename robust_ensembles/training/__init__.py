@@ -13,6 +13,7 @@ from ._layers import feature_layers, features, replaced_output, resolve_layers
 from ._memory import PerturbationMemory
 from ._net import EnsembleNet
 from ._random import derive_seed, generator, preserve_global_rng, seeded_global_rng
+from ._resume import Checkpoints
 from ._step import Objective, TrainingStep, input_gradients
 from .augmentation import (
     AugmentationPipeline,
@@ -28,6 +29,7 @@ __all__ = [
     "AugmentationPipeline",
     "Batch",
     "BatchTransform",
+    "Checkpoints",
     "EnsembleDataset",
     "EnsembleNet",
     "GaussianNoise",

@@ -19,9 +19,11 @@ from ._inference import log_proba
 from ._meter import EpochMeter
 from ._precision import mixed_precision
 from ._random import derive_seed, preserve_global_rng, reseed_global_rng
+from ._resume import Checkpoints, checkpointed
 from ._snapshot import LastGood
 from ._static_step import ReplayedStep, replayed_steps
 from ._step import Objective, TrainingStep
+from ._termination import drop_unfinished_epoch, stopped_by_sigterm, stopped_early
 from .augmentation import AugmentationPipeline
 
 Components = tuple[Ensemble, nn.Module | None]
@@ -123,7 +125,13 @@ class EnsembleNet(NeuralNetClassifier):
         return self
 
     def train_epochs(
-        self, dataset: Any, y: NDArray[np.int64], *, epochs: int, objective: Objective
+        self,
+        dataset: Any,
+        y: NDArray[np.int64],
+        *,
+        epochs: int,
+        objective: Objective,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         """Train for some more epochs.
 
@@ -136,44 +144,41 @@ class EnsembleNet(NeuralNetClassifier):
         objective : callable
             Held for the duration of the call only: it belongs to the estimator that owns this
             net, and a cycle would keep both in memory until the garbage collector runs.
+        checkpoints : Checkpoints, default=None
+            What a new net goes on from, if it holds something, and adds to; held likewise.
 
         Raises
         ------
         KeyboardInterrupt
             If the user interrupts. `EarlyStopping` raises it too, and that one ends here.
+        SystemExit
+            At the next batch after SIGTERM.
         """
         self.notify("on_train_begin", X=dataset, y=y)
+        if checkpoints is not None:
+            epochs = checkpoints.resume(self, epochs)
         self.objective_ = objective
         modules = [getattr(self, f"{name}_") for name in self._modules]
         self.last_good_ = LastGood(modules, self.optimizer_)
         try:
             with (
+                stopped_by_sigterm(self),
+                checkpointed(self, checkpoints),
                 preserve_global_rng(),
                 accelerated(self.techniques, modules, self.optimizer_),
                 replayed_steps(self, self._step, self._terms) as self.replayed_,
             ):
                 self.fit_loop(dataset, y, epochs=epochs)
         except KeyboardInterrupt:
-            if not self._stopped_early():
+            if not stopped_early(self):
                 raise
+            if checkpoints is not None:
+                checkpoints.save(self, finished=True)
         finally:
             self.objective_ = self.last_good_ = self.replayed_ = None
             self.module_.eval()
-            self._drop_unfinished_epoch()
+            drop_unfinished_epoch(self)
             self.notify("on_train_end", X=dataset, y=y)
-
-    def _drop_unfinished_epoch(self) -> None:
-        """Remove the row of an epoch that was cut short, so that rows count finished epochs."""
-        if self.history and "dur" not in self.history[-1]:
-            self.history.pop()
-
-    def _stopped_early(self) -> bool:
-        """Whether an EarlyStopping ran out of patience; nobody else raises on its behalf."""
-        return any(
-            hasattr(callback, "patience") and callback.misses_ == callback.patience
-            for _, callback in self.callbacks_
-            if hasattr(callback, "misses_")
-        )
 
     def get_iterator(self, dataset: Any, training: bool = False) -> MiniBatches:
         """Batches of a data set on the device; called by skorch."""

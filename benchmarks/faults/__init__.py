@@ -1,0 +1,1 @@
+"""What becomes of a training that is killed."""

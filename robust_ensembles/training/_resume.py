@@ -1,0 +1,274 @@
+"""What a checkpoint of a fit holds, and how a fit goes on from one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from skorch.callbacks import Callback, PrintLog
+from torch import Tensor
+
+from ._checkpoint import CheckpointFolder
+
+if TYPE_CHECKING:
+    from ._net import EnsembleNet
+
+_FORMAT = 1
+# of an optimizer's settings, those that say how it computes: they belong to the machine
+_MACHINERY = ("capturable", "foreach", "fused")
+
+
+class Remembering(Protocol):
+    """A method with a state of its own beside the weights."""
+
+    def _method_state(self) -> dict[str, Tensor]: ...
+
+    def _restore_method_state(self, state: dict[str, Tensor]) -> None: ...
+
+
+class Checkpoints:
+    """Checkpoints of one fit, to be killed at any time and go on to the same result.
+
+    A checkpoint holds the finished epochs' weights, the state of optimizer, schedule, callbacks
+    and method, and the history. Random streams have no state: they follow from the seed, which is
+    in it too, and the epoch.
+
+    Parameters
+    ----------
+    path : path-like
+        Folder of this fit alone.
+    about : dict of plain values
+        Data and parameters, by name.
+    method : Remembering
+
+    Raises
+    ------
+    ValueError
+        If the folder holds epochs of another fit.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], about: dict[str, Any], method: Remembering
+    ) -> None:
+        self._folder, self._about, self._method = CheckpointFolder(path), about, method
+        self._saved = self._folder.read_newest()
+        if self._saved is None:
+            return
+        _check_format(self._saved, path)
+        different = _differences(about, json.loads(self._saved["about"]))
+        if different and self._saved["epoch"]:
+            raise ValueError(
+                f"checkpoint_dir={os.fspath(path)!r} holds the training of another fit: "
+                f"{'; '.join(different)}. To go on with that one, give the same data and "
+                "parameters; else give this fit a folder of its own, or empty this one. (In a "
+                "search, fits cannot share a folder: leave checkpoint_dir=None there)"
+            )
+        if different:  # no epoch was finished, so nothing is lost
+            self._saved = None
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of the fit that goes on, or None if it begins."""
+        return None if self._saved is None else int(self._saved["seed"])
+
+    def begin(self, seed: int) -> None:
+        """Write down the seed, unless a fit goes on, so that pretraining can be resumed."""
+        if self._saved is None:
+            self._write({"epoch": 0, "seed": seed})
+
+    def resume(self, net: EnsembleNet, epochs: int) -> int:
+        """Bring a new net, for which training has just begun, to where the last one was.
+
+        Parameters
+        ----------
+        net : EnsembleNet
+        epochs : int
+            All epochs of the fit.
+
+        Returns
+        -------
+        epochs : int
+            Those that are left.
+        """
+        saved, self._saved = self._saved, None
+        if saved is None or not saved["epoch"]:
+            return epochs
+        for name, state in saved["modules"].items():
+            getattr(net, f"{name}_").load_state_dict(state)
+        _restore_optimizer(net, saved["optimizer"])
+        _restore_callbacks(net, saved["callbacks"])
+        net.history.clear()
+        net.history.extend(json.loads(saved["history"]))
+        self._method._restore_method_state(saved["method"])
+        return 0 if saved["finished"] else epochs - int(saved["epoch"])
+
+    def save(self, net: EnsembleNet, *, finished: bool = False) -> None:
+        """Write a checkpoint of the epochs so far.
+
+        Parameters
+        ----------
+        net : EnsembleNet
+        finished : bool, default=False
+            Whether training has ended before all epochs, on purpose.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written.
+        """
+        state = {
+            "epoch": len(net.history),
+            "seed": net.seed,
+            "finished": finished,
+            "modules": {name: getattr(net, f"{name}_").state_dict() for name in net._modules},
+            "optimizer": _plain(net.optimizer_.state_dict()),
+            "callbacks": _state_of_callbacks(net),
+            "history": json.dumps(list(net.history), default=_json_value),
+            "method": self._method._method_state(),
+        }
+        self._write(state, best=_best_epoch(net.history))
+
+    def _write(self, state: dict[str, Any], *, best: int | None = None) -> None:
+        header = {"format": _FORMAT, "about": json.dumps(self._about)}
+        self._folder.write(state["epoch"], {**header, **state}, best=best)
+
+
+@contextmanager
+def checkpointed(net: EnsembleNet, checkpoints: Checkpoints | None) -> Iterator[None]:
+    """Write a checkpoint after each epoch of a net, for as long as the context lasts.
+
+    Parameters
+    ----------
+    net : EnsembleNet
+    checkpoints : Checkpoints or None
+        None writes none.
+    """
+    if checkpoints is None:
+        yield
+        return
+    entry = ("checkpoints", _AfterEachEpoch(checkpoints))
+    net.callbacks_.append(entry)  # the last one: the others' state is then of this epoch
+    try:
+        yield
+    finally:
+        net.callbacks_.remove(entry)
+
+
+class _AfterEachEpoch(Callback):
+    """Writes the checkpoints."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a copy of the net, made meanwhile by another callback, writes none
+        return Callback, ()
+
+    def on_epoch_end(self, net: EnsembleNet, **kwargs: Any) -> None:
+        """Write one; called by skorch."""
+        self.checkpoints.save(net)
+
+
+def _check_format(saved: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    if saved.get("format") != _FORMAT:
+        raise ValueError(
+            f"checkpoint_dir={os.fspath(path)!r} holds checkpoints of another version of "
+            "robust_ensembles; go on with that version, or give another folder"
+        )
+
+
+def _differences(here: dict[str, Any], there: dict[str, Any]) -> list[str]:
+    """What differs between two fits, in words."""
+    pairs = {name: (here.get(name), there.get(name)) for name in {**here, **there}}
+    return [_difference(name, *pair) for name, pair in pairs.items() if pair[0] != pair[1]]
+
+
+def _difference(name: str, here: Any, there: Any) -> str:
+    if any(isinstance(value, dict | list) for value in (here, there)):
+        return f"{name} differs"
+    return f"{name} is {here!r} here and {there!r} there"
+
+
+def _best_epoch(history: Any) -> int:
+    """The epoch with the lowest loss on what was held back, or else in training."""
+    rows = list(history)
+    column = "valid_loss" if all("valid_loss" in row for row in rows) else "train_loss"
+    losses = [row[column] for row in rows]
+    return 1 + losses.index(min(losses))
+
+
+def _restore_optimizer(net: EnsembleNet, state: dict[str, Any]) -> None:
+    for group, own in zip(state["param_groups"], net.optimizer_.param_groups, strict=True):
+        group.update({name: own[name] for name in _MACHINERY if name in own})
+    net.optimizer_.load_state_dict(state)
+
+
+def _state_of_callbacks(net: EnsembleNet) -> dict[str, dict[str, Any]]:
+    """What callbacks have learned: attributes that skorch does not take for parameters."""
+    states = {}
+    for name, callback in _resumable_callbacks(net).items():
+        state = {}
+        for attribute, value in vars(callback).items():
+            if attribute.endswith("_"):
+                state.update(_if_plain(attribute, _inner_state(value)))
+        states[name] = state
+    return states
+
+
+def _restore_callbacks(net: EnsembleNet, states: dict[str, dict[str, Any]]) -> None:
+    callbacks = _resumable_callbacks(net)
+    for name in callbacks.keys() & states.keys():
+        for attribute, value in states[name].items():
+            present: Any = getattr(callbacks[name], attribute, None)
+            if hasattr(present, "load_state_dict"):
+                present.load_state_dict(value)
+            else:
+                setattr(callbacks[name], attribute, value)
+
+
+def _resumable_callbacks(net: EnsembleNet) -> dict[str, Callback]:
+    # a table that goes on in another process begins with its head again
+    return {name: c for name, c in net.callbacks_ if not isinstance(c, PrintLog | _AfterEachEpoch)}
+
+
+def _inner_state(value: Any) -> Any:
+    """The plain part of a schedule's state; other values as they are."""
+    if isinstance(value, type) or not hasattr(value, "load_state_dict"):
+        return value
+    inner: dict[str, Any] = {}
+    for name, part in value.state_dict().items():
+        inner.update(_if_plain(name, part))
+    return inner
+
+
+def _if_plain(name: str, value: Any) -> dict[str, Any]:
+    """The value under its name, or nothing if a checkpoint cannot hold it."""
+    try:
+        return {name: _plain(value)}
+    except TypeError:
+        return {}
+
+
+def _plain(value: Any) -> Any:
+    """The same, of types that `torch.load` reads without trusting the file."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [_plain(item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    if value is None or isinstance(value, Tensor) or type(value) in (bool, int, float, str):
+        return value
+    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}: {value!r}")
+
+
+def _json_value(value: Any) -> Any:
+    """A value of the history that JSON does not know: numbers of NumPy and torch, else text."""
+    if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1):
+        return value.item()
+    return str(value)
