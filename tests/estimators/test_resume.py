@@ -308,7 +308,7 @@ def test_pretrained(data, steps, tmp_path, pretrained, at, random_state):
         ({"augmentation": GaussianNoise(0.2)}, "augmentation differs"),
         ({"train_split": ValidSplit(3)}, "train_split differs"),
         ({"callbacks": [EarlyStopping()]}, "callbacks differs"),
-        ({"random_state": 1, "train_split": None}, "random_state is 1 here and 0 there; train_split is"),
+        ({"random_state": 1, "train_split": None}, "is 1 here and 0 there; train_split is"),
         ({"attack": PGD(eps=0.02, n_steps=2)}, "attack differs"),
     ],
 )
