@@ -146,7 +146,7 @@ class Campaign:
         while True:
             process = start(self.method, checkpoints, found)
             if kills < most:
-                process.join(self.draw.uniform(0, self.seconds))
+                process.join(self.draw.uniform(0, 0.6 * self.seconds))
             else:
                 process.join()
             if process.exitcode is None:

@@ -23,6 +23,10 @@ class _StopBetweenBatches(Callback):
     def __init__(self) -> None:
         self.asked_ = False
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a copy of the net, made meanwhile by another callback, gets no signals
+        return Callback, ()
+
     def ask(self, *_: Any) -> None:
         """Be the handler of a signal."""
         if self.asked_:

@@ -3,8 +3,12 @@
 import errno
 import json
 import os
+import pickle
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -258,7 +262,10 @@ def test_early_stopping(data, steps, tmp_path, at, load_best):
 def test_copies_of_the_net_write_no_checkpoints(data, tmp_path):
     kept = Checkpoint(f_pickle="net.pkl", dirname=tmp_path / "skorch", monitor=None)
     make(checkpoint_dir=tmp_path / "ours", callbacks=[kept], **SETTINGS).fit(*data)
-    assert (tmp_path / "skorch" / "net.pkl").exists()
+    with open(tmp_path / "skorch" / "net.pkl", "rb") as file:
+        net = pickle.load(file)
+    added = {name: type(c) for name, c in net.callbacks_ if not isinstance(c, Checkpoint)}
+    assert added["checkpoints"] is added["stop_on_sigterm"] is Callback
 
 
 def test_nothing_is_left_in_the_net(data, tmp_path):
@@ -353,8 +360,9 @@ def test_how_a_fit_is_run_may_change(data, steps, tmp_path, capsys):
     interrupted(steps, make(checkpoint_dir=tmp_path, **SETTINGS), data, 6)
     steps.plan(None, None)
     how = {"device": "auto" if not torch.cuda.is_available() else "cpu", "verbose": 1}
-    make(checkpoint_dir=str(tmp_path), accelerate="none", **how, **SETTINGS).fit(*data)
+    resumed = make(checkpoint_dir=str(tmp_path), accelerate="none", **how, **SETTINGS).fit(*data)
     assert steps.count == 12
+    assert not any(group["fused"] for group in resumed.net_.optimizer_.param_groups)
     assert "train_loss" in capsys.readouterr().out
 
 
@@ -449,6 +457,16 @@ def test_full_disk(data, tmp_path, monkeypatch):
     assert estimator.n_iter_ > 0
     assert np.isfinite(estimator.predict_proba(data[0])).all()
     assert same(estimator.fit(*data), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["KILL", "TERM"])
+def test_killed_processes(name):
+    """Every method, at random moments."""
+    command = [sys.executable, "-m", "benchmarks.faults", "--kills", "24", "--signal", name]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 # --- SIGTERM -----------------------------------------------------------------------------------
