@@ -82,8 +82,8 @@ class CheckpointFolder:
                 error.errno,
                 f"the checkpoint of epoch {epoch} cannot be written to {self.path} "
                 f"({error.strerror}; it takes {len(content) / 1e6:.3g} MB). The checkpoints before "
-                "it are kept: make room, then call fit again, and training goes on from the last "
-                "one",
+                "it are kept. Make room, or let this process write there, then call fit again: "
+                "training goes on from the last one",
             ) from error
         self._tidy(epoch, file, best)
 

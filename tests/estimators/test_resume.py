@@ -452,7 +452,7 @@ def test_full_disk(data, tmp_path, monkeypatch):
     estimator = make(checkpoint_dir=tmp_path, **SETTINGS)
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match=r"No space left on device.*make room"):
+        with pytest.raises(OSError, match=r"No space left on device.*Make room"):
             estimator.fit(*data)
     assert estimator.n_iter_ > 0
     assert np.isfinite(estimator.predict_proba(data[0])).all()
