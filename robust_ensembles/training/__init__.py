@@ -1,4 +1,4 @@
-"""How a step runs: the private skorch net, batches, augmentation, random streams.
+"""How a step runs: the private skorch net, batches, augmentation, random streams, checkpoints.
 
 Where a step runs: `EnsembleNet.train_step` asks an estimator's objective for its terms, the
 objective sees a `TrainingStep`. What makes it fast: `accelerated` in ``_acceleration.py``.

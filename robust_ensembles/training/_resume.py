@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from ._checkpoint import CheckpointFolder
 if TYPE_CHECKING:
     from ._net import EnsembleNet
 
+_LOGGER = logging.getLogger("robust_ensembles")
 _FORMAT = 1
 # of an optimizer's settings, those that say how it computes: they belong to the machine
 _MACHINERY = ("capturable", "foreach", "fused")
@@ -104,6 +106,7 @@ class Checkpoints:
         net.history.clear()
         net.history.extend(json.loads(saved["history"]))
         self._method._restore_method_state(saved["method"])
+        _LOGGER.info("training goes on after epoch %d, from %s", saved["epoch"], self._folder.path)
         return 0 if saved["finished"] else epochs - int(saved["epoch"])
 
     def save(self, net: EnsembleNet, *, finished: bool = False) -> None:
@@ -119,12 +122,16 @@ class Checkpoints:
         ------
         OSError
             If it cannot be written.
+        TypeError
+            If a module or the optimizer has a state that is more than tensors and plain values.
         """
+        modules = {name: getattr(net, f"{name}_").state_dict() for name in net._modules}
+        _plain(modules)  # or it could not be read
         state = {
             "epoch": len(net.history),
             "seed": net.seed,
             "finished": finished,
-            "modules": {name: getattr(net, f"{name}_").state_dict() for name in net._modules},
+            "modules": modules,
             "optimizer": _plain(net.optimizer_.state_dict()),
             "callbacks": _state_of_callbacks(net),
             "history": json.dumps(list(net.history), default=_json_value),
@@ -232,7 +239,7 @@ def _restore_callbacks(net: EnsembleNet, states: dict[str, dict[str, Any]]) -> N
 
 def _resumable_callbacks(net: EnsembleNet) -> dict[str, Callback]:
     # a table that goes on in another process begins with its head again
-    return {name: c for name, c in net.callbacks_ if not isinstance(c, PrintLog | _AfterEachEpoch)}
+    return {name: c for name, c in net.callbacks_ if not isinstance(c, PrintLog)}
 
 
 def _inner_state(value: Any) -> Any:

@@ -21,7 +21,7 @@ class _StopBetweenBatches(Callback):
     """Raises SystemExit at the next batch once it is asked to, at once when asked again."""
 
     def __init__(self) -> None:
-        self.asked_ = False
+        self.asked = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         # a copy of the net, made meanwhile by another callback, gets no signals
@@ -29,13 +29,13 @@ class _StopBetweenBatches(Callback):
 
     def ask(self, *_: Any) -> None:
         """Be the handler of a signal."""
-        if self.asked_:
+        if self.asked:
             raise SystemExit(_STATUS)
-        self.asked_ = True
+        self.asked = True
 
     def check(self) -> None:
         """Stop if that was asked for."""
-        if self.asked_:
+        if self.asked:
             raise SystemExit(_STATUS)
 
     def on_batch_begin(self, net: EnsembleNet, **kwargs: Any) -> None:

@@ -1,6 +1,7 @@
 """Fits that were interrupted, and go on from their checkpoints to the same result."""
 
 import errno
+import gc
 import json
 import os
 import pickle
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -272,6 +274,40 @@ def test_nothing_is_left_in_the_net(data, tmp_path):
     plain, kept = make(**SETTINGS).fit(*data), make(checkpoint_dir=tmp_path, **SETTINGS).fit(*data)
     assert [n for n, _ in plain.net_.callbacks_] == [n for n, _ in kept.net_.callbacks_]
     assert same(plain, kept)
+
+
+class WithClock(WithDropout):
+    """A state that is more than tensors."""
+
+    def get_extra_state(self):
+        return object()
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_state_that_could_not_be_read(data, tmp_path):
+    make(**{**SETTINGS, "module": WithClock}).fit(*data)
+    with pytest.raises(TypeError, match="a checkpoint cannot hold a object"):
+        make(checkpoint_dir=tmp_path, **{**SETTINGS, "module": WithClock}).fit(*data)
+
+
+@pytest.mark.parametrize("at", [None, 6])
+@pytest.mark.parametrize("cls", [VanillaEnsembleClassifier, FASTENEnsembleClassifier])
+def test_memory_is_freed_by_reference_counts(data, steps, tmp_path, cls, at):
+    gc.collect()
+    gc.disable()
+    try:
+        estimator = make(cls, checkpoint_dir=tmp_path, **SETTINGS)
+        if at is not None:
+            interrupted(steps, estimator, data, at)
+        else:
+            estimator.fit(*data)
+        dead = [weakref.ref(estimator), weakref.ref(estimator.estimators_[0])]
+        del estimator
+        assert [reference() for reference in dead] == [None, None]
+    finally:
+        gc.enable()
 
 
 # --- pretraining -------------------------------------------------------------------------------
