@@ -38,6 +38,8 @@ from robust_ensembles.training import GaussianNoise, RandomCrop
 
 log = logging.getLogger(__name__)
 
+# of one training, after which it is left to end
+MOST_KILLS = 5
 DISTILLED: dict[str, Any] = {"pretrained": 2, "n_steps": 2}
 OPTIONS: dict[str, dict[str, Any]] = {
     "adversarial": {"attack": PGD(eps=0.05, n_steps=2)},
@@ -183,6 +185,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="a JSON file for the counts")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("robust_ensembles").setLevel(logging.WARNING)
     draw, number = random.Random(args.seed), signal.Signals[f"SIG{args.signal}"]
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         campaigns = [Campaign(method, Path(folder), number, draw) for method in args.methods]
@@ -191,7 +194,7 @@ def main() -> None:
             if left <= 0:
                 break
             before = campaign.tally.kills
-            campaign.run(left)
+            campaign.run(min(left, MOST_KILLS))
             left -= campaign.tally.kills - before
     tallies = {campaign.method: asdict(campaign.tally) for campaign in campaigns}
     for method, tally in tallies.items():
