@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Set
 from functools import partial
@@ -10,10 +9,10 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .._digest import digest_of_array
 from ._parameters import EnsembleParameters
 
 # parameters that say how a fit is run, and not what it computes
@@ -71,7 +70,7 @@ def _describe(value: Any) -> Any:
 
 def _describe_object(value: Any) -> Any:
     if isinstance(value, np.ndarray | Tensor):
-        return {"shape": list(value.shape), "digest": _digest(value)}
+        return {"shape": list(value.shape), "digest": digest_of_array(value)}
     if isinstance(value, np.random.RandomState):
         state = value.get_state(legacy=True)
         return {"type": "RandomState", "state": [_describe(part) for part in state]}
@@ -103,19 +102,3 @@ def _type_name(value: Any) -> str:
     """Name of a class or function, or of an object's class."""
     named = value if hasattr(value, "__qualname__") else type(value)
     return f"{named.__module__}.{named.__qualname__}"
-
-
-def _digest(values: NDArray[Any] | Tensor) -> str:
-    """Digest of the type and content of an array."""
-    if isinstance(values, Tensor):
-        kind = str(values.dtype)
-        # as bytes, because NumPy lacks some of torch's types
-        content = values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    else:
-        content, kind = np.ascontiguousarray(values), str(values.dtype)
-    hashed = hashlib.sha256(f"{kind} {list(values.shape)} ".encode())
-    if content.dtype.kind in "biufc":
-        hashed.update(content.reshape(-1).view(np.uint8).data)
-    else:
-        hashed.update(repr(content.ravel().tolist()).encode())
-    return hashed.hexdigest()

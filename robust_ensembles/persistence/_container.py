@@ -21,8 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .._files import replacing
 from ..exceptions import ModelFileError
-from ._files import replacing
 
 MAX_TABLE = 32 * 2**20
 """Bytes that a table may have; that of ten ResNets with a long history has about one million."""

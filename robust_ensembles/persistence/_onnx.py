@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from .._files import replacing
 from .._validation import one_of
 from ..estimators import BaseEnsembleClassifier
-from ._files import replacing
 
 INPUT, OUTPUT = "X", "log_proba"
 _INPUT_DTYPES = ("float32", "float64", "uint8")

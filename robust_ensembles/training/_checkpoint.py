@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from .._files import replacing
+
 LAST_KEPT = 2
 """How many of the last checkpoints are kept, beside the best one."""
 
@@ -76,7 +78,8 @@ class CheckpointFolder:
         file = self.path / f"epoch-{epoch:05d}.{_digest(content)}.pt"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            _write_atomically(file, content)
+            with replacing(file) as beside:
+                beside.write_bytes(content)
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -143,28 +146,3 @@ def _read(file: Path) -> dict[str, Any] | None:
         )
         return None
     return state
-
-
-def _write_atomically(file: Path, content: Any) -> None:
-    """Write a file that is complete, and on the disk, before it has its name."""
-    beside = file.with_name(f".{file.stem}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(beside, file)
-    finally:
-        beside.unlink(missing_ok=True)
-    _sync_folder(file.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    """Put the names of a folder's files on the disk, where the system has a way to."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,10 +15,10 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..._digest import digest_of_array
 from ...attacks import Attack, as_torch
 from ...exceptions import NotDifferentiableError
 
@@ -106,32 +106,6 @@ def type_name(value: Any) -> str:
 def digest(*parts: Any) -> str:
     """Digest of values that JSON knows."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def digest_of_array(values: ArrayLike | Tensor) -> str:
-    """Digest of the type, shape and content of an array.
-
-    Parameters
-    ----------
-    values : array-like or Tensor
-
-    Returns
-    -------
-    digest : str
-    """
-    if isinstance(values, Tensor):
-        kind = str(values.dtype)
-        # as bytes, because NumPy lacks some of torch's types
-        content = values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    else:
-        content = np.ascontiguousarray(values)
-        kind = str(content.dtype)
-    shape = list(np.shape(values))
-    if content.dtype.kind not in "biufc":
-        return digest(shape, [str(value) for value in content.ravel().tolist()])
-    hashed = hashlib.sha256(f"{kind} {shape} ".encode())
-    hashed.update(content.view(np.uint8).data if content.size else b"")
-    return hashed.hexdigest()
 
 
 def digest_of_model(model: Any) -> str:

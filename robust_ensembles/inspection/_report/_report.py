@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..._files import replacing
 from .._sanity import Finding
 from ._cells import CLEAN, WORST, Cell, Mask
 from ._markdown import binomial_interval, to_markdown
-from ._store import KIND, parse, read, write_atomically
+from ._store import KIND, parse, read
 
 
 @dataclass(eq=False)
@@ -166,7 +167,8 @@ class RobustnessReport:
         """
         text = json.dumps(self.to_dict(), indent=1)
         if path is not None:
-            write_atomically(path, text)
+            with replacing(path) as beside:
+                beside.write_text(text, encoding="utf-8")
         return text
 
     @classmethod

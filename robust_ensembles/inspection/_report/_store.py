@@ -7,31 +7,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..._files import replacing
 from .._sanity import Finding
 from ._cells import Cell
 
 KIND = "robust_ensembles robustness report"
 _SPARE = "spare_cells"
-
-
-def write_atomically(path: str | os.PathLike[str], text: str) -> None:
-    """Replace a file by new text; whoever reads it sees the old or the new one, complete.
-
-    Parameters
-    ----------
-    path : path-like
-    text : str
-    """
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -125,7 +106,8 @@ class Store:
             return
         asked = {cell["fingerprint"] for cell in plain["cells"]}
         spare = [cell for key, cell in self._cells.items() if key not in asked]
-        write_atomically(self._path, json.dumps({**plain, _SPARE: spare}, indent=1))
+        with replacing(self._path) as beside:
+            beside.write_text(json.dumps({**plain, _SPARE: spare}, indent=1), encoding="utf-8")
 
 
 def _refuse_other_data(

@@ -13,6 +13,8 @@ from pathlib import Path
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give another path to write to; what is there at the end replaces the file at `path`.
 
+    Whoever reads the file, now or after a loss of power, sees the old or the new one, complete.
+
     Parameters
     ----------
     path : path-like
@@ -20,7 +22,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     Yields
     ------
     beside : Path
-        In the same folder.
+        In the same folder; its name is the file's behind a dot, and ends in ``.tmp``.
 
     Raises
     ------
@@ -38,3 +40,15 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+    _sync_folder(path.absolute().parent)
+
+
+def _sync_folder(path: Path) -> None:
+    """Put the names of a folder's files on the disk, where the system has a way to."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
