@@ -8,10 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-log = logging.getLogger("robust_ensembles")
+from .._memory_errors import is_out_of_memory
 
-# what torch says on a CPU, where running out of memory has no exception class of its own
-_CPU_MESSAGES = ("can't allocate memory", "not enough memory")
+log = logging.getLogger("robust_ensembles")
 
 
 class Passes:
@@ -66,17 +65,11 @@ class Passes:
         n_samples = len(rows[0])
         try:
             return function(*rows)
-        except RuntimeError as error:
-            if n_samples < 2 or not _is_out_of_memory(error):
+        except (RuntimeError, MemoryError) as error:
+            if n_samples < 2 or not is_out_of_memory(error):
                 raise
             self.size = n_samples // 2
             log.warning(
                 "out of memory with %d samples at once; going on with %d", n_samples, self.size
             )
         return None
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        message in str(error) for message in _CPU_MESSAGES
-    )

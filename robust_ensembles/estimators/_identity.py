@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Set
+import os
 from functools import partial
-from numbers import Integral, Real
+from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from .._digest import digest_of_array
+from .._describe import describe, digest, type_name
 from ._parameters import EnsembleParameters
 
 # parameters that say how a fit is run, and not what it computes
@@ -39,8 +39,25 @@ def describe_fit(
         Of values that JSON knows, by name. Functions are represented by their names.
     """
     data = {"X": X, "y": y, "classes": estimator.classes_, "sample_weight": sample_weight}
-    described = {"estimator": _type_name(estimator), **_params(estimator)}
+    described = {"estimator": type_name(estimator), **_params(estimator)}
     return {**described, **{name: _describe(value) for name, value in data.items()}}
+
+
+def fit_folder(checkpoint_dir: str | os.PathLike[str], about: dict[str, Any]) -> Path:
+    """The folder of a fit.
+
+    Parameters
+    ----------
+    checkpoint_dir : path-like
+        In which ``{fit}`` stands for what tells fits apart.
+    about : dict
+        From `describe_fit`.
+
+    Returns
+    -------
+    folder : Path
+    """
+    return Path(os.fspath(checkpoint_dir).replace("{fit}", digest(about)[:20]))
 
 
 def _params(estimator: Any) -> dict[str, Any]:
@@ -50,41 +67,24 @@ def _params(estimator: Any) -> dict[str, Any]:
 
 
 def _describe(value: Any) -> Any:
-    """The value, if it is plain, or what tells it from others."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        return float(value) if math.isfinite(value) else str(float(value))
-    if isinstance(value, Mapping):
-        return {str(key): _describe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_describe(item) for item in value]
-    if isinstance(value, Set):
-        return sorted(map(str, value))
-    return _describe_object(value)
+    return describe(value, _describe_object)
 
 
 def _describe_object(value: Any) -> Any:
-    if isinstance(value, np.ndarray | Tensor):
-        return {"shape": list(value.shape), "digest": digest_of_array(value)}
     if isinstance(value, np.random.RandomState):
         state = value.get_state(legacy=True)
         return {"type": "RandomState", "state": [_describe(part) for part in state]}
     if isinstance(value, nn.Module):
         weights = {name: _describe(part) for name, part in value.state_dict().items()}
-        return {"type": _type_name(value), "weights": weights}
+        return {"type": type_name(value), "weights": weights}
     if isinstance(value, partial):
         return [_describe(part) for part in (value.func, value.args, value.keywords)]
     if hasattr(value, "__qualname__"):
-        return _type_name(value)
+        return type_name(value)
     if not hasattr(value, "get_params"):
-        return {"type": _type_name(value), "attributes": _plain_attributes(value)}
+        return {"type": type_name(value), "attributes": _plain_attributes(value)}
     fitted = {"module": _describe(value.module_)} if hasattr(value, "net_") else {}
-    return {"type": _type_name(value), "params": _params(value), **fitted}
+    return {"type": type_name(value), "params": _params(value), **fitted}
 
 
 def _plain_attributes(value: Any) -> dict[str, Any]:
@@ -96,9 +96,3 @@ def _plain_attributes(value: Any) -> dict[str, Any]:
         and not name.endswith("_")
         and (part is None or isinstance(part, bool | str | Real))
     }
-
-
-def _type_name(value: Any) -> str:
-    """Name of a class or function, or of an object's class."""
-    named = value if hasattr(value, "__qualname__") else type(value)
-    return f"{named.__module__}.{named.__qualname__}"

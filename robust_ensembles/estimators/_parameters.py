@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from sklearn.base import BaseEstimator
@@ -42,8 +42,10 @@ class EnsembleParameters(BaseEstimator):
         Numbers of finished epochs after which the learning rate is multiplied by 0.1.
     max_epochs : int, default=20
         Passes over the data in `fit`.
-    batch_size : int, default=128
-        Samples in a training batch.
+    batch_size : int or "auto", default=128
+        Samples in a training batch. ``"auto"`` is 128 or, where memory runs out in the first
+        epoch, half of it, or half of that, and so on: the fit begins again each time (callbacks,
+        too), so that it does what it does with that size from the start. See `batch_size_`.
     augmentation : callable or list of callables, default=None
         Changes of each training batch, ``(x, generator) -> x``: `RandomCrop` and the others of
         `robust_ensembles.training`.
@@ -73,7 +75,9 @@ class EnsembleParameters(BaseEstimator):
     warm_start : bool, default=False
         Whether `fit` goes on from where the last one ended.
     checkpoint_dir : path-like, default=None
-        Folder of this fit alone, where a checkpoint is written after each epoch. `fit` with the
+        Folder of this fit alone, where a checkpoint is written after each epoch. ``{fit}`` in it
+        stands for a digest of data and parameters: ``"runs/{fit}"`` gives each fit of a search
+        its own, so that a search which is interrupted and run again goes on, too. `fit` with the
         same data and parameters (but `device`, `accelerate` and `verbose`) then goes on from the
         last one, after an interrupt or a crash, to the same result: on a CPU to the bit. What is
         finished already is only read. The last two checkpoints are kept, and the best one by
@@ -95,7 +99,7 @@ class EnsembleParameters(BaseEstimator):
     lr: float = 1e-3
     lr_milestones: Sequence[int] | None = None
     max_epochs: int = 20
-    batch_size: int = 128
+    batch_size: int | Literal["auto"] = 128
     augmentation: Any = None
     input_shape: tuple[int, ...] | None = None
     clip_values: Any = "auto"
@@ -119,7 +123,7 @@ class EnsembleParameters(BaseEstimator):
         "lr": [Interval(Real, 0, None, closed="neither")],
         "lr_milestones": ["array-like", None],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "augmentation": [callable, list, tuple, None],
         "input_shape": [tuple, list, None],
         "clip_values": [StrOptions({"auto"}), tuple, list, None],

@@ -113,6 +113,11 @@ class PredictionMixin:
         return len(self.net_.history)
 
     @property
+    def batch_size_(self) -> int:
+        """Samples in a training batch: `batch_size`, or what ``"auto"`` has come to."""
+        return self.net_.batch_size
+
+    @property
     def device_(self) -> torch.device:
         """Where the members are."""
         return torch.device(self.net_.device)

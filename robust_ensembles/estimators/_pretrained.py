@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from numbers import Integral
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -91,7 +90,7 @@ class PretrainedMixin(BaseEnsembleClassifier):
             self.pretrained_.set_params(random_state=seed)
         theirs = self.pretrained_.checkpoint_dir
         if self.checkpoint_dir is not None and theirs in (None, self.checkpoint_dir):
-            self.pretrained_.set_params(checkpoint_dir=Path(self.checkpoint_dir) / "pretrained")
+            self.pretrained_.set_params(checkpoint_dir=self.checkpoint_dir_ / "pretrained")
         self.pretrained_.fit(X, y, sample_weight=sample_weight)
 
     def _copy_pretrained(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,11 +21,13 @@ from ..training import (
     EnsembleDataset,
     EnsembleNet,
     TrainingStep,
+    locked,
     resolve_acceleration,
     seeded_global_rng,
 )
+from ._batch_size import LARGEST, train_in_memory
 from ._components import resolve_device, resolve_optimizer, resolve_train_split
-from ._identity import describe_fit
+from ._identity import describe_fit, fit_folder
 from ._inputs import check_classes, check_weights, check_X, resolve_clip_values
 from ._parameters import EnsembleParameters
 from ._prediction import PredictionMixin
@@ -60,6 +64,10 @@ class BaseEnsembleClassifier(
     n_iter_ : int
         Epochs trained.
     device_ : torch.device
+    batch_size_ : int
+        Samples in a training batch, if ``batch_size="auto"`` less than it began with.
+    checkpoint_dir_ : Path
+        Folder of the last fit's checkpoints, if it had any.
     """
 
     # whether each step needs a second, independent batch of inputs
@@ -132,17 +140,22 @@ class BaseEnsembleClassifier(
             At the next batch after SIGTERM, if nobody else handles that signal; likewise.
         OSError
             If a checkpoint cannot be written; the ones before it are kept.
+        TrainingMemoryError
+            If memory runs out, with a batch size to try. The weights of the finished epochs are
+            kept, and the estimator is usable.
+        RuntimeError
+            If another process is writing checkpoints to the same folder.
         """
         warm = self.warm_start and hasattr(self, "net_")
         X, y, index = self._check_fit_input(X, y, classes=None, reset=not warm)
         weight = check_weights(self.class_weight, sample_weight, X, y)
-        checkpoints = self._open_checkpoints(X, index, weight)
-        if not warm:
-            self._initialize(checkpoints.seed if checkpoints else None)
-            if checkpoints:
-                checkpoints.begin(self.net_.seed)
-            self._before_training(X, index, weight)
-        return self._train(X, index, weight, self.max_epochs, checkpoints)
+        with self._checkpoints(X, index, weight) as checkpoints:
+            if not warm:
+                self._initialize(checkpoints.seed if checkpoints else None)
+                if checkpoints:
+                    checkpoints.begin(self.net_.seed)
+                self._before_training(X, index, weight)
+            return self._train_in_memory(X, index, weight, self.max_epochs, checkpoints)
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(
@@ -181,7 +194,7 @@ class BaseEnsembleClassifier(
         if first:
             self._initialize()
             self._before_training(X, index, weight)
-        return self._train(X, index, weight, 1)
+        return self._train_in_memory(X, index, weight, 1)
 
     def _check_fit_input(
         self, X: Any, y: Any, *, classes: Any, reset: bool
@@ -195,19 +208,23 @@ class BaseEnsembleClassifier(
         self._check_method(len(self.classes_))
         return X, y, index
 
-    def _open_checkpoints(
+    @contextmanager
+    def _checkpoints(
         self, X: NDArray[Any], y: NDArray[np.int64], sample_weight: NDArray[np.float32] | None
-    ) -> Checkpoints | None:
+    ) -> Iterator[Checkpoints | None]:
         """The checkpoints of this fit, if it has a folder for them; raise if another one's."""
         if self.checkpoint_dir is None:
-            return None
+            yield None
+            return
         if self.warm_start:
             raise ValueError(
                 "warm_start=True goes on from what is in memory, checkpoint_dir from what is on "
                 "the disk: set warm_start=False or checkpoint_dir=None"
             )
         about = describe_fit(self, X, y, sample_weight)
-        return Checkpoints(self.checkpoint_dir, about, self)
+        self.checkpoint_dir_ = fit_folder(self.checkpoint_dir, about)
+        with locked(self.checkpoint_dir_):
+            yield Checkpoints(self.checkpoint_dir_, about, self)
 
     def _initialize(self, resumed_seed: int | None = None) -> None:
         """Build the net; draws from the random state once."""
@@ -217,8 +234,9 @@ class BaseEnsembleClassifier(
         with seeded_global_rng(seed):
             self.net_ = net.build(self._build_modules)
 
-    def _make_net(self, seed: int) -> EnsembleNet:
-        """The net without its modules."""
+    def _make_net(self, seed: int, batch_size: int | None = None) -> EnsembleNet:
+        """The net without its modules; by default with the batch size that was asked for."""
+        asked = LARGEST if self.batch_size == "auto" else self.batch_size
         device = resolve_device(self.device)
         optimizer, optimizer_params = resolve_optimizer(self.optimizer, self.optimizer_params)
         return EnsembleNet(
@@ -235,7 +253,7 @@ class BaseEnsembleClassifier(
             precision=self.precision,
             optimizer=optimizer,
             lr=self.lr,
-            batch_size=self.batch_size,
+            batch_size=batch_size or asked,
             max_epochs=self.max_epochs,
             train_split=resolve_train_split(self.train_split, seed),
             callbacks=self.callbacks,
@@ -256,6 +274,12 @@ class BaseEnsembleClassifier(
         )
         self._check_members(members)
         return Ensemble(members), self._build_auxiliary(members, n_classes)
+
+    def _train_in_memory(self, *args: Any) -> BaseEnsembleClassifier:
+        """Train; takes what `_train` takes."""
+        if self.batch_size != "auto":  # it may have changed since the net was made
+            self.net_.batch_size = self.batch_size
+        return train_in_memory(self, lambda: self._train(*args))
 
     def _train(
         self,

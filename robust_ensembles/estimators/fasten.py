@@ -120,7 +120,7 @@ class FASTENEnsembleClassifier(DistillationMixin, DiversityMixin, BaseEnsembleCl
         checkpoints: Checkpoints | None = None,
     ) -> BaseEnsembleClassifier:
         data = joblib.hash(X)
-        if getattr(self, "_memory", (None, None))[0] != data:
+        if not self.n_iter_ or getattr(self, "_memory", (None, None))[0] != data:
             n_copies = self.net_.augmentation.n_copies
             self._memory = data, PerturbationMemory(len(X) * n_copies)
         try:

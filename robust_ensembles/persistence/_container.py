@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .._files import replacing
@@ -108,6 +108,8 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], text: str
     ------
     FileNotFoundError
         If there is no folder to write it to.
+    OSError
+        If it cannot be written, such as on a full disk; the file is as it was.
     ValueError
         If a tensor is of a type, or has a name, that would not be read again.
     """
@@ -121,7 +123,8 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], text: str
     # copies: safetensors refuses tensors that share their memory
     copies = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items()}
     with replacing(path) as beside:
-        save_file(copies, str(beside), metadata={key: text})
+        # as bytes, because a full disk is an error of safetensors' own in save_file
+        beside.write_bytes(save(copies, metadata={key: text}))
         _read_table(beside)  # what this refuses could not be loaded
 
 

@@ -128,7 +128,7 @@ def _net(
     elif auxiliary:
         raise ValueError(f"a {header.kind} trains nothing beside its members, the file does")
     _restore_layers(estimator, header, ensemble)
-    net = estimator._make_net(header.seed)
+    net = estimator._make_net(header.seed, _batch_size(estimator, rows))
     with preserve_global_rng():
         net.build(lambda: (ensemble, beside))
     net.module_.eval()
@@ -139,6 +139,15 @@ def _net(
         state = read_tensors(path, list(memory))
         restore_state(net.optimizer_, header.optimizer, state, keep=kept)
     return net
+
+
+def _batch_size(estimator: BaseEnsembleClassifier, rows: list[dict[str, Any]]) -> int | None:
+    """What ``batch_size="auto"`` had come to; None for another one, or without any training."""
+    if estimator.batch_size != "auto":
+        return None
+    batches = [batch for row in rows for batch in row["batches"]]
+    sizes = [int(batch["train_batch_size"]) for batch in batches if "train_batch_size" in batch]
+    return max(sizes, default=None)
 
 
 def _check_names(estimator: BaseEnsembleClassifier, table: Table, n_known: int) -> None:

@@ -10,6 +10,7 @@ from ._distillation import distill, repel
 from ._features import captured_embedding, embedding_size, final_linear
 from ._inference import log_proba, member_log_proba
 from ._layers import feature_layers, features, replaced_output, resolve_layers
+from ._lock import locked
 from ._memory import PerturbationMemory
 from ._net import EnsembleNet
 from ._random import derive_seed, generator, preserve_global_rng, seeded_global_rng
@@ -49,6 +50,7 @@ __all__ = [
     "final_linear",
     "generator",
     "input_gradients",
+    "locked",
     "log_proba",
     "member_log_proba",
     "preserve_global_rng",

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .._files import replacing
+from .._files import write_whole
 
 LAST_KEPT = 2
 """How many of the last checkpoints are kept, beside the best one."""
@@ -78,13 +78,12 @@ class CheckpointFolder:
         file = self.path / f"epoch-{epoch:05d}.{_digest(content)}.pt"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with replacing(file) as beside:
-                beside.write_bytes(content)
+            write_whole(file, content)
         except OSError as error:
             raise OSError(
                 error.errno,
                 f"the checkpoint of epoch {epoch} cannot be written to {self.path} "
-                f"({error.strerror}; it takes {len(content) / 1e6:.3g} MB). The checkpoints before "
+                f"({_reason(error)}; it takes {len(content) / 1e6:.3g} MB). The checkpoints before "
                 "it are kept. Make room, or let this process write there, then call fit again: "
                 "training goes on from the last one",
             ) from error
@@ -146,3 +145,7 @@ def _read(file: Path) -> dict[str, Any] | None:
         )
         return None
     return state
+
+
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else str(error)

@@ -1,5 +1,7 @@
 """Predictions in batches."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np
@@ -7,7 +9,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ..modules import RawInput
+from ..attacks._passes import Passes
+from ..modules import Ensemble, RawInput
 
 _BATCH_SIZE = 512
 
@@ -26,12 +29,15 @@ def member_log_proba(module: RawInput, X: ArrayLike) -> NDArray[np.float64]:
         Normalised in float64.
     """
     device = next(module.parameters()).device
-    parts = []
+    passes = Passes(_BATCH_SIZE)
+
+    def answers(x: Tensor) -> tuple[Tensor, ...]:
+        logits = module.member_logits(x.to(device)).cpu().double()
+        return (torch.log_softmax(logits, dim=-1).movedim(0, 1),)
+
     with torch.inference_mode():
-        for x in _batches(X):
-            logits = module.member_logits(x.to(device)).cpu().double()
-            parts.append(torch.log_softmax(logits, dim=-1))
-    result: NDArray[np.float64] = torch.cat(parts, dim=1).numpy()
+        parts = [passes.map(answers, x)[0] for x in _batches(X)]
+    result: NDArray[np.float64] = torch.cat(parts).movedim(1, 0).numpy()
     return result
 
 
@@ -49,3 +55,24 @@ def _batches(X: Any) -> list[Tensor]:
     starts = range(0, len(array), _BATCH_SIZE)
     # copies: X may be a read-only memory map
     return [torch.from_numpy(array[i : i + _BATCH_SIZE].copy()) for i in starts]
+
+
+class Answers:
+    """What a net answers to raw X; skorch's callbacks ask it, too."""
+
+    module_: Ensemble
+    input_shape: tuple[int, ...]
+    clip_values: tuple[float, float] | None
+
+    def as_module(self) -> RawInput:
+        """The members behind raw X, in eval mode."""
+        return RawInput(self.module_, self.input_shape, self.clip_values).eval()
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Mean probabilities, (n_samples, n_classes)."""
+        proba: NDArray[np.float64] = np.exp(log_proba(self.as_module(), X))
+        return proba
+
+    def predict(self, X: ArrayLike) -> NDArray[np.int64]:
+        """Class indices, (n_samples,)."""
+        return self.predict_proba(X).argmax(axis=1)

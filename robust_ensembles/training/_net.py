@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from skorch import NeuralNetClassifier
 from skorch.callbacks import EpochTimer, PassthroughScoring, PrintLog
 from torch import Tensor, nn
 
-from ..modules import Ensemble, RawInput
+from ..modules import Ensemble
 from ._acceleration import accelerated, optimizer_options
 from ._data import Batch, MiniBatches
-from ._inference import log_proba
+from ._inference import Answers
 from ._meter import EpochMeter
+from ._out_of_memory import explained_out_of_memory
 from ._precision import mixed_precision
 from ._random import derive_seed, preserve_global_rng, reseed_global_rng
 from ._resume import Checkpoints, checkpointed
@@ -29,7 +30,7 @@ from .augmentation import AugmentationPipeline
 Components = tuple[Ensemble, nn.Module | None]
 
 
-class EnsembleNet(NeuralNetClassifier):
+class EnsembleNet(Answers, NeuralNetClassifier):
     """skorch net of an ensemble and what its method trains beside it.
 
     The members and the auxiliary module share one optimizer, with a parameter group for each:
@@ -104,6 +105,7 @@ class EnsembleNet(NeuralNetClassifier):
             self.initialize()
         finally:
             del self.builder_
+        self._set_training(False)
         return self
 
     def initialize_module(self) -> EnsembleNet:
@@ -153,6 +155,8 @@ class EnsembleNet(NeuralNetClassifier):
             If the user interrupts. `EarlyStopping` raises it too, and that one ends here.
         SystemExit
             At the next batch after SIGTERM.
+        TrainingMemoryError
+            With the weights of the finished epochs restored.
         """
         self.notify("on_train_begin", X=dataset, y=y)
         if checkpoints is not None:
@@ -176,7 +180,7 @@ class EnsembleNet(NeuralNetClassifier):
                 checkpoints.save(self, finished=True)
         finally:
             self.objective_ = self.last_good_ = self.replayed_ = None
-            self.module_.eval()
+            self._set_training(False)
             drop_unfinished_epoch(self)
             self.notify("on_train_end", X=dataset, y=y)
 
@@ -207,7 +211,10 @@ class EnsembleNet(NeuralNetClassifier):
         meter = EpochMeter(prefix, epoch, immediate=torch.device(self.device).type == "cpu")
         iterator.epoch = epoch
         assert self.last_good_ is not None
-        with self.last_good_.protect(meter, training=training):
+        with (
+            explained_out_of_memory(iterator),
+            self.last_good_.protect(meter, training=training),
+        ):
             self._begin_epoch(epoch, training)
             for number, batch in enumerate(iterator):
                 pair = batch.x, batch.y
@@ -286,16 +293,3 @@ class EnsembleNet(NeuralNetClassifier):
             accuracy = (y_pred.argmax(dim=1) == batch.y).to(y_pred.dtype).mean()
         meter.add({"loss": loss, "acc": accuracy}, len(batch.x))
         return {"loss": loss, "y_pred": y_pred}
-
-    def as_module(self) -> RawInput:
-        """The members behind raw X, in eval mode."""
-        return RawInput(self.module_, self.input_shape, self.clip_values).eval()
-
-    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Mean probabilities, (n_samples, n_classes); for skorch's callbacks too."""
-        proba: NDArray[np.float64] = np.exp(log_proba(self.as_module(), X))
-        return proba
-
-    def predict(self, X: ArrayLike) -> NDArray[np.int64]:
-        """Class indices, (n_samples,); for skorch's callbacks too."""
-        return self.predict_proba(X).argmax(axis=1)

@@ -67,7 +67,7 @@ class Checkpoints:
                 f"checkpoint_dir={os.fspath(path)!r} holds the training of another fit: "
                 f"{'; '.join(different)}. To go on with that one, give the same data and "
                 "parameters; else give this fit a folder of its own, or empty this one. (In a "
-                "search, fits cannot share a folder: leave checkpoint_dir=None there)"
+                'search, where each fit needs its own: checkpoint_dir="some/folder/{fit}")'
             )
         if different:  # no epoch was finished, so nothing is lost
             self._saved = None
@@ -103,6 +103,7 @@ class Checkpoints:
             getattr(net, f"{name}_").load_state_dict(state)
         _restore_optimizer(net, saved["optimizer"])
         _restore_callbacks(net, saved["callbacks"])
+        net.batch_size = saved.get("batch_size", net.batch_size)
         net.history.clear()
         net.history.extend(json.loads(saved["history"]))
         self._method._restore_method_state(saved["method"])
@@ -130,6 +131,7 @@ class Checkpoints:
         state = {
             "epoch": len(net.history),
             "seed": net.seed,
+            "batch_size": net.batch_size,
             "finished": finished,
             "modules": modules,
             "optimizer": _plain(net.optimizer_.state_dict()),

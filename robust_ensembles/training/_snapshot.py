@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._memory_errors import is_out_of_memory
 from ..exceptions import NonFiniteLossError
 from ._meter import EpochMeter
 
@@ -29,7 +30,7 @@ class LastGood:
 
     @contextmanager
     def protect(self, meter: EpochMeter, *, training: bool) -> Iterator[None]:
-        """Put the last good state back if a loss turns non-finite within the block.
+        """Put the last good state back if a loss turns non-finite, or memory runs out, within.
 
         The state from the start of an epoch is good if the loss of its first batch is finite.
 
@@ -49,11 +50,21 @@ class LastGood:
         except NonFiniteLossError:
             started_badly = training and meter.first_bad == 0
             good = earlier if started_badly and earlier is not None else self.states
-            if good is not None:
-                for module, state in zip(self.modules, good[0], strict=True):
-                    module.load_state_dict(state)
-                self.optimizer.load_state_dict(good[1])
+            self._restore(good)
             raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                self._restore(self.states)
+            raise
+
+    def _restore(self, good: tuple[list[dict[str, Any]], dict[str, Any]] | None) -> None:
+        if good is None:
+            return
+        for module, state in zip(self.modules, good[0], strict=True):
+            module.load_state_dict(state)
+        # gradients are of what is not wanted
+        self.optimizer.zero_grad()
+        self.optimizer.load_state_dict(good[1])
 
     def check(self, epoch: int) -> None:
         """Raise for weights that a last step has ruined: no loss has seen them yet.

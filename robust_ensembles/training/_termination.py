@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from skorch.callbacks import Callback
 
+from .._signals import exit_by_sigterm, handled_sigterm
+
 if TYPE_CHECKING:
     from ._net import EnsembleNet
-
-# what a shell reports of a process that SIGTERM has ended
-_STATUS = 128 + int(signal.SIGTERM)
 
 
 class _StopBetweenBatches(Callback):
@@ -29,14 +26,13 @@ class _StopBetweenBatches(Callback):
 
     def ask(self, *_: Any) -> None:
         """Be the handler of a signal."""
-        if self.asked:
-            raise SystemExit(_STATUS)
+        self.check()
         self.asked = True
 
     def check(self) -> None:
         """Stop if that was asked for."""
         if self.asked:
-            raise SystemExit(_STATUS)
+            exit_by_sigterm()
 
     def on_batch_begin(self, net: EnsembleNet, **kwargs: Any) -> None:
         """Stop if that was asked for; called by skorch."""
@@ -55,19 +51,17 @@ def stopped_by_sigterm(net: EnsembleNet) -> Iterator[None]:
     ----------
     net : EnsembleNet
     """
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
     stop = _StopBetweenBatches()
     entry = ("stop_on_sigterm", stop)
-    signal.signal(signal.SIGTERM, stop.ask)
-    net.callbacks_.append(entry)
-    try:
-        yield
-    finally:
-        net.callbacks_.remove(entry)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with handled_sigterm(stop.ask) as handled:
+        if not handled:
+            yield
+            return
+        net.callbacks_.append(entry)
+        try:
+            yield
+        finally:
+            net.callbacks_.remove(entry)
     stop.check()  # no batch came any more
 
 

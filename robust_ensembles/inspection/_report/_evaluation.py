@@ -14,14 +14,14 @@ import torch
 from numpy.typing import ArrayLike
 from sklearn.pipeline import Pipeline
 
-from ..._digest import digest_of_array
+from ..._describe import digest, digest_of_array, type_name
 from ..._version import __version__
 from ...attacks import Attack
 from ...attacks._balls import NORMS
 from .._sanity import CHECKS, Subject, run_check
 from ._bounds import Limits, limits_of
 from ._cells import CLEAN, measure
-from ._fingerprint import describe, digest, digest_of_model, type_name
+from ._fingerprint import describe, digest_of_model
 from ._progress import Steps, cost
 from ._report import RobustnessReport
 from ._store import Store

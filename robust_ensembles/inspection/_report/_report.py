@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..._files import replacing
+from ..._files import write_whole
 from .._sanity import Finding
 from ._cells import CLEAN, WORST, Cell, Mask
 from ._markdown import binomial_interval, to_markdown
@@ -167,8 +167,7 @@ class RobustnessReport:
         """
         text = json.dumps(self.to_dict(), indent=1)
         if path is not None:
-            with replacing(path) as beside:
-                beside.write_text(text, encoding="utf-8")
+            write_whole(path, text.encode())
         return text
 
     @classmethod

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from numpy.typing import ArrayLike
 
+from ..._signals import exit_by_sigterm, handled_sigterm
 from ...attacks import Attack
 from ...attacks._balls import Box
 from ._bounds import Limits
@@ -91,6 +92,10 @@ def robustness_report(
         If the folder of `path` does not exist.
     sklearn.exceptions.NotFittedError
         If an estimator is not fitted.
+    OSError
+        If the report cannot be written, such as on a full disk; the former one is kept.
+    SystemExit
+        After SIGTERM, if nobody else handles that signal, as soon as Python gets to it.
 
     Notes
     -----
@@ -148,6 +153,7 @@ def robustness_report(
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with (
         torch.random.fork_rng(devices),
+        handled_sigterm(exit_by_sigterm),
         progress_bar(evaluation.cost(sanity_checks), enabled=progress) as steps,
     ):
         for name in models:

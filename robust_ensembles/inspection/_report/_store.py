@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..._files import replacing
+from ..._files import write_whole
 from .._sanity import Finding
 from ._cells import Cell
 
@@ -106,8 +106,7 @@ class Store:
             return
         asked = {cell["fingerprint"] for cell in plain["cells"]}
         spare = [cell for key, cell in self._cells.items() if key not in asked]
-        with replacing(self._path) as beside:
-            beside.write_text(json.dumps({**plain, _SPARE: spare}, indent=1), encoding="utf-8")
+        write_whole(self._path, json.dumps({**plain, _SPARE: spare}, indent=1).encode())
 
 
 def _refuse_other_data(
