@@ -147,6 +147,8 @@ def _batch_size(estimator: BaseEnsembleClassifier, rows: list[dict[str, Any]]) -
         return None
     batches = [batch for row in rows for batch in row["batches"]]
     sizes = [int(batch["train_batch_size"]) for batch in batches if "train_batch_size" in batch]
+    if min(sizes, default=1) < 1:
+        raise ValueError("its history has batches without samples")
     return max(sizes, default=None)
 
 

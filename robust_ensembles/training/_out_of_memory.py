@@ -38,9 +38,9 @@ def _explained(error: Exception, batches: MiniBatches) -> TrainingMemoryError:
     what = [f"out of memory on {batches.device} with batches of {size} samples ({said})"]
     if finished:
         what.append(
-            f"It was enough for {finished} epochs, whose weights are kept: does something else "
-            "take memory now? By warm_start=True, fit goes on from them, or by checkpoint_dir "
-            "from the disk"
+            f"There was enough before, and the weights of the finished epochs ({finished}) are "
+            "kept: does something else take memory now? fit goes on from them with "
+            "warm_start=True, or from the disk with checkpoint_dir"
         )
     if smaller:
         what.append(f'Try batch_size={smaller}, or "auto", which halves it until it fits')
