@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .._describe import describe, digest, type_name
+from ..training import check_same, current_ranks, differences
 from ._parameters import EnsembleParameters
 
 # parameters that say how a fit is run, and not what it computes
@@ -58,6 +59,38 @@ def fit_folder(checkpoint_dir: str | os.PathLike[str], about: dict[str, Any]) ->
     folder : Path
     """
     return Path(os.fspath(checkpoint_dir).replace("{fit}", digest(about)[:20]))
+
+
+def check_same_fit(
+    estimator: Any, X: NDArray[Any], y: NDArray[np.int64], sample_weight: NDArray[Any] | None
+) -> None:
+    """Raise unless all processes that train together are about to do the same.
+
+    Parameters
+    ----------
+    estimator, X, y, sample_weight
+        As for `describe_fit`.
+
+    Raises
+    ------
+    ValueError
+        On all of them.
+    """
+    if current_ranks() is None:
+        return
+    if estimator.batch_size == "auto":  # one process alone would begin again
+        raise ValueError(
+            "batch_size='auto' cannot be used with data_parallel, since memory may run out in one "
+            "process only; give the size of the whole batch, of which each process takes its share"
+        )
+    about = describe_fit(estimator, X, y, sample_weight)
+    # the folder's name may differ from host to host: only the first process uses it
+    kept = {"checkpoint_dir": "None" if estimator.checkpoint_dir is None else "a folder"}
+    check_same({**about, **kept}, _explain)
+
+
+def _explain(first: dict[str, Any], other: dict[str, Any], rank: int) -> str:
+    return "; ".join(differences(first, other, ("in process 0", f"in process {rank}")))
 
 
 def _params(estimator: Any) -> dict[str, Any]:

@@ -24,10 +24,11 @@ from ..training import (
     locked,
     resolve_acceleration,
     seeded_global_rng,
+    shared,
 )
 from ._batch_size import LARGEST, train_in_memory
 from ._components import resolve_device, resolve_optimizer, resolve_train_split
-from ._identity import describe_fit, fit_folder
+from ._identity import check_same_fit, describe_fit, fit_folder
 from ._inputs import check_classes, check_weights, check_X, resolve_clip_values
 from ._parameters import EnsembleParameters
 from ._prediction import PredictionMixin
@@ -149,6 +150,7 @@ class BaseEnsembleClassifier(
         warm = self.warm_start and hasattr(self, "net_")
         X, y, index = self._check_fit_input(X, y, classes=None, reset=not warm)
         weight = check_weights(self.class_weight, sample_weight, X, y)
+        check_same_fit(self, X, index, weight)
         with self._checkpoints(X, index, weight) as checkpoints:
             if not warm:
                 self._initialize(checkpoints.seed if checkpoints else None)
@@ -191,6 +193,7 @@ class BaseEnsembleClassifier(
         first = not hasattr(self, "net_")
         X, y, index = self._check_fit_input(X, y, classes=classes, reset=first)
         weight = check_weights(self.class_weight, sample_weight, X, y)
+        check_same_fit(self, X, index, weight)
         if first:
             self._initialize()
             self._before_training(X, index, weight)
@@ -229,7 +232,7 @@ class BaseEnsembleClassifier(
     def _initialize(self, resumed_seed: int | None = None) -> None:
         """Build the net; draws from the random state once."""
         drawn = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        seed = drawn if resumed_seed is None else resumed_seed
+        seed = shared(drawn if resumed_seed is None else resumed_seed)
         net = self._make_net(seed)
         with seeded_global_rng(seed):
             self.net_ = net.build(self._build_modules)

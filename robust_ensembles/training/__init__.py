@@ -14,7 +14,8 @@ from ._lock import locked
 from ._memory import PerturbationMemory
 from ._net import EnsembleNet
 from ._random import derive_seed, generator, preserve_global_rng, seeded_global_rng
-from ._resume import Checkpoints
+from ._ranks import check_same, current_ranks, shared
+from ._resume import Checkpoints, differences
 from ._step import Objective, TrainingStep, input_gradients
 from .augmentation import (
     AugmentationPipeline,
@@ -42,7 +43,10 @@ __all__ = [
     "RandomHorizontalFlip",
     "TrainingStep",
     "captured_embedding",
+    "check_same",
+    "current_ranks",
     "derive_seed",
+    "differences",
     "distill",
     "embedding_size",
     "feature_layers",
@@ -59,4 +63,5 @@ __all__ = [
     "resolve_acceleration",
     "resolve_layers",
     "seeded_global_rng",
+    "shared",
 ]

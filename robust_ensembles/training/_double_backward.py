@@ -23,6 +23,7 @@ from torch.nn.modules.conv import _ConvNd
 from .._exchange import exchanged
 from .._logging import tell_once
 from ._asked import Gradients, asked, total
+from ._batch_norms import next_update, uses_batch_statistics
 from ._fast_batch_norm import FastBatchNorm
 from ._fast_rectifier import FastRectifier
 
@@ -119,18 +120,12 @@ def _pays(x: Tensor, *parameters: Tensor | None) -> bool:
 
 
 def _batch_norm_forward(layer: _BatchNorm, x: Tensor) -> Tensor:
-    of_batch = layer.training or (layer.running_mean is None and layer.running_var is None)
+    of_batch = uses_batch_statistics(layer)
     single = of_batch and x.numel() == x.shape[1]  # torch has the error message for that
     if single or not _pays(x, layer.weight, layer.running_mean):
         return type(layer).forward(layer, x)
     layer._check_input_dim(x)
-    momentum = layer.momentum or 0.0
-    if layer.training and layer.track_running_stats and layer.num_batches_tracked is not None:
-        layer.num_batches_tracked.add_(1)
-        if layer.momentum is None:
-            momentum = 1.0 / float(layer.num_batches_tracked)
-    tracked = not layer.training or layer.track_running_stats
-    running = (layer.running_mean, layer.running_var) if tracked else (None, None)
+    momentum, *running = next_update(layer)
     y: Tensor = FastBatchNorm.apply(
         x, layer.weight, layer.bias, *running, of_batch, momentum, layer.eps
     )

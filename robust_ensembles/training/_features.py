@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from ._precision import full_precision
+from ._share import whole
 
 
 def final_linear(member: nn.Module, owner: str) -> tuple[str, nn.Linear]:
@@ -75,12 +76,12 @@ def captured_embedding(member: nn.Module) -> Iterator[list[Tensor]]:
     layer = getattr(member, "embedding", None)
     if isinstance(layer, nn.Linear):
         handle = layer.register_forward_hook(
-            lambda _m, _x, out: embeddings.append(full_precision(out))
+            lambda _m, _x, out: embeddings.append(whole(full_precision(out)))
         )
     else:
         _, classifier = final_linear(member, "an embedding")
         handle = classifier.register_forward_pre_hook(
-            lambda _m, x: embeddings.append(full_precision(x[0]))
+            lambda _m, x: embeddings.append(whole(full_precision(x[0])))
         )
     try:
         yield embeddings

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .._validation import one_of
 from ..attacks._mode import untouched
 from ._precision import full_precision
+from ._share import part, whole
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -171,13 +172,13 @@ def features(member: nn.Module, layer: str, x: Tensor) -> Tensor:
     """
 
     def leave(_module: nn.Module, _args: Any, output: Tensor) -> None:
-        raise _LayerReachedError(output)
+        raise _LayerReachedError(whole(full_precision(output)))
 
     handle = member.get_submodule(layer).register_forward_hook(leave)
     try:
         member(x)
     except _LayerReachedError as reached:
-        return full_precision(reached.output)
+        return reached.output
     finally:
         handle.remove()
     raise RuntimeError(f"the forward pass of {type(member).__name__} did not reach {layer!r}")
@@ -197,7 +198,7 @@ def replaced_output(
         From the output to what the rest of the network gets, of the same shape.
     """
     handle = member.get_submodule(layer).register_forward_hook(
-        lambda _module, _args, output: replace(output)
+        lambda _module, _args, output: part(replace(whole(output)))
     )
     try:
         yield

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ._ranks import on_first_rank
+
 _LOGGER = logging.getLogger("robust_ensembles")
 _NAME = ".lock"
 
@@ -32,22 +34,25 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     """
     file = Path(folder) / _NAME
     lock = FileLock(file, timeout=0)
+    on_first_rank(lambda: _acquire(lock, file))
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            with suppress(OSError):
+                file.unlink()
+            lock.release()
+
+
+def _acquire(lock: FileLock, file: Path) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         raise RuntimeError(
-            f"another fit is writing its checkpoints to {folder} at this moment: wait for its end, "
-            'or give each fit a folder of its own, such as checkpoint_dir="runs/{fit}". (If none '
-            f"is, remove {file})"
+            f"another fit is writing its checkpoints to {file.parent} at this moment: wait for its "
+            'end, or give each fit a folder of its own, such as checkpoint_dir="runs/{fit}". (If '
+            f"none is, remove {file})"
         ) from None
     except (OSError, NotImplementedError) as error:
-        _LOGGER.info("%s cannot be locked: %s", folder, error)
-        yield
-        return
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            file.unlink()
-        lock.release()
+        _LOGGER.info("%s cannot be locked: %s", file.parent, error)

@@ -16,11 +16,14 @@ from ..modules import Ensemble
 from ._acceleration import accelerated, optimizer_options
 from ._data import Batch, MiniBatches
 from ._inference import Answers
+from ._lockstep import check_same_batches, in_lockstep, share_buffers, share_weights
 from ._meter import EpochMeter
 from ._out_of_memory import explained_out_of_memory
 from ._precision import mixed_precision
 from ._random import derive_seed, preserve_global_rng, reseed_global_rng
+from ._ranks import own_stream
 from ._resume import Checkpoints, checkpointed
+from ._sharding import sharded, sum_gradients
 from ._snapshot import LastGood
 from ._static_step import ReplayedStep, replayed_steps
 from ._step import Objective, TrainingStep
@@ -105,6 +108,7 @@ class EnsembleNet(Answers, NeuralNetClassifier):
             self.initialize()
         finally:
             del self.builder_
+        share_weights(self)
         self._set_training(False)
         return self
 
@@ -166,6 +170,7 @@ class EnsembleNet(Answers, NeuralNetClassifier):
         self.last_good_ = LastGood(modules, self.optimizer_)
         try:
             with (
+                in_lockstep(self),
                 stopped_by_sigterm(self),
                 checkpointed(self, checkpoints),
                 preserve_global_rng(),
@@ -210,6 +215,7 @@ class EnsembleNet(Answers, NeuralNetClassifier):
         epoch = len(self.history) - 1
         meter = EpochMeter(prefix, epoch, immediate=torch.device(self.device).type == "cpu")
         iterator.epoch = epoch
+        check_same_batches(iterator)
         assert self.last_good_ is not None
         with (
             explained_out_of_memory(iterator),
@@ -224,12 +230,13 @@ class EnsembleNet(Answers, NeuralNetClassifier):
             meter.write(self.history)
             if training:
                 self.last_good_.check(epoch)
+                share_buffers(self)
 
     def _begin_epoch(self, epoch: int, training: bool) -> None:
         if not training:
             return
         # for layers that know the global generator only, such as dropout
-        reseed_global_rng(derive_seed(self.seed, "layers", epoch))
+        reseed_global_rng(derive_seed(self.seed, "layers", epoch, *own_stream()))
         for group in self.optimizer_.param_groups:
             # an epoch that was interrupted comes twice
             if epoch in self.lr_milestones and group.get("decayed_in") != epoch:
@@ -250,6 +257,7 @@ class EnsembleNet(Answers, NeuralNetClassifier):
             meter.add({"loss": loss, **terms}, len(batch.x))
             # by the weights alone: leaves that a method differentiates by would get one too
             loss.backward(inputs=self._trained_parameters())
+            sum_gradients(self.module_, self.auxiliary_ if self.has_auxiliary_ else None)
             self.notify(
                 "on_grad_computed",
                 named_parameters=list(self.get_all_learnable_params()),
@@ -281,13 +289,14 @@ class EnsembleNet(Answers, NeuralNetClassifier):
     def _terms(self, step: TrainingStep) -> dict[str, Tensor]:
         if self.objective_ is None:
             raise RuntimeError("this net is trained by its estimator: call the estimator's fit")
-        with mixed_precision(step.module if self.precision == "bfloat16" else ()):
+        narrow = step.module if self.precision == "bfloat16" else ()
+        with mixed_precision(narrow), sharded(step.module):
             return self.objective_(step)
 
     def validation_step(self, batch: Batch, *, number: int, meter: EpochMeter) -> dict[str, Any]:
         """Loss and accuracy of the deployed mean probability on one batch."""
         self._set_training(False)
-        with torch.no_grad():
+        with torch.no_grad(), sharded(self.module_):
             y_pred = self.module_(batch.x)
             loss = self.criterion_(y_pred, batch.y)
             accuracy = (y_pred.argmax(dim=1) == batch.y).to(y_pred.dtype).mean()

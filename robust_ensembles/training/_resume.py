@@ -14,6 +14,7 @@ from skorch.callbacks import Callback, PrintLog
 from torch import Tensor
 
 from ._checkpoint import CheckpointFolder
+from ._ranks import on_first_rank
 
 if TYPE_CHECKING:
     from ._net import EnsembleNet
@@ -57,11 +58,11 @@ class Checkpoints:
         self, path: str | os.PathLike[str], about: dict[str, Any], method: Remembering
     ) -> None:
         self._folder, self._about, self._method = CheckpointFolder(path), about, method
-        self._saved = self._folder.read_newest()
+        self._saved = on_first_rank(self._folder.read_newest)
         if self._saved is None:
             return
         _check_format(self._saved, path)
-        different = _differences(about, json.loads(self._saved["about"]))
+        different = differences(about, json.loads(self._saved["about"]))
         if different and self._saved["epoch"]:
             raise ValueError(
                 f"checkpoint_dir={os.fspath(path)!r} holds the training of another fit: "
@@ -143,7 +144,8 @@ class Checkpoints:
 
     def _write(self, state: dict[str, Any], *, best: int | None = None) -> None:
         header = {"format": _FORMAT, "about": json.dumps(self._about)}
-        self._folder.write(state["epoch"], {**header, **state}, best=best)
+        content = {**header, **state}
+        on_first_rank(lambda: self._folder.write(state["epoch"], content, best=best))
 
 
 @contextmanager
@@ -190,16 +192,32 @@ def _check_format(saved: dict[str, Any], path: str | os.PathLike[str]) -> None:
         )
 
 
-def _differences(here: dict[str, Any], there: dict[str, Any]) -> list[str]:
-    """What differs between two fits, in words."""
+def differences(
+    here: dict[str, Any], there: dict[str, Any], places: tuple[str, str] = ("here", "there")
+) -> list[str]:
+    """What differs between two fits, in words.
+
+    Parameters
+    ----------
+    here, there : dict
+        From `describe_fit`.
+    places : tuple of two str, default=("here", "there")
+        What they are called in the words.
+
+    Returns
+    -------
+    differences : list of str
+        One for each name whose values differ.
+    """
     pairs = {name: (here.get(name), there.get(name)) for name in {**here, **there}}
-    return [_difference(name, *pair) for name, pair in pairs.items() if pair[0] != pair[1]]
+    different = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    return [_difference(name, pair, places) for name, pair in different.items()]
 
 
-def _difference(name: str, here: Any, there: Any) -> str:
-    if any(isinstance(value, dict | list) for value in (here, there)):
+def _difference(name: str, values: tuple[Any, Any], places: tuple[str, str]) -> str:
+    if any(isinstance(value, dict | list) for value in values):
         return f"{name} differs"
-    return f"{name} is {here!r} here and {there!r} there"
+    return f"{name} is {values[0]!r} {places[0]} and {values[1]!r} {places[1]}"
 
 
 def _best_epoch(history: Any) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from skorch.callbacks import Callback
 
 from .._signals import exit_by_sigterm, handled_sigterm
+from ._ranks import any_rank
 
 if TYPE_CHECKING:
     from ._net import EnsembleNet
@@ -30,8 +31,8 @@ class _StopBetweenBatches(Callback):
         self.asked = True
 
     def check(self) -> None:
-        """Stop if that was asked for."""
-        if self.asked:
+        """Stop if that was asked for, of any of the processes that train together."""
+        if any_rank(self.asked):
             exit_by_sigterm()
 
     def on_batch_begin(self, net: EnsembleNet, **kwargs: Any) -> None:
@@ -54,7 +55,7 @@ def stopped_by_sigterm(net: EnsembleNet) -> Iterator[None]:
     stop = _StopBetweenBatches()
     entry = ("stop_on_sigterm", stop)
     with handled_sigterm(stop.ask) as handled:
-        if not handled:
+        if not any_rank(handled):
             yield
             return
         net.callbacks_.append(entry)

@@ -1,0 +1,5 @@
+"""One fit on many machines."""
+
+from ._data_parallel import data_parallel
+
+__all__ = ["data_parallel"]
