@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from ..training._ranks import Ranks, together
@@ -109,7 +110,7 @@ def _process_group(timeout: timedelta) -> Iterator[None]:
     store, rank, size = next(rendezvous("env://", timeout=timeout))
     store.set_timeout(timeout)
     # the store outlives the group: a second one must not find the first one's addresses
-    store = dist.PrefixStore(f"data_parallel/{next(_BEGUN)}", store)
+    store = PrefixStore(f"data_parallel/{next(_BEGUN)}", store)
     dist.init_process_group(_backend(), store=store, rank=rank, world_size=size, timeout=timeout)
     try:
         yield

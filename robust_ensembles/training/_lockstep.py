@@ -1,4 +1,4 @@
-"""What has to hold before several processes train one net, and what the others leave to the first."""
+"""What has to hold before processes train one net together, and what the first does for all."""
 
 from __future__ import annotations
 

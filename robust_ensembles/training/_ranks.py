@@ -120,16 +120,18 @@ def on_first_rank(act: Callable[[], T]) -> T:
     ranks = current_ranks()
     if ranks is None:
         return act()
-    outcome: tuple[T | None, Exception | None] = None, None
+    outcome: Any = None
+    failure: Exception | None = None
     if ranks.rank == 0:
         try:
-            outcome = act(), None
+            outcome = act()
         except Exception as error:  # whatever it is, the others must not wait for a result
-            outcome = None, error
-    result, error = ranks.share(outcome)
-    if error is not None:
-        raise error
-    return result  # type: ignore[return-value]
+            failure = error
+    outcome, failure = ranks.share((outcome, failure))
+    if failure is not None:
+        raise failure
+    result: T = outcome
+    return result
 
 
 def check_same(value: Any, explain: Callable[[Any, Any, int], str]) -> None:
@@ -155,8 +157,9 @@ def check_same(value: Any, explain: Callable[[Any, Any, int], str]) -> None:
         if other != values[0]:
             raise ValueError(
                 f"data_parallel: process {rank} differs from process 0: "
-                f"{explain(values[0], other, rank)}. All processes must call fit on estimators with the "
-                "same parameters and with the same, whole data; each then computes its share"
+                f"{explain(values[0], other, rank)}. All processes must call fit on estimators "
+                "with the same parameters and with the same, whole data; each then computes its "
+                "share"
             )
 
 

@@ -16,7 +16,7 @@ from ._ranks import Ranks
 
 @dataclass(frozen=True)
 class Share:
-    """This process's rows of a batch that a member is running on.
+    """The rows of this process in a batch that a member is running on.
 
     A process without rows, where the batch is smaller than the number of processes, runs one row
     of padding, so that networks need not know what an empty batch is. It counts nowhere.
