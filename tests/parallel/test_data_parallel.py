@@ -1,13 +1,35 @@
 """One fit in several processes: the same result as in one."""
 
+import os
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from courses import all_courses
 from lockstep import run_together
 from steps import look, look_and_check
-from trainings import NAMED, distances, perceptron, residual, same, train_all
+from trainings import (
+    NAMED,
+    OTHERS,
+    digits,
+    distances,
+    make,
+    perceptron,
+    residual,
+    same,
+    train_all,
+)
 
+from robust_ensembles import CLDLEnsembleClassifier, TRSEnsembleClassifier
+from robust_ensembles.attacks import PGD
 from robust_ensembles.parallel import data_parallel
+from robust_ensembles.persistence import load
+from robust_ensembles.training import GaussianNoise
 
 
 def compare(jobs, size, tolerance=1e-6):
@@ -126,7 +148,8 @@ if __name__ == "__main__":
 def torchrun(tmp_path, argument):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    # a port of its own, which the rendezvous finds
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     here = str(Path(__file__).parent)
     environment = {
         **os.environ,
