@@ -11,8 +11,6 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
 
 from ..training._ranks import Ranks, together
 
@@ -55,8 +53,9 @@ def data_parallel(*, timeout: float = 1800.0) -> Iterator[None]:
     Notes
     -----
     If there is no process group, one is begun from what `torchrun` says, and ended with the
-    context: with NCCL between GPUs, of which each process takes the one numbered by its
-    ``LOCAL_RANK``, and gloo between CPUs. A group that exists is used as it is.
+    context (after an error, with the process): with NCCL between GPUs, of which each process takes
+    the one numbered by its ``LOCAL_RANK``, and gloo between CPUs. A group that exists is used as
+    it is.
 
     What each process computes alone is its rows' way through the members. The rest of a step, such
     as augmentation and the loss, is repeated by all on the whole batch.
@@ -107,15 +106,18 @@ def _process_group(timeout: timedelta) -> Iterator[None]:
             "the script by `torchrun --nproc-per-node=2 script.py`, with the number of GPUs for "
             "2, or call torch.distributed.init_process_group first"
         )
+    # not everywhere, like what is checked above
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
     store, rank, size = next(rendezvous("env://", timeout=timeout))
     store.set_timeout(timeout)
     # the store outlives the group: a second one must not find the first one's addresses
     store = PrefixStore(f"data_parallel/{next(_BEGUN)}", store)
     dist.init_process_group(_backend(), store=store, rank=rank, world_size=size, timeout=timeout)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    # not after an error: NCCL might wait here for processes that wait for this one
+    dist.destroy_process_group()
 
 
 def _backend() -> str:
