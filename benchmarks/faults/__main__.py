@@ -126,7 +126,9 @@ def same(first: Path, second: Path) -> bool:
 class Campaign:
     """The trainings of one method, and the one that was left alone."""
 
-    def __init__(self, method: str, folder: Path, number: signal.Signals, draw: random.Random) -> None:
+    def __init__(
+        self, method: str, folder: Path, number: signal.Signals, draw: random.Random
+    ) -> None:
         self.method, self.signal, self.draw = method, number, draw
         self.folder = folder / method
         self.folder.mkdir()
