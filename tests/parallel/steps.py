@@ -85,7 +85,7 @@ def looked_into(n_rows):
 def look():
     """All of these, by name."""
     made = {}
-    for n_rows in (7, 2, 1):
+    for n_rows in (7, 1):
         made[f"second order, {n_rows}"] = second_order(n_rows)
         made[f"fast second order, {n_rows}"] = second_order(n_rows, fast=True)
         made[f"features, {n_rows}"] = looked_into(n_rows)
@@ -118,8 +118,8 @@ def check_derivatives():
         (centred, whole[:1]),
         (partial(logits, module), x.requires_grad_()),
     ):
-        assert gradcheck(function, given)
-        assert gradgradcheck(function, given)
+        assert gradcheck(function, given, fast_mode=True)
+        assert gradgradcheck(function, given, fast_mode=True)
 
 
 def look_and_check():

@@ -111,7 +111,8 @@ def outcome(estimator):
         {name: value for name, value in row.items() if name not in ("batches", "dur")}
         for row in estimator.history_
     ]
-    steps = [batch["train_loss"] for row in estimator.history_ for batch in row["batches"]]
+    batches = [batch for row in estimator.history_ for batch in row["batches"]]
+    steps = [batch["train_loss"] for batch in batches if "train_loss" in batch]
     return {"state": state, "history": rows, "steps": steps}
 
 
