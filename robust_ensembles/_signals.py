@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import current_process
 from typing import Any, NoReturn
 
 # what a shell reports of a process that SIGTERM has ended
 _STATUS = 128 + int(signal.SIGTERM)
+_PARENT = os.getppid()
 
 
 @contextmanager
@@ -48,3 +51,16 @@ def exit_by_sigterm(*_: Any) -> NoReturn:
         With status 143.
     """
     raise SystemExit(_STATUS)
+
+
+def in_worker() -> bool:
+    """Whether this is a worker process of joblib's default backend.
+
+    Such a process takes SystemExit for the result of its task, and goes on to the next one.
+    """
+    return current_process().name.startswith("LokyProcess")
+
+
+def is_orphan() -> bool:
+    """Whether this is a worker process whose main process has died: nobody waits for it."""
+    return in_worker() and os.getppid() != _PARENT

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from skorch.callbacks import Callback
 
-from .._signals import exit_by_sigterm, handled_sigterm
+from .._signals import exit_by_sigterm, handled_sigterm, in_worker, is_orphan
 from ._ranks import any_rank
 
 if TYPE_CHECKING:
@@ -27,12 +28,18 @@ class _StopBetweenBatches(Callback):
 
     def ask(self, *_: Any) -> None:
         """Be the handler of a signal."""
-        self.check()
+        if self.asked:  # of this process alone: the others cannot be asked amid a batch
+            exit_by_sigterm()
         self.asked = True
+
+    @property
+    def is_due(self) -> bool:
+        """Whether to stop."""
+        return self.asked or is_orphan()
 
     def check(self) -> None:
         """Stop if that was asked for, of any of the processes that train together."""
-        if any_rank(self.asked):
+        if any_rank(self.is_due):
             exit_by_sigterm()
 
     def on_batch_begin(self, net: EnsembleNet, **kwargs: Any) -> None:
@@ -44,7 +51,8 @@ class _StopBetweenBatches(Callback):
 def stopped_by_sigterm(net: EnsembleNet) -> Iterator[None]:
     """Let SIGTERM end the training of a net at its next batch, by ``SystemExit(143)``.
 
-    So a checkpoint that is being written gets done, and what is open gets closed.
+    So a checkpoint that is being written gets done, and what is open gets closed. A worker process
+    of joblib's is then ended by the signal, and it ends likewise once its main process has died.
     Only in the main thread, where Python takes signals, and only if nobody else handles SIGTERM.
     The handler is put back when the context ends.
 
@@ -61,9 +69,14 @@ def stopped_by_sigterm(net: EnsembleNet) -> Iterator[None]:
         net.callbacks_.append(entry)
         try:
             yield
+            stop.check()  # no batch came any more
+        except SystemExit:
+            if in_worker() and stop.is_due:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                signal.raise_signal(signal.SIGTERM)
+            raise
         finally:
             net.callbacks_.remove(entry)
-    stop.check()  # no batch came any more
 
 
 def stopped_early(net: EnsembleNet) -> bool:
