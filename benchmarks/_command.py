@@ -41,9 +41,9 @@ def spelled(name: str, options: argparse.ArgumentParser, parsed: argparse.Namesp
     words = [f"python -m benchmarks.{name}"]
     for option, value in vars(parsed).items():
         if value != options.get_default(option):
-            values = value if isinstance(value, list) else [value]
+            values = value if isinstance(value, list) else [] if value is True else [value]
             shown = [v.name if isinstance(v, Path) else shlex.quote(str(v)) for v in values]
-            words.append(f"--{option.replace('_', '-')} {' '.join(shown)}")
+            words.append(" ".join([f"--{option.replace('_', '-')}", *shown]))
     return " ".join(words)
 
 
