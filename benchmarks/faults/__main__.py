@@ -215,11 +215,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         campaigns = [Campaign(method, Path(folder), number, draw) for method in args.methods]
         left = args.kills
+        most = max(1, min(MOST_KILLS, args.kills // len(campaigns)))  # so that all get some
         for campaign in itertools.cycle(campaigns):
             if left <= 0:
                 break
             before = campaign.tally.kills
-            campaign.run(min(left, MOST_KILLS))
+            campaign.run(min(left, most))
             left -= campaign.tally.kills - before
     tallies = {campaign.method: asdict(campaign.tally) for campaign in campaigns}
     rows = [{"method": method, **tally} for method, tally in tallies.items()]
