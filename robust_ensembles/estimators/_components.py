@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -26,13 +27,14 @@ _EXAMPLES = {
 _PARAMS_OF = {"module": "module_params", "optimizer": "optimizer_params"}
 
 
-def resolve_device(device: str | torch.device) -> torch.device:
+def resolve_device(device: Any) -> torch.device:
     """The device that is meant, which must be there.
 
     Parameters
     ----------
-    device : str or torch.device
-        ``"auto"`` is CUDA, else MPS, else the CPU.
+    device : str, torch.device or OneFitPerGPU
+        ``"auto"`` is CUDA, else MPS, else the CPU; a free one is the one that is reserved by now,
+        or the same as ``"auto"`` where nothing is trained.
 
     Returns
     -------
@@ -43,6 +45,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
     ValueError
         If the device is absent from this machine.
     """
+    if hasattr(device, "reserve"):
+        device = device.held or "auto"
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -61,6 +65,22 @@ def resolve_device(device: str | torch.device) -> torch.device:
             "device='auto' or 'cpu', or install a torch build for your GPU"
         )
     return resolved
+
+
+def reserved_device(device: Any, trained: torch.device | None) -> AbstractContextManager[Any]:
+    """Keep the device of a fit from others, if that was asked for.
+
+    Parameters
+    ----------
+    device : str, torch.device or OneFitPerGPU
+    trained : torch.device or None
+        Where the weights are, if they are trained on.
+
+    Returns
+    -------
+    reserved : context manager
+    """
+    return device.reserve(trained) if hasattr(device, "reserve") else nullcontext()
 
 
 def resolve_optimizer(

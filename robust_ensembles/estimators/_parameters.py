@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from torch import nn
 
 from ..training import TECHNIQUES
@@ -61,8 +61,9 @@ class EnsembleParameters(BaseEstimator):
         fraction, or a splitter such as `skorch.dataset.ValidSplit`.
     callbacks : list, default=None
         skorch callbacks.
-    device : str or torch.device, default="auto"
-        ``"auto"`` is CUDA, else MPS, else the CPU.
+    device : str, torch.device or what `one_fit_per_gpu` gives, default="auto"
+        ``"auto"`` is CUDA, else MPS, else the CPU. With `parallel.one_fit_per_gpu` each fit takes
+        a GPU that no other process has.
     precision : {"float32", "bfloat16"}, default="float32"
         Arithmetic of the members in training. ``"bfloat16"`` (mixed: weights, losses and updates
         stay float32) is for GPUs, where it is faster, and changes the result a little. Attacks
@@ -130,7 +131,7 @@ class EnsembleParameters(BaseEstimator):
         "class_weight": [StrOptions({"balanced"}), dict, None],
         "train_split": [Interval(Real, 0, 1, closed="neither"), callable, None],
         "callbacks": [list, None],
-        "device": [str, torch.device],
+        "device": [str, torch.device, HasMethods(["reserve"])],
         "precision": [StrOptions({"bfloat16", "float32"})],
         "accelerate": [StrOptions({"auto", "none", *TECHNIQUES}), list, tuple, set, frozenset],
         "warm_start": ["boolean"],

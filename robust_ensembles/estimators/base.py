@@ -27,7 +27,12 @@ from ..training import (
     shared,
 )
 from ._batch_size import LARGEST, train_in_memory
-from ._components import resolve_device, resolve_optimizer, resolve_train_split
+from ._components import (
+    reserved_device,
+    resolve_device,
+    resolve_optimizer,
+    resolve_train_split,
+)
 from ._identity import check_same_fit, describe_fit, fit_folder
 from ._inputs import check_classes, check_weights, check_X, resolve_clip_values
 from ._parameters import EnsembleParameters
@@ -151,7 +156,10 @@ class BaseEnsembleClassifier(
         X, y, index = self._check_fit_input(X, y, classes=None, reset=not warm)
         weight = check_weights(self.class_weight, sample_weight, X, y)
         check_same_fit(self, X, index, weight)
-        with self._checkpoints(X, index, weight) as checkpoints:
+        with (
+            self._checkpoints(X, index, weight) as checkpoints,
+            reserved_device(self.device, self.device_ if warm else None),
+        ):
             if not warm:
                 self._initialize(checkpoints.seed if checkpoints else None)
                 if checkpoints:
@@ -194,10 +202,11 @@ class BaseEnsembleClassifier(
         X, y, index = self._check_fit_input(X, y, classes=classes, reset=first)
         weight = check_weights(self.class_weight, sample_weight, X, y)
         check_same_fit(self, X, index, weight)
-        if first:
-            self._initialize()
-            self._before_training(X, index, weight)
-        return self._train_in_memory(X, index, weight, 1)
+        with reserved_device(self.device, None if first else self.device_):
+            if first:
+                self._initialize()
+                self._before_training(X, index, weight)
+            return self._train_in_memory(X, index, weight, 1)
 
     def _check_fit_input(
         self, X: Any, y: Any, *, classes: Any, reset: bool
