@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from ._mode import untouched
 from ._objective import device_of
@@ -64,6 +65,24 @@ class Target:
         return torch.tensor([index[label] for label in labels.tolist()], device=device)
 
 
+def refuse_dataset(X: Any) -> None:
+    """Raise for a data set of torch's.
+
+    Parameters
+    ----------
+    X : object
+
+    Raises
+    ------
+    TypeError
+    """
+    if isinstance(X, Dataset):
+        raise TypeError(
+            f"attacks, scorers and reports take arrays; got {type(X).__name__}. Give a sample of "
+            "the data as an array, such as numpy.stack([dataset[i][0].numpy() for i in chosen])"
+        )
+
+
 def resolve_target(estimator: Any, X: ArrayLike, *, gradient: bool = True) -> Target:
     """Differentiable view of a fitted estimator.
 
@@ -82,9 +101,12 @@ def resolve_target(estimator: Any, X: ArrayLike, *, gradient: bool = True) -> Ta
 
     Raises
     ------
+    TypeError
+        For a data set of torch's.
     NotDifferentiableError
         If a step has no differentiable twin.
     """
+    refuse_dataset(X)
     module = as_torch(estimator)
     if estimator is module:
         return _bare(module, X, gradient)

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .._describe import describe, digest, type_name
-from ..training import check_same, current_ranks, differences
+from ..training import StreamedX, check_same, current_ranks, differences
 from ._parameters import EnsembleParameters
 
 # parameters that say how a fit is run, and not what it computes
-_HOW = {"accelerate", "checkpoint_dir", "device", "verbose"}
+_HOW = {"accelerate", "checkpoint_dir", "device", "num_workers", "verbose"}
 
 
 def describe_fit(
@@ -29,7 +29,8 @@ def describe_fit(
     ----------
     estimator : BaseEnsembleClassifier
         With `classes_`.
-    X : ndarray of shape (n_samples, ...)
+    X : ndarray of shape (n_samples, ...), or StreamedX
+        Of the latter, a few samples stand for all.
     y : int64 ndarray of shape (n_samples,)
         Class indices.
     sample_weight : ndarray of shape (n_samples,) or None
@@ -104,6 +105,8 @@ def _describe(value: Any) -> Any:
 
 
 def _describe_object(value: Any) -> Any:
+    if isinstance(value, StreamedX):
+        return {"shape": list(value.shape), "fingerprint": value.fingerprint()}
     if isinstance(value, np.random.RandomState):
         state = value.get_state(legacy=True)
         return {"type": "RandomState", "state": [_describe(part) for part in state]}

@@ -13,6 +13,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from ..attacks._base import box_excess, check_box
+from ..training import StreamedX
+from ._datasets import check_labels, is_dataset, open_dataset, stream
 
 Box = tuple[float, float]
 
@@ -27,6 +29,7 @@ def check_X(
     estimator : BaseEnsembleClassifier
         Gets `n_features_in_`, `feature_names_in_` and `input_shape_` if `reset`.
     X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
+        Or a `torch.utils.data.Dataset` of such samples.
     y : array-like of shape (n_samples,), default="no_validation"
         As in scikit-learn's `validate_data`: by default there is no y to look at.
     reset : bool
@@ -34,7 +37,7 @@ def check_X(
 
     Returns
     -------
-    X : ndarray of shape (n_samples, *input_shape_), float32 or uint8
+    X : ndarray of shape (n_samples, *input_shape_), float32 or uint8, or StreamedX
     y : ndarray of shape (n_samples,)
         Empty if none was given.
 
@@ -43,6 +46,8 @@ def check_X(
     ValueError, TypeError
         With the shape that was given, those allowed, and how to mend it.
     """
+    if is_dataset(X):
+        return _check_dataset(estimator, X, y, reset=reset)
     shape = _sample_shape(X)
     if shape is not None and len(shape) == 3:
         X = np.asarray(X).reshape(len(X), -1)
@@ -56,6 +61,17 @@ def check_X(
     if X.dtype == np.float64:
         X = _to_float32(X)
     return X.reshape(len(X), *estimator.input_shape_), y
+
+
+def _check_dataset(
+    estimator: Any, dataset: Any, y: Any, *, reset: bool
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Judge a data set by its first sample; the others are checked when they are read."""
+    first, label = open_dataset(dataset)
+    check_X(estimator, first, reset=reset)
+    X: Any = stream(estimator, dataset, first)
+    without = isinstance(y, str) and y == "no_validation"
+    return X, np.empty(0) if without else check_labels(X, y, label)
 
 
 def _sample_shape(X: Any) -> tuple[int, ...] | None:
@@ -109,13 +125,15 @@ def _to_float32(X: NDArray[np.float64]) -> NDArray[np.float32]:
     return X.astype(np.float32)
 
 
-def resolve_clip_values(clip_values: Any, X: NDArray[Any]) -> Box | None:
+def resolve_clip_values(clip_values: Any, X: Any) -> Box | None:
     """The box of the data.
 
     Parameters
     ----------
     clip_values : "auto", tuple of two floats, or None
-    X : ndarray of shape (n_samples, ...)
+    X : ndarray of shape (n_samples, ...), or StreamedX
+        Of the latter only ``"auto"`` reads all samples, unless they are uint8. In an explicit box
+        each must lie when it is read.
 
     Returns
     -------
@@ -128,6 +146,10 @@ def resolve_clip_values(clip_values: Any, X: NDArray[Any]) -> Box | None:
     """
     if clip_values is None or (isinstance(clip_values, str) and X.dtype == np.uint8):
         return None if clip_values is None else (0.0, 1.0)
+    if isinstance(X, StreamedX) and not isinstance(clip_values, str):
+        check_box(clip_values, "estimator")
+        X.box = float(clip_values[0]), float(clip_values[1])
+        return X.box
     scale = 255 if X.dtype == np.uint8 else 1
     low, high = float(X.min()) / scale, float(X.max()) / scale
     if isinstance(clip_values, str):

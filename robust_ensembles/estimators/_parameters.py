@@ -64,6 +64,9 @@ class EnsembleParameters(BaseEstimator):
     device : str, torch.device or what `one_fit_per_gpu` gives, default="auto"
         ``"auto"`` is CUDA, else MPS, else the CPU. With `parallel.one_fit_per_gpu` each fit takes
         a GPU that no other process has.
+    num_workers : int, default=0
+        Processes that read a `torch.utils.data.Dataset` ahead of the training; 0 reads in this
+        one. They never change the result. Arrays need none.
     precision : {"float32", "bfloat16"}, default="float32"
         Arithmetic of the members in training. ``"bfloat16"`` (mixed: weights, losses and updates
         stay float32) is for GPUs, where it is faster, and changes the result a little. Attacks
@@ -79,10 +82,11 @@ class EnsembleParameters(BaseEstimator):
         Folder of this fit alone, where a checkpoint is written after each epoch. ``{fit}`` in it
         stands for a digest of data and parameters: ``"runs/{fit}"`` gives each fit of a search
         its own, so that a search which is interrupted and run again goes on, too. `fit` with the
-        same data and parameters (but `device`, `accelerate` and `verbose`) then goes on from the
-        last one, after an interrupt or a crash, to the same result: on a CPU to the bit. What is
-        finished already is only read. The last two checkpoints are kept, and the best one by
-        ``valid_loss``, or ``train_loss`` if nothing is held back, to which ``best.pt`` is a link:
+        same data and parameters (but `device`, `accelerate`, `num_workers`, `verbose`) then goes
+        on from the last one, after an interrupt or a crash, to the same result: on a CPU to the
+        bit. What is finished already is only read. The last two checkpoints are kept, and the
+        best one by ``valid_loss``, or ``train_loss`` if nothing is held back, to which
+        ``best.pt`` is a link:
         ``torch.load("best.pt", weights_only=True)["modules"]["module"]`` is the state of
         `module_`. Neither with `warm_start` nor for `partial_fit`.
     random_state : int, RandomState instance or None, default=None
@@ -108,6 +112,7 @@ class EnsembleParameters(BaseEstimator):
     train_split: Any = None
     callbacks: list[Any] | None = None
     device: Any = "auto"
+    num_workers: int = 0
     precision: str = "float32"
     accelerate: Any = "auto"
     warm_start: bool = False
@@ -132,6 +137,7 @@ class EnsembleParameters(BaseEstimator):
         "train_split": [Interval(Real, 0, 1, closed="neither"), callable, None],
         "callbacks": [list, None],
         "device": [str, torch.device, HasMethods(["reserve"])],
+        "num_workers": [Interval(Integral, 0, None, closed="left")],
         "precision": [StrOptions({"bfloat16", "float32"})],
         "accelerate": [StrOptions({"auto", "none", *TECHNIQUES}), list, tuple, set, frozenset],
         "warm_start": ["boolean"],

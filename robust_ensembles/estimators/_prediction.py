@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from ..modules import Ensemble, RawInput
 from ..training import EnsembleNet, log_proba, member_log_proba
+from ._datasets import is_dataset
 from ._inputs import check_X
 
 
@@ -21,12 +23,13 @@ class PredictionMixin:
     net_: EnsembleNet
     classes_: NDArray[Any]
 
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
+    def predict(self, X: Any) -> NDArray[Any]:
         """Most probable classes.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
+            Or a `torch.utils.data.Dataset`; for all predictions.
 
         Returns
         -------
@@ -36,7 +39,7 @@ class PredictionMixin:
         labels: NDArray[Any] = self.classes_[winners]
         return labels
 
-    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Mean of the members' probabilities.
 
         Parameters
@@ -50,7 +53,7 @@ class PredictionMixin:
         proba: NDArray[np.float64] = np.exp(self.predict_log_proba(X))
         return proba
 
-    def predict_log_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+    def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
         """Logarithm of the mean of the members' probabilities, which does not underflow.
 
         Parameters
@@ -64,7 +67,7 @@ class PredictionMixin:
         check_is_fitted(self)
         return log_proba(self.as_module(), check_X(self, X, reset=False)[0])
 
-    def member_predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+    def member_predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Probabilities of each member.
 
         Parameters
@@ -79,6 +82,31 @@ class PredictionMixin:
         members = member_log_proba(self.as_module(), check_X(self, X, reset=False)[0])
         proba: NDArray[np.float64] = np.exp(members)
         return proba
+
+    def score(
+        self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None
+    ) -> float:
+        """Accuracy of `predict`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
+            Or a `torch.utils.data.Dataset`.
+        y : array-like of shape (n_samples,), default=None
+            True labels; None are those of a data set.
+        sample_weight : array-like of shape (n_samples,), default=None
+
+        Returns
+        -------
+        score : float
+        """
+        check_is_fitted(self)
+        if y is None:
+            if not is_dataset(X):
+                raise TypeError("score needs y, the true labels, beside an array")
+            y = check_X(self, X, None, reset=False)[1]
+        score: float = accuracy_score(y, self.predict(X), sample_weight=sample_weight)
+        return score
 
     def as_module(self) -> RawInput:
         """The fitted ensemble as a torch module in eval mode, for any attack library.

@@ -117,16 +117,17 @@ class BaseEnsembleClassifier(
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
-        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+        self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None
     ) -> BaseEnsembleClassifier:
         """Train the ensemble.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
-            Floating point, or uint8, which is divided by 255.
-        y : array-like of shape (n_samples,)
-            Class labels.
+            Floating point, or uint8, which is divided by 255. Or a `torch.utils.data.Dataset`
+            with a length, for what does not fit into memory: see the Notes.
+        y : array-like of shape (n_samples,), default=None
+            Class labels. Only a data set may have them in its items, (x, y).
         sample_weight : array-like of shape (n_samples,), default=None
 
         Returns
@@ -150,7 +151,20 @@ class BaseEnsembleClassifier(
             If memory runs out, with a batch size to try. The weights of the finished epochs are
             kept, and the estimator is usable.
         RuntimeError
-            If another process is writing checkpoints to the same folder.
+            If another process is writing checkpoints to the same folder, or one that reads a data
+            set dies; in that case the estimator is usable, trained so far.
+
+        Notes
+        -----
+        A data set is read in batches, by `num_workers` processes, and gives the same result to
+        the bit as an array of its samples would. Its items are (x, y), or x alone beside y. The
+        labels are y, else the attribute ``targets`` (or ``tensors``), else what a pass over the
+        data finds. A first pass is also made by ``clip_values="auto"`` for floating point data,
+        whose range it needs; uint8 and explicit boxes need none, and there a bad sample is found
+        when it is read. The first sample says what shape and type the others must have. What a
+        data set draws from torch's global generator follows from `random_state`; what it draws
+        from others does not. A checkpoint knows a data set by its length, its labels and 16
+        samples.
         """
         warm = self.warm_start and hasattr(self, "net_")
         X, y, index = self._check_fit_input(X, y, classes=None, reset=not warm)
@@ -170,8 +184,8 @@ class BaseEnsembleClassifier(
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(
         self,
-        X: ArrayLike,
-        y: ArrayLike,
+        X: Any,
+        y: ArrayLike | None = None,
         classes: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> BaseEnsembleClassifier:
@@ -180,7 +194,8 @@ class BaseEnsembleClassifier(
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
-        y : array-like of shape (n_samples,)
+            Or a `torch.utils.data.Dataset`, as in `fit`.
+        y : array-like of shape (n_samples,), default=None
         classes : array-like of shape (n_classes,), default=None
             All classes that will ever occur; by default those of the first call.
         sample_weight : array-like of shape (n_samples,), default=None

@@ -21,7 +21,15 @@ from ..losses import (
     log_mean,
     member_cross_entropy,
 )
-from ..training import Checkpoints, PerturbationMemory, TrainingStep, derive_seed, generator, repel
+from ..training import (
+    Checkpoints,
+    PerturbationMemory,
+    StreamedX,
+    TrainingStep,
+    derive_seed,
+    generator,
+    repel,
+)
 from ._adversarial import DiversityMixin
 from ._distilling import DistillationMixin
 from .base import BaseEnsembleClassifier
@@ -119,7 +127,7 @@ class FASTENEnsembleClassifier(DistillationMixin, DiversityMixin, BaseEnsembleCl
         epochs: int,
         checkpoints: Checkpoints | None = None,
     ) -> BaseEnsembleClassifier:
-        data = joblib.hash(X)
+        data = X.fingerprint() if isinstance(X, StreamedX) else joblib.hash(X)
         if not self.n_iter_ or getattr(self, "_memory", (None, None))[0] != data:
             n_copies = self.net_.augmentation.n_copies
             self._memory = data, PerturbationMemory(len(X) * n_copies)

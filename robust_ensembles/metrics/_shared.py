@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..attacks import Attack, as_torch
+from ..attacks._target import refuse_dataset
 from ._robust import correct_mask, robust_mask
 
 Mask = NDArray[np.bool_]
@@ -77,6 +78,7 @@ class SharedMasks:
 
     def _known(self, estimator: Any, X: ArrayLike, y: ArrayLike) -> dict[str, Mask]:
         """The masks of this pass so far."""
+        refuse_dataset(X)
         state = {k: v.cpu().numpy() for k, v in as_torch(estimator).state_dict().items()}
         # steps that learn nothing, such as a FunctionTransformer, obey their parameters at once
         settings = repr(estimator.get_params()) if hasattr(estimator, "get_params") else ""

@@ -13,10 +13,17 @@ from ._layers import feature_layers, features, replaced_output, resolve_layers
 from ._lock import locked
 from ._memory import PerturbationMemory
 from ._net import EnsembleNet
-from ._random import derive_seed, generator, preserve_global_rng, seeded_global_rng
+from ._random import (
+    derive_seed,
+    generator,
+    preserve_global_rng,
+    private_global_rng,
+    seeded_global_rng,
+)
 from ._ranks import check_same, current_ranks, shared
 from ._resume import Checkpoints, differences
 from ._step import Objective, TrainingStep, input_gradients
+from ._streaming import BadSampleError, StreamedX, split_item, to_tensor
 from .augmentation import (
     AugmentationPipeline,
     BatchTransform,
@@ -29,6 +36,7 @@ from .augmentation import (
 __all__ = [
     "TECHNIQUES",
     "AugmentationPipeline",
+    "BadSampleError",
     "Batch",
     "BatchTransform",
     "Checkpoints",
@@ -41,6 +49,7 @@ __all__ = [
     "PerturbationMemory",
     "RandomCrop",
     "RandomHorizontalFlip",
+    "StreamedX",
     "TrainingStep",
     "captured_embedding",
     "check_same",
@@ -58,10 +67,13 @@ __all__ = [
     "log_proba",
     "member_log_proba",
     "preserve_global_rng",
+    "private_global_rng",
     "repel",
     "replaced_output",
     "resolve_acceleration",
     "resolve_layers",
     "seeded_global_rng",
     "shared",
+    "split_item",
+    "to_tensor",
 ]

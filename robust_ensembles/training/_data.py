@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from ._random import derive_seed, generator
+from ._streaming import StreamedX
 from .augmentation import AugmentationPipeline
 
 # the part of a device's free memory that the training set may take
@@ -46,18 +48,18 @@ class EnsembleDataset(Dataset):
 
     Parameters
     ----------
-    X : ndarray of shape (n_samples, ...), float32 or uint8
+    X : ndarray of shape (n_samples, ...), float32 or uint8, or StreamedX
     y : int64 ndarray of shape (n_samples,)
     sample_weight : float32 ndarray of shape (n_samples,), default=None
     """
 
     def __init__(
         self,
-        X: NDArray[Any],
+        X: NDArray[Any] | StreamedX,
         y: NDArray[np.int64],
         sample_weight: NDArray[np.float32] | None = None,
     ) -> None:
-        super().__init__(X, y)
+        super().__init__(X, y, length=len(y))
         self.sample_weight = sample_weight
 
 
@@ -66,11 +68,77 @@ def to_float(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype) / 255 if x.dtype == torch.uint8 else x.to(dtype)
 
 
+class HeldRows:
+    """Samples of an array.
+
+    It moves to an accelerator once, if it takes at most half of the free memory there, else batch
+    by batch.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, ...)
+        May be a read-only memory map: batches are copies.
+    device : torch.device
+    """
+
+    def __init__(self, X: NDArray[Any], device: torch.device) -> None:
+        self.device, self.X = device, X
+        self.on_device: Tensor | None = None
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            if X.nbytes < _RESIDENT_SHARE * free:
+                self.on_device = torch.tensor(X, device=device)
+
+    def batches(
+        self, rows: list[NDArray[np.int64]], where: tuple[Tensor, ...], seed: int
+    ) -> Generator[Tensor, None, None]:
+        """Batches of raw samples on the device.
+
+        Parameters
+        ----------
+        rows : list of int64 ndarray
+            The samples of each batch.
+        where : tuple of int64 Tensor
+            The same, on the device.
+        seed : int
+            Of what reading draws; here nothing.
+
+        Yields
+        ------
+        x : Tensor of shape (n_samples, ...)
+        """
+        for on_host, there in zip(rows, where, strict=True):
+            if self.on_device is None:
+                yield torch.from_numpy(self.X[on_host]).to(self.device)
+            else:
+                yield self.on_device[there]
+
+
+class StreamedRows:
+    """Samples that are read for each batch.
+
+    Parameters
+    ----------
+    X : StreamedX
+    device : torch.device
+    """
+
+    def __init__(self, X: StreamedX, device: torch.device) -> None:
+        self.X, self.device = X, device
+
+    def batches(
+        self, rows: list[NDArray[np.int64]], where: tuple[Tensor, ...], seed: int
+    ) -> Generator[Tensor, None, None]:
+        """Batches of raw samples on the device; see `HeldRows`."""
+        with closing(self.X.batches(rows, seed=seed)) as reading:
+            for x, _ in reading:
+                yield x.to(self.device)
+
+
 class MiniBatches:
     """Mini-batches of a data set, in an order that the epoch determines.
 
-    The arrays move to an accelerator once, if they take at most half of its free memory; else
-    batch by batch. On a CPU batches are copies, so X may be a read-only memory map.
+    Close what iterates over it, to end the processes that read a streamed data set.
 
     Parameters
     ----------
@@ -103,7 +171,11 @@ class MiniBatches:
         self.augmentation, self.epoch = augmentation, 0
         base, self.indices = _base_and_indices(dataset)
         self.batch_size = min(batch_size, self._n_samples)
-        self.X = self._place(np.asarray(base.X))
+        self.n_rows = len(base)
+        streamed = isinstance(base.X, StreamedX)
+        self.source: HeldRows | StreamedRows = (
+            StreamedRows(base.X, device) if streamed else HeldRows(np.asarray(base.X), device)
+        )
         self.y = torch.as_tensor(np.asarray(base.y), device=device)
         weight = base.sample_weight
         self.sample_weight = (
@@ -125,14 +197,16 @@ class MiniBatches:
         # BatchNorm cannot train on a last batch of one sample
         return ends[:-1] if ends and self._n_samples - ends[-1] == 1 else ends
 
-    def __iter__(self) -> Iterator[Batch]:
-        batches = self._stream("")
-        if not self.paired:
-            return batches
-        pairs = zip(batches, self._stream("target "), strict=True)
-        return (batch._replace(x_target=target.x) for batch, target in pairs)
+    def __iter__(self) -> Generator[Batch, None, None]:
+        with closing(self._stream("")) as batches:
+            if not self.paired:
+                yield from batches
+                return
+            with closing(self._stream("target ")) as targets:
+                for batch, target in zip(batches, targets, strict=True):
+                    yield batch._replace(x_target=target.x)
 
-    def _stream(self, prefix: str) -> Iterator[Batch]:
+    def _stream(self, prefix: str) -> Generator[Batch, None, None]:
         """One pass over the data; the prefix names its random streams."""
         order = np.arange(self._n_samples)
         if self.augmentation is not None:
@@ -143,29 +217,23 @@ class MiniBatches:
         copy, position = np.divmod(order, len(self.indices))
         rows = self.indices[position]
         # to the device once, since each transfer makes the host wait
-        parts = (self._to_device(of_all).tensor_split(self._ends) for of_all in (rows, copy))
-        for on_host, where, copies in zip(np.split(rows, self._ends), *parts, strict=True):
-            yield self._batch(on_host, where, copies, noise)
+        where, copies = (
+            torch.from_numpy(of_all).to(self.device).tensor_split(self._ends)
+            for of_all in (rows, copy)
+        )
+        reading_seed = derive_seed(self.seed, f"{prefix}reading", self.epoch)
+        raw = self.source.batches(np.split(rows, self._ends), where, reading_seed)
+        with closing(raw) as batches:
+            for x, there, copy_of in zip(batches, where, copies, strict=True):
+                yield self._batch(x, there, copy_of, noise)
 
-    def _batch(
-        self, rows: NDArray[np.int64], where: Tensor, copy: Tensor, noise: torch.Generator
-    ) -> Batch:
-        """The samples in some rows, which the device knows as `where`."""
-        x = self.X[where] if isinstance(self.X, Tensor) else self._to_device(self.X[rows])
+    def _batch(self, x: Tensor, where: Tensor, copy: Tensor, noise: torch.Generator) -> Batch:
+        """The raw samples from `where`, as they are trained on."""
         x = to_float(x, self.dtype)
         if self.augmentation is not None:
             x = self.augmentation(x, copy, noise)
         weight = None if self.sample_weight is None else self.sample_weight[where]
-        return Batch(x, self.y[where], weight, where + copy * len(self.X))
-
-    def _to_device(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
-
-    def _place(self, X: NDArray[Any]) -> NDArray[Any] | Tensor:
-        if self.device.type != "cuda":
-            return X
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return torch.tensor(X, device=self.device) if X.nbytes < _RESIDENT_SHARE * free else X
+        return Batch(x, self.y[where], weight, where + copy * self.n_rows)
 
 
 def _base_and_indices(dataset: Any) -> tuple[EnsembleDataset, NDArray[np.int64]]:

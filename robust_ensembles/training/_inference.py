@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..attacks._passes import Passes
 from ..modules import Ensemble, RawInput
+from ._streaming import StreamedX
 
 _BATCH_SIZE = 512
 
@@ -21,7 +23,7 @@ def member_log_proba(module: RawInput, X: ArrayLike) -> NDArray[np.float64]:
     Parameters
     ----------
     module : RawInput
-    X : array-like of shape (n_samples, ...)
+    X : array-like of shape (n_samples, ...), or StreamedX
 
     Returns
     -------
@@ -48,13 +50,15 @@ def log_proba(module: RawInput, X: ArrayLike) -> NDArray[np.float64]:
     return result
 
 
-def _batches(X: Any) -> list[Tensor]:
+def _batches(X: Any) -> Iterable[Tensor]:
+    if isinstance(X, StreamedX):
+        return X.in_order(_BATCH_SIZE)
     if isinstance(X, Tensor):
-        return list(X.split(_BATCH_SIZE))
+        return X.split(_BATCH_SIZE)
     array = np.asarray(X)
     starts = range(0, len(array), _BATCH_SIZE)
     # copies: X may be a read-only memory map
-    return [torch.from_numpy(array[i : i + _BATCH_SIZE].copy()) for i in starts]
+    return (torch.from_numpy(array[i : i + _BATCH_SIZE].copy()) for i in starts)
 
 
 class Answers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -222,11 +223,12 @@ class EnsembleNet(Answers, NeuralNetClassifier):
             self.last_good_.protect(meter, training=training),
         ):
             self._begin_epoch(epoch, training)
-            for number, batch in enumerate(iterator):
-                pair = batch.x, batch.y
-                self.notify("on_batch_begin", batch=pair, training=training)
-                step = step_fn(batch, number=number, meter=meter)
-                self.notify("on_batch_end", batch=pair, training=training, **step)
+            with closing(iter(iterator)) as batches:
+                for number, batch in enumerate(batches):
+                    pair = batch.x, batch.y
+                    self.notify("on_batch_begin", batch=pair, training=training)
+                    step = step_fn(batch, number=number, meter=meter)
+                    self.notify("on_batch_end", batch=pair, training=training, **step)
             meter.write(self.history)
             if training:
                 self.last_good_.check(epoch)

@@ -5,6 +5,7 @@ attacks, layers such as dropout) is seeded anew for each epoch from the fit's se
 epoch draws the same numbers whether or not the fit was interrupted before it.
 """
 
+import os
 import threading
 import zlib
 from collections.abc import Iterator
@@ -72,6 +73,31 @@ class _GlobalState:
 
 _GLOBAL_STATE = _GlobalState()
 preserve_global_rng = _GLOBAL_STATE.preserved
+
+
+def _renew_lock() -> None:
+    _GLOBAL_STATE.lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # a thread that has no twin in the child may hold the lock
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+@contextmanager
+def private_global_rng(seed: int) -> Iterator[None]:
+    """Let torch's global generator of the CPU draw other numbers within the block, unnoticed.
+
+    Parameters
+    ----------
+    seed : int
+    """
+    with _GLOBAL_STATE.lock:
+        state = torch.get_rng_state()
+        torch.default_generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            torch.set_rng_state(state)
 
 
 def reseed_global_rng(seed: int) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from ...attacks import PGD, Attack, as_torch, resolve_target
 from ...attacks._balls import Box
 from ...attacks._base import box_excess
+from ...attacks._target import refuse_dataset
 from ...exceptions import NotDifferentiableError
 from ...metrics import attack_from_name, robust_scoring
 from ...metrics._robust import check_untargeted
@@ -65,6 +66,7 @@ def named_attacks(attacks: Any, threat: Limits, surrogate: Any = None) -> dict[s
 
 def check_data(X: ArrayLike, y: ArrayLike, n_sanity: int) -> None:
     """Raise for data that cannot be measured on."""
+    refuse_dataset(X)
     check_consistent_length(X, y)
     values = np.asarray(X)
     if not len(values):
