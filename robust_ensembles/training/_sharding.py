@@ -76,7 +76,8 @@ def sharded(module: Ensemble) -> Iterator[None]:
 
 def _sharded_forward(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     ranks = current_ranks()
-    assert ranks is not None
+    if ranks is None or not len(x):  # nothing to share out
+        return forward(x)
     with running(Share(len(x), ranks)) as share:
         return share.give(forward(_LAST.get().take(share, x)))
 
