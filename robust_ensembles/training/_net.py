@@ -28,6 +28,7 @@ from ._sharding import sharded, sum_gradients
 from ._snapshot import LastGood
 from ._static_step import ReplayedStep, replayed_steps
 from ._step import Objective, TrainingStep
+from ._streaming import death_of_a_reader_explained
 from ._termination import drop_unfinished_epoch, stopped_by_sigterm, stopped_early
 from .augmentation import AugmentationPipeline
 
@@ -223,7 +224,7 @@ class EnsembleNet(Answers, NeuralNetClassifier):
             self.last_good_.protect(meter, training=training),
         ):
             self._begin_epoch(epoch, training)
-            with closing(iter(iterator)) as batches:
+            with death_of_a_reader_explained(), closing(iter(iterator)) as batches:
                 for number, batch in enumerate(batches):
                     pair = batch.x, batch.y
                     self.notify("on_batch_begin", batch=pair, training=training)

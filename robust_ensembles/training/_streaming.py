@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from ._random import derive_seed, private_global_rng
 _CHUNK = 256
 # samples that tell one data set from another
 _PROBES = 16
+# how torch begins to tell of a process that has died
+_DEATH = "DataLoader worker (pid"
 
 Read = tuple[Tensor, list[Any]]
 
@@ -83,18 +85,20 @@ class StreamedX(Dataset[Tensor]):
     def _extremes(self) -> tuple[float, float]:
         if self._range is None:
             low, high = math.inf, -math.inf
-            for x, _ in self._pass():
-                low, high = min(low, float(x.min())), max(high, float(x.max()))
+            with death_of_a_reader_explained(), closing(self._pass()) as batches:
+                for x, _ in batches:
+                    low, high = min(low, float(x.min())), max(high, float(x.max()))
             self._range = low, high
         return self._range
 
     def labels(self) -> list[Any]:
         """The label of each sample, by a pass over the data."""
-        return [label for _, labels in self._pass() for label in labels]
+        with death_of_a_reader_explained(), closing(self._pass()) as batches:
+            return [label for _, labels in batches for label in labels]
 
     def in_order(self, size: int) -> Iterator[Tensor]:
         """All samples, in batches of a size."""
-        with closing(self._pass(size)) as batches:
+        with death_of_a_reader_explained(), closing(self._pass(size)) as batches:
             yield from (x for x, _ in batches)
 
     def _pass(self, size: int = _CHUNK) -> Generator[Read, None, None]:
@@ -140,7 +144,7 @@ class StreamedX(Dataset[Tensor]):
         )
         reading = iter(loader)
         try:
-            for outcome in self._survived(reading):
+            for outcome in self._outcomes(reading):
                 if isinstance(outcome, Exception):
                     raise outcome
                 yield outcome
@@ -148,29 +152,19 @@ class StreamedX(Dataset[Tensor]):
             if hasattr(reading, "_shutdown_workers"):
                 reading._shutdown_workers()  # now, and not when an exception is forgotten
 
-    def _survived(self, reading: Iterator[Any]) -> Iterator[Any]:
-        """What is read, with plain words for the end of a process."""
+    def _outcomes(self, reading: Iterator[Any]) -> Iterator[Any]:
+        """What is read, with one error for the end of a process."""
         while True:
             try:
                 outcome = next(reading)
             except StopIteration:
                 return
-            except (RuntimeError, OSError, EOFError) as error:
-                if not self._tells_of_a_death(error):
+            except (OSError, EOFError) as error:
+                # errors inside a process begin with "Caught"; this is a connection that broke
+                if self.num_workers == 0 or str(error).startswith("Caught"):
                     raise
-                raise RuntimeError(
-                    f"a process that reads the data has died (num_workers={self.num_workers}): "
-                    f"{error}. What was trained so far is kept. It may have been out of memory "
-                    "(take fewer workers), or out of shared memory (/dev/shm); with "
-                    "num_workers=0 an error in the data set shows itself"
-                ) from error
+                raise RuntimeError(f"{_DEATH}?) is gone: {error!r}") from error
             yield outcome
-
-    def _tells_of_a_death(self, error: Exception) -> bool:
-        if isinstance(error, RuntimeError):
-            return "DataLoader worker (pid" in str(error)
-        # a connection that broke; errors inside a process begin with "Caught"
-        return self.num_workers > 0 and not str(error).startswith("Caught")
 
     def read(self, indices: Sequence[int]) -> Read:
         """Read some samples, here and now; see `batches`."""
@@ -214,6 +208,28 @@ class StreamedX(Dataset[Tensor]):
         with private_global_rng(0):
             hashed.update(self.read(probed.tolist())[0].contiguous().numpy().data)
         return hashed.hexdigest()
+
+
+@contextmanager
+def death_of_a_reader_explained() -> Iterator[None]:
+    """Say in plain words that a process that reads has died.
+
+    torch raises that wherever the main thread is at that moment.
+
+    Raises
+    ------
+    RuntimeError
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if _DEATH not in str(error):
+            raise
+        raise RuntimeError(
+            f"a process that reads the data has died: {error}. What was trained so far is kept. "
+            "It may have been out of memory (take a smaller num_workers) or of shared memory "
+            "(/dev/shm); with num_workers=0 an error in the data set shows itself"
+        ) from error
 
 
 class BadSampleError(ValueError):
