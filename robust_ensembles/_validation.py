@@ -1,8 +1,13 @@
-"""Messages for bad input that are worded alike everywhere."""
+"""Checks of input, and messages for bad input, that are alike everywhere."""
 
+import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 
 def one_of(value: Any, allowed: Iterable[str], what: str) -> None:
@@ -20,8 +25,139 @@ def one_of(value: Any, allowed: Iterable[str], what: str) -> None:
     ValueError
     """
     names = list(allowed)
-    if value in names:
+    if isinstance(value, str) and value in names:
         return
     near = get_close_matches(str(value), names, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"{what} must be one of {names}; got {value!r}.{hint}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, below 2**63 in size; truth values are none.
+
+    Parameters
+    ----------
+    value : object
+
+    Returns
+    -------
+    is_number : bool
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return False
+    # what torch has a type for, and a float32 for its square; not so NaN
+    return bool(abs(int(value) if isinstance(value, np.integer) else value) < 2**63)
+
+
+def check_number(value: Any, what: str, low: float, high: float = math.inf) -> None:
+    """Raise a ValueError unless `value` is a finite number from `low` to `high`.
+
+    Parameters
+    ----------
+    value : object
+    what : str
+        What the value is, for the message.
+    low, high : float
+
+    Raises
+    ------
+    ValueError
+    """
+    if not is_number(value) or not low <= value <= high:
+        limits = f">= {low:g}, below 2**63" if high == math.inf else f"from {low:g} to {high:g}"
+        raise ValueError(f"{what} must be a finite number {limits}; got {value!r}")
+
+
+def check_count(value: Any, what: str) -> None:
+    """Raise a ValueError unless `value` is a whole number from 1.
+
+    Parameters
+    ----------
+    value : object
+    what : str
+        What the value is, for the message.
+
+    Raises
+    ------
+    ValueError
+    """
+    if not is_number(value) or not isinstance(value, int | np.integer):
+        raise ValueError(f"{what} must be a whole number, at least 1; got {value!r}")
+    if value < 1:
+        raise ValueError(f"{what} must be at least 1; got {value!r}")
+
+
+def check_flag(value: Any, what: str) -> None:
+    """Raise a ValueError unless `value` is True or False.
+
+    Parameters
+    ----------
+    value : object
+    what : str
+        What the value is, for the message.
+
+    Raises
+    ------
+    ValueError
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{what} must be True or False; got {value!r}")
+
+
+def without_graph(value: Any, what: str) -> Any:
+    """Give what NumPy takes: a tensor's numbers as an array, everything else as it is.
+
+    Parameters
+    ----------
+    value : object
+        A tensor may be on any device, and may require a gradient.
+    what : str
+        What the value is, for the message.
+
+    Returns
+    -------
+    value : object
+
+    Raises
+    ------
+    TypeError
+        For a tensor that has no numbers, or none that NumPy knows.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    if value.is_meta or value.layout != torch.strided:
+        kind = "on the meta device" if value.is_meta else f"of layout {value.layout}"
+        raise TypeError(
+            f"{what} is a tensor {kind}; give a dense one that holds numbers, or an array"
+        )
+    value = value.detach().cpu()
+    try:
+        return value.resolve_conj().resolve_neg().numpy()
+    except TypeError:  # bfloat16 and smaller
+        return value.float().numpy()
+
+
+def as_array(value: Any, what: str) -> Any:
+    """Give an array of any type and shape, or say that there is none.
+
+    Parameters
+    ----------
+    value : array-like
+    what : str
+        What the value is, for the message.
+
+    Returns
+    -------
+    array : ndarray
+
+    Raises
+    ------
+    ValueError, TypeError
+        For rows of different lengths, and for a tensor without numbers.
+    """
+    try:
+        return np.asarray(without_graph(value, what))
+    except ValueError as error:
+        raise ValueError(
+            f"{what} is no array: {error}. Are all its rows of the same length?"
+        ) from error

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from numbers import Real
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from .._validation import is_number
 from ._balls import Ball, L1Ball, per_sample
 from ._margins import targeted_dlr
 from ._momentum import End, MomentumAttack, Walk, WalkState
@@ -93,7 +93,7 @@ class APGD(MomentumAttack):
     def _validate(self) -> None:
         super()._validate()
         name = type(self).__name__
-        if not (isinstance(self.rho, Real) and 0 < self.rho <= 1):
+        if not (is_number(self.rho) and 0 < self.rho <= 1):
             raise ValueError(f"{name}: rho must be above 0 and at most 1; got {self.rho!r}")
 
 

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
+from ._balls import Box
 from ._target import resolve_target
 
 
@@ -50,8 +51,11 @@ class Attack(BaseEstimator, ABC):
 
         Raises
         ------
-        ValueError
-            For parameters out of range, X outside the box, NaN, or lengths that differ.
+        TypeError, ValueError
+            For parameters out of range, X outside the box, NaN, lengths that differ, labels that
+            the module has no output for, or X that it does not take.
+        FloatingPointError
+            If the module's gradients are NaN or infinite.
         """
 
     def generate(self, estimator: Any, X: ArrayLike, y: ArrayLike) -> NDArray[Any]:
@@ -96,6 +100,11 @@ class Attack(BaseEstimator, ABC):
         ValueError
             If another model that the attack uses was trained on other labels.
         """
+
+    def _box(self, module: nn.Module) -> Box | None:
+        """The box that X must lie in."""
+        own: Box | None = getattr(self, "clip_values", None)
+        return getattr(module, "clip_values", None) if own is None else own
 
     @abstractmethod
     def _validate(self) -> None:

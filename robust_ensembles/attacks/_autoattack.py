@@ -12,6 +12,7 @@ from .._validation import one_of
 from ._apgd import APGD, TargetedAPGD
 from ._attack import Attack
 from ._balls import Box
+from ._checks import check_batch
 from ._combined import WorstCase
 from ._fab import FAB
 from ._mora import MORA
@@ -60,6 +61,7 @@ class Cascade(Attack):
     ) -> Tensor:
         """Adversarial examples for a torch module; see `Attack`."""
         self._validate()
+        y = check_batch(module, X, y, self._box(module))
         worst = WorstCase(self.attacks(count_members(module, X)))
         return worst(module, X, y, stop_when_broken=stop_when_broken)
 

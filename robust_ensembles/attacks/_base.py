@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any, ClassVar
+from numbers import Integral
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._validation import one_of
+from .._validation import check_count, check_flag, is_number, one_of
 from ._attack import Attack
 from ._balls import NORMS, Ball, Box
+from ._checks import check_batch, check_box
 from ._fast_eval import FastEval
 from ._margins import AGGREGATIONS, LOSSES
 from ._mode import untouched
 from ._objective import Objective, device_of
 from ._passes import Passes
 
-# X may lie this part of the box's size outside it: what float32 does to a scaled image
-_BOX_TOLERANCE = 1e-6
 # values of X attacked together, whatever the batch size: few large batches late in an attack, when
 # most samples are broken, instead of many small ones
 _BLOCK = 2**22
@@ -68,6 +67,8 @@ class BoundedAttack(Attack):
     _norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     # parameters that count something, and must be at least 1
     _counts: ClassVar[tuple[str, ...]] = ("batch_size",)
+    # parameters that are True or False
+    _flags: ClassVar[tuple[str, ...]] = ("targeted",)
 
     eps: float = 8 / 255
     norm: str = "linf"
@@ -83,10 +84,8 @@ class BoundedAttack(Attack):
     ) -> Tensor:
         """Adversarial examples for a torch module; see `Attack`."""
         self._validate()
-        box = self.clip_values
-        if box is None:
-            box = getattr(module, "clip_values", None)
-        _check_batch(X, y, box)
+        box = self._box(module)
+        y = check_batch(module, X, y, box)
         seed = self._seed()
         device = device_of(module, X.device)
         results = []
@@ -177,9 +176,10 @@ class BoundedAttack(Attack):
 
     def _validate(self) -> None:
         name = type(self).__name__
-        if not isinstance(self.eps, Real) or not 0 <= self.eps < float("inf"):
+        if not is_number(self.eps) or self.eps < 0:
             raise ValueError(
-                f"{name}: eps must be a finite number >= 0, in the units of X; got {self.eps!r}"
+                f"{name}: eps must be a finite number >= 0, below 2**63, in the units of X; "
+                f"got {self.eps!r}"
             )
         one_of(self.norm, self._norms, f"{name}: norm")
         one_of(self.loss, LOSSES, f"{name}: loss")
@@ -188,47 +188,13 @@ class BoundedAttack(Attack):
         if self.clip_values is not None:
             check_box(self.clip_values, name)
         for parameter in self._counts:
-            count = getattr(self, parameter)
-            if count < 1:
-                raise ValueError(f"{name}: {parameter} must be at least 1; got {count!r}")
-
-
-def check_box(clip_values: Any, owner: str) -> None:
-    """Raise unless `clip_values` is a pair (low, high) of numbers with low < high."""
-    try:
-        low, high = clip_values
-        valid = bool(low < high)
-    except (TypeError, ValueError):
-        valid = False
-    if not valid:
-        raise ValueError(
-            f"{owner}: clip_values must be a pair (low, high) with low < high, such as (0, 1); "
-            f"got {clip_values!r}"
-        )
-
-
-def box_excess(low: float, high: float, box: Box) -> float:
-    """How far values from low to high lie outside a box; 0 within the tolerance of rounding."""
-    excess = max(box[0] - low, high - box[1])
-    return excess if excess > _BOX_TOLERANCE * max(1.0, abs(box[0]), abs(box[1])) else 0.0
-
-
-def _check_batch(X: Tensor, y: Tensor, box: Box | None) -> None:
-    if X.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"X must be float32 or float64; got {X.dtype}. Convert it with X.float(); scale "
-            "images to [0, 1] first."
-        )
-    if len(X) != len(y):
-        raise ValueError(f"X has {len(X)} samples but y has {len(y)} labels")
-    if not torch.isfinite(X).all():
-        raise ValueError("X contains NaN or infinity; remove or impute these samples first")
-    if box is not None and len(X):
-        low, high = float(X.min()), float(X.max())
-        excess = box_excess(low, high, box)
-        if excess:
+            check_count(getattr(self, parameter), f"{name}: {parameter}")
+        for parameter in self._flags:
+            check_flag(getattr(self, parameter), f"{name}: {parameter}")
+        if self.random_state is not None and not (
+            isinstance(self.random_state, Integral) and is_number(self.random_state)
+        ):
             raise ValueError(
-                f"X lies up to {excess:.3g} outside clip_values={box}: it spans "
-                f"[{low:.4g}, {high:.4g}]. Give the box that the raw data live in, or move the "
-                "scaling of X into the module or a Pipeline."
+                f"{name}: random_state must be a whole number of 64 bits or None; got "
+                f"{self.random_state!r}"
             )

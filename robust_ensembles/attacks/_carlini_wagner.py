@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .._validation import check_number, is_number
 from ._balls import Box
 from ._margins import aggregate, cw_margin, member_logits
 from ._nearest import MinimumNormAttack, Nearest
@@ -110,8 +111,9 @@ class CarliniWagnerL2(MinimumNormAttack):
             raise ValueError(
                 f"CarliniWagnerL2 measures in norm='l2'; got {self.norm!r}. FAB takes 'linf' too"
             )
+        check_number(self.confidence, "CarliniWagnerL2: confidence", 0)
         for parameter in ("initial_const", "lr"):
-            if not getattr(self, parameter) > 0:
+            if not (is_number(getattr(self, parameter)) and getattr(self, parameter) > 0):
                 raise ValueError(
                     f"CarliniWagnerL2: {parameter} must be positive; "
                     f"got {getattr(self, parameter)!r}"

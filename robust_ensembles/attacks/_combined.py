@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ._attack import Attack
-from ._balls import Ball
+from ._balls import Ball, Box
 from ._base import BoundedAttack
+from ._checks import check_batch
 from ._noise import RESTART_SHIFT
 from ._objective import Objective, is_broken
 
@@ -85,11 +86,15 @@ class WorstCase(Attack):
     ) -> Tensor:
         """Adversarial examples for a torch module; see `Attack`."""
         self._validate()
+        y = check_batch(module, X, y, self._box(module))
         if not stop_when_broken:
             raise ValueError("WorstCase needs stop_when_broken=True: it looks at every decision")
         makers = [partial(attack, module) for attack in self.attacks]
         everyone = torch.arange(len(X), device=X.device)
         return first_success(makers, module, X, y, everyone, targeted=self.targeted)
+
+    def _box(self, module: nn.Module) -> Box | None:
+        return self.attacks[0]._box(module)
 
     def check_classes(self, classes: NDArray[Any]) -> None:
         """Ask each of the attacks; see `Attack`."""
@@ -97,8 +102,11 @@ class WorstCase(Attack):
             attack.check_classes(classes)
 
     def _validate(self) -> None:
-        if not self.attacks:
-            raise ValueError("WorstCase needs at least one attack: WorstCase([FGSM(), PGD()])")
+        if not isinstance(self.attacks, Sequence) or not self.attacks:
+            raise ValueError(
+                "WorstCase needs a list of attacks, with one at least: WorstCase([FGSM(), PGD()]); "
+                f"got {self.attacks!r}"
+            )
         for attack in self.attacks:
             if not isinstance(attack, Attack):
                 raise TypeError(f"WorstCase: {attack!r} is no attack of robust_ensembles.attacks")

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .._validation import check_number
 from ._ascent import check_finite
 from ._balls import Ball, per_sample
 from ._hyperplane import project_onto_hyperplane
@@ -81,5 +82,4 @@ class DeepFool(MinimumNormAttack):
 
     def _validate(self) -> None:
         super()._validate()
-        if self.overshoot < 0:
-            raise ValueError(f"DeepFool: overshoot must be at least 0; got {self.overshoot!r}")
+        check_number(self.overshoot, "DeepFool: overshoot", 0)

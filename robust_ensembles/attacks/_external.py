@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -55,6 +56,8 @@ class External(BoundedAttack):
     >>> attack = External(function=gray, eps=0.5)
     """
 
+    _flags: ClassVar[tuple[str, ...]] = (*BoundedAttack._flags, "seed_everything")
+
     function: Callable[[nn.Module, Tensor, Tensor], Any]
     eps: float = 8 / 255
     seed_everything: bool = True
@@ -75,8 +78,8 @@ class External(BoundedAttack):
             with torch.random.fork_rng(devices, enabled=self.seed_everything), torch.enable_grad():
                 if self.seed_everything:
                     torch.manual_seed(seed)
-                made = torch.as_tensor(self.function(deployed, x.clone(), y))
-            return (self._checked_shape(made.detach().to(x), x),)
+                made = self.function(deployed, x.clone(), y)
+            return (self._checked_shape(made, x),)
 
         result = x.clone()
         made = objective.passes.map(make, x[active], y[active])[0]
@@ -87,7 +90,13 @@ class External(BoundedAttack):
         return False  # the function may copy the module, or look into it
 
     @staticmethod
-    def _checked_shape(made: Tensor, x: Tensor) -> Tensor:
+    def _checked_shape(made: Any, x: Tensor) -> Tensor:
+        if not isinstance(made, Tensor | np.ndarray):
+            raise ValueError(
+                f"External: the function returned a {type(made).__name__}; it must return a "
+                "tensor or an array"
+            )
+        made = torch.as_tensor(made).detach().to(x)
         if made.shape != x.shape:
             raise ValueError(
                 f"External: the function returned shape {tuple(made.shape)} for x of shape "

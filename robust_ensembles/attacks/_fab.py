@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .._validation import check_number
 from ._ascent import check_finite
 from ._balls import Ball, per_sample
 from ._hyperplane import project_onto_hyperplane
@@ -61,6 +62,12 @@ class FAB(MinimumNormAttack):
     eta: float = 1.05
     alpha_max: float = 0.1
     beta: float = 0.9
+
+    def _validate(self) -> None:
+        super()._validate()
+        check_number(self.eta, "FAB: eta", 0)
+        check_number(self.alpha_max, "FAB: alpha_max", 0, 1)
+        check_number(self.beta, "FAB: beta", 0, 1)
 
     def _search(self, objective: Objective, nearest: Nearest, y: Tensor, seed: int) -> None:
         classes = likeliest_wrong_classes(objective, nearest.x, y, self.n_target_classes)

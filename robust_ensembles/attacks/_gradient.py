@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Real
 from typing import ClassVar
 
 from torch import Tensor
 
+from .._validation import check_number, is_number
 from ._ascent import Steps, ascend
 from ._balls import Ball
 from ._base import BoundedAttack
@@ -39,6 +39,7 @@ class GradientAttack(BoundedAttack):
     random_start: bool = True
 
     _counts: ClassVar[tuple[str, ...]] = (*BoundedAttack._counts, "n_steps", "n_restarts")
+    _flags: ClassVar[tuple[str, ...]] = (*BoundedAttack._flags, "random_start")
     _relative_step: ClassVar[float] = 1 / 4
 
     def _steps(self) -> Steps:
@@ -69,9 +70,7 @@ class GradientAttack(BoundedAttack):
     def _validate(self) -> None:
         super()._validate()
         name = type(self).__name__
-        if self.step_size is not None and not (
-            isinstance(self.step_size, Real) and 0 < self.step_size < float("inf")
-        ):
+        if self.step_size is not None and not (is_number(self.step_size) and self.step_size > 0):
             raise ValueError(f"{name}: step_size must be positive or None; got {self.step_size!r}")
         if self.n_restarts > 1 and not self.random_start:
             raise ValueError(
@@ -146,8 +145,7 @@ class MIM(BIM):
 
     def _validate(self) -> None:
         super()._validate()
-        if not 0 <= self.decay < float("inf"):
-            raise ValueError(f"MIM: decay must be a finite number >= 0; got {self.decay!r}")
+        check_number(self.decay, "MIM: decay", 0)
 
 
 @dataclass(kw_only=True, repr=False, eq=False)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._validation import check_number
 from ._balls import Ball
 from ._momentum import FIRST_STEP, MomentumAttack, Walk, WalkState
 from ._objective import Objective
@@ -106,8 +107,10 @@ class MORA(MomentumAttack):
 
     def _validate(self) -> None:
         super()._validate()
-        if not self.shares or not all(0 <= share <= 1 for share in self.shares):
-            raise ValueError(f"MORA: shares must be numbers from 0 to 1; got {self.shares!r}")
+        if not isinstance(self.shares, Sequence) or not self.shares:
+            raise ValueError(f"MORA: shares must be a list of numbers; got {self.shares!r}")
+        for share in self.shares:
+            check_number(share, "MORA: each of shares", 0, 1)
         if self.targeted or self.aggregation != "mean_proba":
             raise ValueError(
                 "MORA mixes the members itself and is untargeted: leave aggregation and targeted "

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from .._validation import is_number
 from ._balls import Ball
 from ._base import BoundedAttack
 from ._noise import sample_keys, stream
@@ -114,7 +114,7 @@ class Square(BoundedAttack):
 
     def _validate(self) -> None:
         super()._validate()
-        if not (isinstance(self.p_init, Real) and 0 < self.p_init <= 1):
+        if not (is_number(self.p_init) and 0 < self.p_init <= 1):
             raise ValueError(f"Square: p_init must be above 0 and at most 1; got {self.p_init!r}")
 
 

@@ -11,9 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from .._validation import as_array
+from ._checks import check_finite_values
 from ._mode import untouched
 from ._objective import device_of
 from ._twins import as_torch, check_differentiable
+
+_CHECKED_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,11 @@ class Target:
 
     def tensor(self, X: ArrayLike) -> Tensor:
         """Raw X as a floating point tensor on the module's device."""
-        array = np.asarray(X)
+        array = as_array(X, "X")
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"X must be numbers; got an array of {array.dtype}")
+        if array.ndim < 2:
+            raise ValueError(f"X must have shape (n_samples, n_features, ...); got {array.shape}")
         if array.dtype == np.uint8 and self.scales_uint8:
             array = array.astype(np.float32) / np.float32(255)
         elif array.dtype != np.float32:
@@ -49,11 +57,15 @@ class Target:
         if device.type == "mps":
             array = array.astype(np.float32)
         # a copy: X may be a read-only memory map
-        return torch.tensor(array, device=device, dtype=self.dtype)
+        x = torch.tensor(array, device=device, dtype=self.dtype)
+        check_finite_values(x)
+        return x
 
     def encode(self, y: ArrayLike) -> Tensor:
         """Labels as class indices."""
-        labels = np.asarray(y)
+        labels = as_array(y, "y")
+        if labels.ndim != 1:
+            raise ValueError(f"y must have shape (n_samples,); got {labels.shape}")
         index = {label: i for i, label in enumerate(self.classes.tolist())}
         unknown = sorted({str(label) for label in labels.tolist() if label not in index})
         if unknown:
@@ -121,7 +133,7 @@ def _bare(module: nn.Module, X: Any, gradient: bool) -> Target:
     """A module that comes without an estimator."""
     dtype = next((p.dtype for p in module.parameters()), None)
     target = Target(module, np.empty(0), scales_uint8=True, dtype=dtype)
-    rows = target.tensor(np.asarray(X)[:32])
+    rows = target.tensor(np.atleast_1d(as_array(X, "X"))[:_CHECKED_ROWS])
     with untouched(module):
         if gradient:
             check_differentiable(module, module, rows)
@@ -132,4 +144,8 @@ def _bare(module: nn.Module, X: Any, gradient: bool) -> Target:
 
 def _first_rows(target: Target, X: Any) -> Any:
     """Enough of X to check with: as the module takes it, unless columns have names."""
-    return X if hasattr(X, "iloc") else target.tensor(np.asarray(X)[:32])
+    if hasattr(X, "iloc"):
+        target.tensor(X.iloc[:_CHECKED_ROWS])
+        return X
+    # not an array of one number, which has no rows
+    return target.tensor(np.atleast_1d(as_array(X, "X"))[:_CHECKED_ROWS])

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ._attack import Attack
+from ._balls import Box
 from ._base import BoundedAttack
+from ._checks import check_batch
 from ._combined import first_success
 from ._gradient import PGD
 from ._objective import device_of, is_broken
@@ -75,6 +77,9 @@ class Transfer(Attack):
     def _given(self) -> list[Any]:
         return list(self.surrogate) if isinstance(self.surrogate, Sequence) else [self.surrogate]
 
+    def _box(self, module: nn.Module) -> Box | None:
+        return self.attacks()[0]._box(module)
+
     def check_classes(self, classes: NDArray[Any]) -> None:
         """Raise if a surrogate was trained on other labels than the target; see `Attack`."""
         for one in self._given():
@@ -108,6 +113,7 @@ class Transfer(Attack):
         self._validate()
         if not stop_when_broken:
             raise ValueError("Transfer needs stop_when_broken=True: it looks at every decision")
+        y = check_batch(module, X, y, self._box(module))
         surrogates = self.surrogates()
         for surrogate in surrogates:
             refuse_target(surrogate, module)
@@ -119,6 +125,10 @@ class Transfer(Attack):
         return [partial(_on_surrogate, m, a) for m in surrogates for a in self.attacks()]
 
     def _validate(self) -> None:
+        if not isinstance(self.attack, Attack | Sequence | None):
+            raise TypeError(
+                f"Transfer: attack must be an attack or a list of some; got {self.attack!r}"
+            )
         attacks = self.attacks()
         if not attacks or (isinstance(self.surrogate, Sequence) and not self.surrogate):
             raise ValueError("Transfer needs a surrogate and an attack at least")

@@ -12,7 +12,9 @@ from sklearn.utils import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
-from ..attacks._base import box_excess, check_box
+from .._validation import as_array, without_graph
+from ..attacks._checks import box_excess, check_box
+from ..modules._common import check_input_shape
 from ..training import StreamedX
 from ._datasets import check_labels, is_dataset, open_dataset, stream
 
@@ -48,13 +50,15 @@ def check_X(
     """
     if is_dataset(X):
         return _check_dataset(estimator, X, y, reset=reset)
+    X, y = without_graph(X, "X"), without_graph(y, "y")
     shape = _sample_shape(X)
     if shape is not None and len(shape) == 3:
-        X = np.asarray(X).reshape(len(X), -1)
+        X = np.asarray(X).reshape(len(X), math.prod(shape))
     dtypes = [np.float32, np.float64, np.uint8]
     if not reset and shape is not None:
         _compare_shape(estimator, shape)
-    checked = validate_data(estimator, X, y, reset=reset, dtype=dtypes)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
+        checked = validate_data(estimator, X, y, reset=reset, dtype=dtypes)
     X, y = checked if isinstance(checked, tuple) else (checked, np.empty(0))
     if reset:
         estimator.input_shape_ = _resolve_input_shape(estimator.input_shape, shape, X.shape[1])
@@ -77,7 +81,7 @@ def _check_dataset(
 def _sample_shape(X: Any) -> tuple[int, ...] | None:
     """Shape of one sample of an array; None where scikit-learn's own check has to judge."""
     if not hasattr(X, "shape"):
-        X = np.asarray(X) if isinstance(X, (list, tuple)) else X
+        X = as_array(X, "X") if isinstance(X, (list, tuple)) else X
     shape = tuple(getattr(X, "shape", ()))
     if len(shape) < 2:
         return None
@@ -104,7 +108,7 @@ def _resolve_input_shape(
 ) -> tuple[int, ...]:
     if wanted is None:
         return shape or (n_features,)
-    wanted = tuple(int(size) for size in wanted)
+    wanted = check_input_shape(wanted, owner="input_shape")
     if shape is not None and len(shape) == 3 and shape != wanted:
         raise ValueError(f"input_shape={wanted} but X has samples of shape {shape}")
     if math.prod(wanted) != n_features:
@@ -191,22 +195,43 @@ def check_classes(estimator: Any, y: NDArray[Any], *, classes: Any, reset: bool)
     index : int64 ndarray of shape (n_samples,)
     """
     check_classification_targets(y)
+    if classes is not None:
+        classes = _distinct(classes)
     if reset:
-        found = np.unique(y if classes is None else np.asarray(classes))
+        found = np.unique(y) if classes is None else classes
         if len(found) < 2:
             raise ValueError(
                 f"y holds {len(found)} class ({found.tolist()}); a classifier needs 2 or more"
             )
         estimator.classes_ = found
-    elif classes is not None and not np.array_equal(np.unique(classes), estimator.classes_):
+    elif classes is not None and not np.array_equal(classes, estimator.classes_):
         raise ValueError(f"classes={classes!r} differs from the first call's {estimator.classes_}")
-    unknown = np.setdiff1d(y, estimator.classes_)
-    if len(unknown):
+    # not by NumPy's comparison: to that, the text "1" is the number 1
+    index = {label: i for i, label in enumerate(estimator.classes_.tolist())}
+    labels = y.tolist()
+    unknown = {label: None for label in labels if label not in index}
+    if unknown:
         raise ValueError(
-            f"y holds labels that are not among the classes: {unknown[:5].tolist()}; known are "
+            f"y holds labels that are not among the classes: {list(unknown)[:5]}; known are "
             f"{estimator.classes_[:10].tolist()}"
         )
-    return np.searchsorted(estimator.classes_, y).astype(np.int64)
+    return np.array([index[label] for label in labels], dtype=np.int64)
+
+
+def _distinct(classes: Any) -> NDArray[Any]:
+    """The classes that are given, sorted."""
+    given = as_array(classes, "classes")
+    try:
+        found = np.unique(given)
+        comparable = given.ndim == 1 and bool((found == found).all())  # NaN is not itself
+    except TypeError:  # numbers and strings together
+        comparable = False
+    if not comparable:
+        raise ValueError(
+            f"classes must be a flat list of labels of one kind, without None or NaN; got "
+            f"{classes!r}"
+        )
+    return found
 
 
 def check_weights(
@@ -228,14 +253,22 @@ def check_weights(
     """
     if sample_weight is None and class_weight is None:
         return None
+    sample_weight = without_graph(sample_weight, "sample_weight")
     weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
     if class_weight is not None:
         class_weights = compute_sample_weight(class_weight, y)
-        if (class_weights < 0).any():
-            raise ValueError(f"class_weight must not be negative; got {class_weight!r}")
-        weight = weight * class_weights
+        if not ((class_weights >= 0) & (class_weights < np.inf)).all():
+            raise ValueError(f"class_weight must not be negative or infinite; got {class_weight!r}")
+        weight = _near_one(weight) * _near_one(class_weights)
+    weight = _near_one(weight)
     total = weight.sum()
     if total <= 0:
         raise ValueError("sample_weight and class_weight leave no sample with a positive weight")
     normalized: NDArray[np.float32] = (weight * (len(weight) / total)).astype(np.float32)
     return normalized
+
+
+def _near_one(weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The same weights times a power of two, so that neither sums nor products overflow."""
+    _, exponent = np.frexp(weight.max(initial=0))
+    return np.ldexp(weight, -exponent)

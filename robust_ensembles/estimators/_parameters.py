@@ -146,6 +146,13 @@ class EnsembleParameters(BaseEstimator):
         "verbose": ["verbose"],
     }
 
+    def _validate_params(self) -> None:
+        """Raise for values out of range; called by scikit-learn."""
+        super()._validate_params()
+        for name, value in self.get_params(deep=False).items():
+            if isinstance(value, Integral) and abs(int(value)) >= 2**63:
+                raise ValueError(f"{name}={value} is too large for a number of 64 bits")
+
     def set_params(self, **params: Any) -> EnsembleParameters:
         """Set parameters; ``module__width=8`` goes into a new `module_params`.
 

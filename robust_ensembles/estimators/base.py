@@ -28,10 +28,13 @@ from ..training import (
 )
 from ._batch_size import LARGEST, train_in_memory
 from ._components import (
+    check_callbacks,
     reserved_device,
     resolve_device,
+    resolve_milestones,
     resolve_optimizer,
     resolve_train_split,
+    try_callables,
 )
 from ._identity import check_same_fit, describe_fit, fit_folder
 from ._inputs import check_classes, check_weights, check_X, resolve_clip_values
@@ -232,6 +235,7 @@ class BaseEnsembleClassifier(
             self.clip_values_ = resolve_clip_values(self.clip_values, X)
         else:
             resolve_clip_values(self.clip_values_, X)  # more data, in the same box
+        try_callables(self, X, index)
         self._check_method(len(self.classes_))
         return X, y, index
 
@@ -266,13 +270,14 @@ class BaseEnsembleClassifier(
         asked = LARGEST if self.batch_size == "auto" else self.batch_size
         device = resolve_device(self.device)
         optimizer, optimizer_params = resolve_optimizer(self.optimizer, self.optimizer_params)
+        check_callbacks(self.callbacks)
         return EnsembleNet(
             Ensemble,
             input_shape=self.input_shape_,
             clip_values=self.clip_values_,
             seed=seed,
             augmentation=AugmentationPipeline(self.augmentation),
-            lr_milestones=tuple(self.lr_milestones or ()),
+            lr_milestones=resolve_milestones(self.lr_milestones),
             paired=self._paired_batches,
             techniques=resolve_acceleration(
                 self.accelerate, device, second_order=self._second_order

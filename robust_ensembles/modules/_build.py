@@ -163,6 +163,10 @@ def _spread_params(
     module_params: ModuleParams, n_members: int, *, listed: bool
 ) -> list[dict[str, Any]]:
     """Keyword arguments for each member's constructor."""
+    entries = module_params if isinstance(module_params, (list, tuple)) else [module_params]
+    for entry in entries:
+        if isinstance(entry, Mapping) and not all(isinstance(name, str) for name in entry):
+            raise TypeError(f"module_params must have names for keys; got {list(entry)}")
     if module_params is None or isinstance(module_params, Mapping):
         return [dict(module_params or {}) for _ in range(n_members)]
     if not isinstance(module_params, (list, tuple)):
@@ -206,7 +210,7 @@ def _build_one(
         ) from error
     if not isinstance(member, nn.Module):
         raise TypeError(
-            f"member {index}: {name} returned a {type(member).__name__}, not an nn.Module"
+            f"member {index}: module={name} returned a {type(member).__name__}, not an nn.Module"
         )
     return member
 

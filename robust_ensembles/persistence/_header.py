@@ -13,7 +13,7 @@ import skorch
 import torch
 
 from .._version import __version__
-from ..attacks._base import check_box
+from ..attacks._checks import check_box
 from ..estimators import BaseEnsembleClassifier
 from ._allowed import ENSEMBLES, NETWORKS
 from ._values import NotStorableError, decode, decode_array, decode_object, encode, encode_array

@@ -5,7 +5,7 @@ objective sees a `TrainingStep`. What makes it fast: `accelerated` in ``_acceler
 """
 
 from ._acceleration import TECHNIQUES, resolve_acceleration
-from ._data import Batch, EnsembleDataset, MiniBatches
+from ._data import Batch, EnsembleDataset, MiniBatches, to_float
 from ._distillation import distill, repel
 from ._features import captured_embedding, embedding_size, final_linear
 from ._inference import log_proba, member_log_proba
@@ -75,5 +75,6 @@ __all__ = [
     "seeded_global_rng",
     "shared",
     "split_item",
+    "to_float",
     "to_tensor",
 ]

@@ -73,23 +73,46 @@ def _automatic(device: torch.device, second_order: bool) -> frozenset[str]:
     return frozenset(chosen)
 
 
-def optimizer_options(
-    optimizer: type[torch.optim.Optimizer], given: dict[str, Any], techniques: frozenset[str]
-) -> dict[str, Any]:
-    """Arguments of an optimizer that make its step one kernel, where it can and nobody objects.
+def make_optimizer(
+    optimizer: type[torch.optim.Optimizer],
+    groups: list[dict[str, Any]],
+    given: dict[str, Any],
+    techniques: frozenset[str],
+) -> torch.optim.Optimizer:
+    """Make an optimizer, with a step that is one kernel where it can and nobody objects.
 
     Parameters
     ----------
     optimizer : type
+    groups : list of dict
+        Of parameters.
     given : dict
-        Arguments that are given already.
+        Its arguments.
     techniques : frozenset of str
 
     Returns
     -------
-    options : dict
-        To be added to those given.
+    optimizer : Optimizer
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it does not take these arguments, or not several groups.
     """
+    try:
+        return optimizer(groups, **given, **_one_kernel(optimizer, given, techniques))
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(
+            f"the optimizer {optimizer.__name__} cannot be made with {len(groups)} parameter "
+            f"groups and optimizer_params (with lr) {given}: {error}"
+        ) from error
+
+
+def _one_kernel(
+    optimizer: type[torch.optim.Optimizer], given: dict[str, Any], techniques: frozenset[str]
+) -> dict[str, Any]:
+    """Further arguments for that."""
     ways = {"fused", "foreach", "differentiable", "capturable"}
     fusible = "fused" in inspect.signature(optimizer).parameters and not ways & set(given)
     return {"fused": True} if fusible and "fused_optimizer" in techniques else {}

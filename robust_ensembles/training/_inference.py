@@ -29,6 +29,11 @@ def member_log_proba(module: RawInput, X: ArrayLike) -> NDArray[np.float64]:
     -------
     log_proba : ndarray of shape (n_members, n_samples, n_classes)
         Normalised in float64.
+
+    Raises
+    ------
+    ValueError
+        Where a member's outputs are NaN or infinite, so that there is no answer.
     """
     device = next(module.parameters()).device
     passes = Passes(_BATCH_SIZE)
@@ -40,6 +45,13 @@ def member_log_proba(module: RawInput, X: ArrayLike) -> NDArray[np.float64]:
     with torch.inference_mode():
         parts = [passes.map(answers, x)[0] for x in _batches(X)]
     result: NDArray[np.float64] = torch.cat(parts).movedim(1, 0).numpy()
+    unknown = np.isnan(result).any(axis=(0, 2))
+    if unknown.any():
+        raise ValueError(
+            f"the members' outputs are NaN or infinite for {unknown.sum()} of {len(unknown)} "
+            f"samples, the first of which is X[{unknown.argmax()}]; X is far from what they were "
+            "trained on, or their weights are not finite"
+        )
     return result
 
 

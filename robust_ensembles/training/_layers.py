@@ -47,6 +47,11 @@ def resolve_layers(
         does not reach, or whose output is no tensor with one row per sample.
     """
     nested = layers is not None and not all(isinstance(name, str) for name in layers)
+    if nested and layers is not None and not all(_are_names(names) for names in layers):
+        raise ValueError(
+            "layers must be a list of names as in named_modules, or such a list for each member; "
+            f"got {layers!r}"
+        )
     if nested and layers is not None and len(layers) != len(members):
         raise ValueError(
             f"layers has lists for {len(layers)} members, the ensemble has {len(members)}; give "
@@ -63,6 +68,10 @@ def resolve_layers(
         _check_layers(chosen, member, index, usable)
         resolved.append(chosen)
     return resolved
+
+
+def _are_names(names: Any) -> bool:
+    return isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
 
 
 def _check_layers(chosen: list[str], member: nn.Module, index: int, usable: set[str]) -> None:

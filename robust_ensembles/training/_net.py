@@ -14,7 +14,7 @@ from skorch.callbacks import EpochTimer, PassthroughScoring, PrintLog
 from torch import Tensor, nn
 
 from ..modules import Ensemble
-from ._acceleration import accelerated, optimizer_options
+from ._acceleration import accelerated, make_optimizer
 from ._data import Batch, MiniBatches
 from ._inference import Answers
 from ._lockstep import check_same_batches, in_lockstep, share_buffers, share_weights
@@ -128,8 +128,7 @@ class EnsembleNet(Answers, NeuralNetClassifier):
         trainable = [[p for p in owner.parameters() if p.requires_grad] for owner in owners]
         groups = [{"params": parameters} for parameters in trainable if parameters]
         options = {"lr": self.lr, **self.get_params_for("optimizer")}
-        fast = optimizer_options(self.optimizer, options, self.techniques)
-        self.optimizer_ = self.optimizer(groups, **options, **fast)
+        self.optimizer_ = make_optimizer(self.optimizer, groups, options, self.techniques)
         return self
 
     def train_epochs(

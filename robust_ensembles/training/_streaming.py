@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..attacks._base import box_excess
+from ..attacks._checks import box_excess
 from ._random import derive_seed, private_global_rng
 
 # samples of a pass that is not cut into training batches

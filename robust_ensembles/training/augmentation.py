@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -152,6 +152,35 @@ class AugmentationPipeline:
         if len(copies) > 1:
             raise ValueError("augmentation has more than one NoisyCopies; give one")
         self.noisy_copies = copies[0] if copies else None
+
+    def check(self, x: Tensor) -> None:
+        """Raise, before any training, for transforms that do not give a batch for a batch.
+
+        Parameters
+        ----------
+        x : Tensor of shape (n_samples, ...)
+
+        Raises
+        ------
+        ValueError
+        """
+        random = torch.Generator(x.device).manual_seed(0)
+        last = [] if self.noisy_copies is None else [self.noisy_copies]
+        for transform in [*self.transforms, *last]:
+            try:
+                made: Any = transform(x.clone(), random)
+            except Exception as error:  # of any user's function
+                raise ValueError(
+                    f"augmentation: {transform!r} fails on a batch of shape {tuple(x.shape)}: "
+                    f"{error}. It must be callable as (x, generator) -> x"
+                ) from error
+            if not isinstance(made, Tensor) or made.shape != x.shape or made.dtype != x.dtype:
+                shape = tuple(getattr(made, "shape", ()))
+                raise ValueError(
+                    f"augmentation: {transform!r} returns a {type(made).__name__} of shape "
+                    f"{shape} and type {getattr(made, 'dtype', None)} for {x.dtype} of shape "
+                    f"{tuple(x.shape)}; it must return a tensor like the batch"
+                )
 
     @property
     def n_copies(self) -> int:

@@ -228,10 +228,17 @@ def check_differentiable(module: nn.Module, estimator: Any, X: Any) -> None:
     if isinstance(rows, Tensor):
         rows = rows.detach().cpu().numpy()
     x = _leaf(rows, module)
-    with torch.enable_grad():
-        output = module(match_parameters(x, module))
-        gradient = _input_gradient(output, x)
     name = type(estimator).__name__
+    with torch.enable_grad():
+        try:
+            output = module(match_parameters(x, module))
+        except NotDifferentiableError:
+            raise
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{name} does not take X, whose first rows have shape {tuple(x.shape)}: {error}"
+            ) from error
+        gradient = _input_gradient(output, x)
     if gradient is None:
         raise NotDifferentiableError(
             f"the output of {name}'s twin is not connected to X: a step cuts the gradient. "
@@ -249,7 +256,7 @@ def check_differentiable(module: nn.Module, estimator: Any, X: Any) -> None:
 def _leaf(rows: Any, module: nn.Module) -> Tensor:
     """Return rows as a tensor that requires a gradient, on the module's device."""
     values = np.asarray(rows)
-    if values.dtype.kind != "f":
+    if values.dtype not in (np.float32, np.float64):
         values = values.astype(np.float64)
     x = torch.tensor(values)
     tensor = next(chain(module.parameters(), module.buffers()), None)

@@ -12,7 +12,7 @@ from torch import nn
 
 from ...attacks import PGD, Attack, as_torch, resolve_target
 from ...attacks._balls import Box
-from ...attacks._base import box_excess
+from ...attacks._checks import box_excess
 from ...attacks._target import refuse_dataset
 from ...exceptions import NotDifferentiableError
 from ...metrics import attack_from_name, robust_scoring

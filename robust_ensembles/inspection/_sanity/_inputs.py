@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...attacks._base import box_excess
+from ...attacks._checks import box_excess
 from ._finding import Finding, NotApplicableError, bad, good
 from ._subject import Subject
 
