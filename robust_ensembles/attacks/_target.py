@@ -95,6 +95,34 @@ def refuse_dataset(X: Any) -> None:
         )
 
 
+def as_classifier(estimator: Any) -> nn.Module:
+    """The differentiable twin of a fitted classifier, or a module itself.
+
+    Parameters
+    ----------
+    estimator : fitted estimator or nn.Module
+
+    Returns
+    -------
+    module : nn.Module
+
+    Raises
+    ------
+    TypeError
+
+    Raises
+    ------
+    TypeError
+        For something else.
+    """
+    module = as_torch(estimator)
+    if estimator is not module and not hasattr(estimator, "classes_"):
+        raise TypeError(
+            f"{estimator!r} is no fitted classifier and no nn.Module: it has no classes_"
+        )
+    return module
+
+
 def resolve_target(estimator: Any, X: ArrayLike, *, gradient: bool = True) -> Target:
     """Differentiable view of a fitted estimator.
 
@@ -119,7 +147,7 @@ def resolve_target(estimator: Any, X: ArrayLike, *, gradient: bool = True) -> Ta
         If a step has no differentiable twin.
     """
     refuse_dataset(X)
-    module = as_torch(estimator)
+    module = as_classifier(estimator)
     if estimator is module:
         return _bare(module, X, gradient)
     final = getattr(estimator, "best_estimator_", estimator)

@@ -51,8 +51,8 @@ _COUNT = {
 }
 
 _PATTERN = re.compile(
-    r"(?P<attack>[a-z]+)(?P<count>\d+)?(?:_(?P<norm>[a-z]+\d?))?"
-    r"(?:_(?P<eps>\d*\.?\d+)(?:_(?P<denominator>[1-9]\d*))?)?"
+    r"(?P<attack>[a-z]+)(?P<count>\d{1,18})?(?:_(?P<norm>[a-z]+\d?))?"
+    r"(?:_(?P<eps>\d{0,18}\.?\d{1,18})(?:_(?P<denominator>[1-9]\d{0,17}))?)?"
 )
 
 
@@ -82,6 +82,8 @@ def attack_from_name(name: str, *, surrogate: Any = None, **defaults: Any) -> At
         For a name that is not understood, with the nearest attack, or a transfer without
         surrogate.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"the name of an attack must be a text such as 'pgd20'; got {name!r}")
     if name == "transfer" or name.startswith("transfer_"):
         return _transfer(name, surrogate, defaults)
     match = _PATTERN.fullmatch(name)

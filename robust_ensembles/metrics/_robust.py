@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import _check_sample_weight
 
+from .._validation import as_array
 from ..attacks import Attack, is_broken, resolve_target
+from ..attacks._checks import check_batch
 
 
 def correct_mask(estimator: Any, X: ArrayLike, y: ArrayLike) -> NDArray[np.bool_]:
@@ -61,6 +63,11 @@ def robust_mask(estimator: Any, X: ArrayLike, y: ArrayLike, *, attack: Attack) -
 
 def check_untargeted(attack: Attack) -> None:
     """Raise for an attack with bad parameters, or one that does not ask whether y can be left."""
+    if not isinstance(attack, Attack):
+        raise TypeError(
+            f"attack must be an attack such as PGD(eps=0.1); got {attack!r}. For a name use "
+            "get_robust_scorer"
+        )
     attack._validate()
     if attack.targeted:
         raise ValueError(
@@ -75,9 +82,14 @@ def _mask(estimator: Any, X: ArrayLike, y: ArrayLike, attack: Attack | None) -> 
     target = resolve_target(estimator, X, gradient=gradient)
     if attack is not None:
         attack.check_classes(target.classes)
+    x, given = target.tensor(X), as_array(y, "y")
+    if given.shape != (len(x),):
+        raise ValueError(f"y must have shape ({len(x)},), a label for each sample; got {given.shape}")
     # a label that the training fold did not hold cannot be predicted: such a sample is wrong
-    known = np.isin(np.asarray(y), target.classes)
-    x, labels = target.tensor(X)[known], target.encode(np.asarray(y)[known])
+    classes = set(target.classes.tolist())
+    known = np.array([label in classes for label in given.tolist()], dtype=bool)
+    x, labels = x[known], target.encode(given[known])
+    labels = check_batch(target.module, x, labels, None)
     robust = ~is_broken(target.module, x, labels)
     if attack is not None:
         x_adv = attack(target.module, x[robust], labels[robust])

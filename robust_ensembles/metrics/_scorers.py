@@ -143,11 +143,6 @@ def make_robust_scorer(
     >>> make_robust_scorer(PGD(eps=0.1))
     RobustScorer([PGD(eps=0.1)], name='pgd')
     """
-    if not isinstance(attack, Attack):
-        raise TypeError(
-            f"attack must be an attack such as PGD(eps=0.1); got {attack!r}. For a name use "
-            "get_robust_scorer"
-        )
     check_untargeted(attack)
     label = name or type(attack).__name__.lower()
     return RobustScorer((attack,), label, conditional=conditional)
@@ -199,7 +194,7 @@ def get_robust_scorer(name: str) -> RobustScorer:
     >>> get_robust_scorer("pgd40_l2_0.5")
     RobustScorer([PGD(eps=0.5, n_steps=40, norm='l2')], name='pgd40_l2_0.5')
     """
-    if name == "clean":
+    if isinstance(name, str) and name == "clean":
         return RobustScorer((), name)
     return make_robust_scorer(attack_from_name(name), name=name)
 

@@ -12,8 +12,9 @@ import joblib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..attacks import Attack, as_torch
-from ..attacks._target import refuse_dataset
+from .._validation import as_array
+from ..attacks import Attack
+from ..attacks._target import as_classifier, refuse_dataset
 from ._robust import correct_mask, robust_mask
 
 Mask = NDArray[np.bool_]
@@ -59,7 +60,7 @@ class SharedMasks:
             if "clean" not in known:
                 known["clean"] = correct_mask(estimator, X, y)
             return known["clean"].copy()
-        result = np.ones(len(np.asarray(y)), dtype=bool)
+        result = np.ones(np.shape(as_array(y, "y"))[:1], dtype=bool)
         for attack in attacks:
             key = self._key(attack)
             if key not in known:
@@ -79,10 +80,10 @@ class SharedMasks:
     def _known(self, estimator: Any, X: ArrayLike, y: ArrayLike) -> dict[str, Mask]:
         """The masks of this pass so far."""
         refuse_dataset(X)
-        state = {k: v.cpu().numpy() for k, v in as_torch(estimator).state_dict().items()}
+        state = {k: v.cpu().numpy() for k, v in as_classifier(estimator).state_dict().items()}
         # steps that learn nothing, such as a FunctionTransformer, obey their parameters at once
         settings = repr(estimator.get_params()) if hasattr(estimator, "get_params") else ""
-        key = joblib.hash((state, settings, np.asarray(X), np.asarray(y)))
+        key = joblib.hash((state, settings, as_array(X, "X"), as_array(y, "y")))
         with self._lock:
             owner, known = self._passes.get(key, (None, {}))
             # other estimators may have equal weights, but other classes

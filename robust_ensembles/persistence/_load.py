@@ -11,7 +11,7 @@ from skorch.history import History
 from .._logging import tell_once
 from ..estimators import BaseEnsembleClassifier
 from ..estimators._components import resolve_device
-from ..training import EnsembleNet, preserve_global_rng
+from ..training import EnsembleNet, preserve_global_rng, resolve_layers
 from ._container import Table, parse_json, read_tensors, read_text, refused
 from ._header import Header, read_header, read_history, set_fitted, unfitted
 from ._members import build_given, build_own, fill, under
@@ -165,14 +165,17 @@ def _check_names(estimator: BaseEnsembleClassifier, table: Table, n_known: int) 
 
 
 def _restore_layers(estimator: BaseEnsembleClassifier, header: Header, ensemble: Any) -> None:
-    """The layers that the method looks at."""
-    if header.layers is None:
-        return
-    for member, names in zip(ensemble, header.layers, strict=True):
-        known = dict(member.named_modules())
-        if not isinstance(names, list) or any(name not in known for name in names):
-            raise ValueError(f"its layers {str(names)[:80]} are not those of its members")
-    estimator.layers_ = header.layers
+    """The layers that the method looks at, if it does."""
+    looks = hasattr(estimator, "layers")
+    if looks != (header.layers is not None):
+        raise ValueError(f"it has {'no' if looks else 'the'} layers of a {header.kind}")
+    if looks:
+        if not isinstance(header.layers, list):
+            raise ValueError("its layers are no list")
+        with preserve_global_rng():
+            estimator.layers_ = resolve_layers(
+                list(ensemble), header.layers, estimator.input_shape_
+            )
 
 
 def _fit_to_machine(estimator: BaseEnsembleClassifier) -> None:

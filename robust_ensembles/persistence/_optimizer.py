@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .._validation import is_number
 from ._values import NotStorableError, decode, encode
 
 PREFIX = "optimizer."
@@ -89,7 +91,9 @@ def restore_state(
     for group, stored in zip(state["param_groups"], groups, strict=True):
         # decayed_in: which epoch has lowered the learning rate last
         known = {*group, "decayed_in"} - _TECHNICAL - set(keep)
-        group.update({name: decode(value) for name, value in stored.items() if name in known})
+        values = {name: decode(value) for name, value in stored.items() if name in known}
+        _check_group(optimizer, group, values)
+        group.update(values)
     owned = [p for group in optimizer.param_groups for p in group["params"]]
     memory: dict[int, dict[str, Any]] = {}
     for index, name, value in plain["numbers"]:
@@ -100,7 +104,33 @@ def restore_state(
         if not _goes_with(tensor, owned[index]):
             raise ValueError(f"{full!r} has shape {tuple(tensor.shape)}, unlike its parameter")
         memory.setdefault(index, {})[name] = tensor
+    if len({frozenset(names) for names in memory.values()}) > 1:
+        raise ValueError("its optimizer remembers other things of some parameters than of others")
     optimizer.load_state_dict({**state, "state": memory})
+
+
+def _check_group(optimizer: Optimizer, group: dict[str, Any], values: dict[str, Any]) -> None:
+    """Raise for settings that no training could have led to."""
+    for name, value in values.items():
+        if not _is_like(value, group.get(name, 0)):
+            raise ValueError(f"its optimizer has {name}={str(value)[:80]}")
+    taken = inspect.signature(type(optimizer)).parameters
+    settings = {**group, **values}
+    # torch itself knows the ranges
+    type(optimizer)(
+        [torch.zeros(1, requires_grad=True)],
+        **{name: value for name, value in settings.items() if name in set(taken) - {"params"}},
+    )
+
+
+def _is_like(value: Any, usual: Any) -> bool:
+    """Whether a stored setting is of the kind of the one that it replaces: schedules do that."""
+    if isinstance(usual, (tuple, list)):
+        same = isinstance(value, (tuple, list)) and len(value) == len(usual)
+        return same and all(map(_is_like, value, usual))
+    if is_number(usual):
+        return is_number(value)
+    return type(value) is type(usual) and bool(value == usual)
 
 
 def _index(index: Any, owned: list[Tensor]) -> int:

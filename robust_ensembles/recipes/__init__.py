@@ -125,7 +125,11 @@ def get(
         params["pretrained"] = get("vanilla", dataset, **_of_training(overrides))
     nested = {name: value for name, value in overrides.items() if "__" in name}
     plain = {name: value for name, value in overrides.items() if "__" not in name}
-    estimator = METHODS[method.lower()](**{**params, **plain})
+    kind = METHODS[method.lower()]
+    unknown = sorted(set(plain) - set(kind._get_param_names()))
+    if unknown:
+        raise TypeError(f"{kind.__name__} has no parameters {unknown}; see its documentation")
+    estimator = kind(**{**params, **plain})
     return estimator.set_params(**nested) if nested else estimator
 
 

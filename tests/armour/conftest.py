@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 from endings import no_hang
 from hypothesis import HealthCheck, Phase, given, settings
 from shares import FAST, SLOW
+
+# the helpers that take files of models apart
+sys.path.append(str(Path(__file__).parents[1] / "persistence"))
 
 _COMMON = {
     "deadline": None,  # a first example builds caches; `no_hang` watches instead

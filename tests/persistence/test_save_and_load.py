@@ -299,7 +299,7 @@ def test_objects_among_the_parameters(digit_images, path):
     assert repr(again) == repr(estimator)
     assert again.attack.get_params() == estimator.attack.get_params()
     assert again.class_weight == {0: 2.0}
-    assert again.net_.train_split.random_state == estimator.net_.seed
+    assert again.net_.train_split.split.random_state == estimator.net_.seed
 
 
 def test_pretrained_comes_back_unfitted(digit_rows, path):

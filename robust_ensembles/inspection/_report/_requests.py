@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_consistent_length
 from torch import nn
 
+from ..._validation import as_array, check_count
 from ...attacks import PGD, Attack, as_torch, resolve_target
 from ...attacks._balls import Box
 from ...attacks._checks import box_excess
@@ -50,7 +51,12 @@ def named_attacks(attacks: Any, threat: Limits, surrogate: Any = None) -> dict[s
             for name, given in attacks.items()
         }
     else:
-        several = (attacks,) if isinstance(attacks, (str, Attack)) else tuple(attacks)
+        several = (attacks,) if isinstance(attacks, (str, Attack)) else attacks
+        if not isinstance(several, Sequence):
+            raise TypeError(
+                "attacks must be an attack, a name, or a list or dict of some, such as "
+                f"['fgsm', 'pgd20']; got {attacks!r}"
+            )
         scorers = robust_scoring(*several, **defaults) if several else {}
         named = {n: s.attacks[0] for n, s in scorers.items() if n not in (CLEAN, WORST)}
     if not named:
@@ -67,14 +73,18 @@ def named_attacks(attacks: Any, threat: Limits, surrogate: Any = None) -> dict[s
 def check_data(X: ArrayLike, y: ArrayLike, n_sanity: int) -> None:
     """Raise for data that cannot be measured on."""
     refuse_dataset(X)
-    check_consistent_length(X, y)
-    values = np.asarray(X)
+    values, labels = as_array(X, "X"), as_array(y, "y")
+    if values.ndim < 2 or labels.ndim != 1:
+        raise ValueError(
+            "X must have shape (n_samples, n_features, ...) and y (n_samples,); got "
+            f"{values.shape} and {labels.shape}"
+        )
+    check_consistent_length(values, labels)
     if not len(values):
         raise ValueError("X holds no sample")
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise ValueError("X contains NaN or infinity; remove or impute these samples first")
-    if n_sanity < 1:
-        raise ValueError(f"n_sanity must be at least 1; got {n_sanity!r}")
+    check_count(n_sanity, "n_sanity")
 
 
 def check_in_box(models: dict[str, Any], X: ArrayLike, box: Box) -> None:
