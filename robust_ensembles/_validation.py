@@ -46,7 +46,8 @@ def is_number(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         return False
     # what torch has a type for, and a float32 for its square; not so NaN
-    return bool(abs(int(value) if isinstance(value, np.integer) else value) < 2**63)
+    size = int(value) if isinstance(value, int | np.integer) else float(value)
+    return abs(size) < 2**63
 
 
 def check_number(value: Any, what: str, low: float, high: float = math.inf) -> None:

@@ -109,10 +109,6 @@ def as_classifier(estimator: Any) -> nn.Module:
     Raises
     ------
     TypeError
-
-    Raises
-    ------
-    TypeError
         For something else.
     """
     module = as_torch(estimator)

@@ -7,6 +7,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .._validation import as_array
 from ..exceptions import DatasetNotFoundError
 from ._home import ImagesAndLabels
 
@@ -123,12 +125,13 @@ def _select(
 ) -> NDArray[np.int64]:
     """Return the row numbers to load."""
     if indices is None:
-        if n_samples is not None and not 0 < n_samples <= n:
+        whole = isinstance(n_samples, Integral) and not isinstance(n_samples, bool)
+        if n_samples is not None and not (whole and 0 < n_samples <= n):
             raise ValueError(f"n_samples must be from 1 to {n}, got {n_samples!r}")
         return np.arange(n if n_samples is None else n_samples)
     if n_samples is not None:
         raise ValueError("give n_samples or indices, not both")
-    rows = np.asarray(indices)
+    rows = as_array(indices, "indices")
     if rows.ndim != 1 or rows.dtype.kind not in "iu" or not rows.size:
         raise ValueError(
             f"indices must be one or more whole numbers in a flat sequence, got {indices!r}"
@@ -141,7 +144,7 @@ def _select(
 def _check_images(images: NDArray[Any], n: int, path: Path, split: str) -> NDArray[np.uint8]:
     """Return the images with the channels on axis 1."""
     key = f"{path}: {split}_images"
-    if images.dtype != np.uint8 or len(images) != n:
+    if images.dtype != np.uint8 or images.shape[:1] != (n,):
         raise ValueError(
             f"{key} must be uint8 with one image for each of the {n} labels, got "
             f"{images.dtype} of shape {images.shape}"

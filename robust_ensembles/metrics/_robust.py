@@ -84,7 +84,9 @@ def _mask(estimator: Any, X: ArrayLike, y: ArrayLike, attack: Attack | None) -> 
         attack.check_classes(target.classes)
     x, given = target.tensor(X), as_array(y, "y")
     if given.shape != (len(x),):
-        raise ValueError(f"y must have shape ({len(x)},), a label for each sample; got {given.shape}")
+        raise ValueError(
+            f"y must have shape ({len(x)},), a label for each sample; got {given.shape}"
+        )
     # a label that the training fold did not hold cannot be predicted: such a sample is wrong
     classes = set(target.classes.tolist())
     known = np.array([label in classes for label in given.tolist()], dtype=bool)

@@ -45,7 +45,7 @@ def member_log_proba(module: RawInput, X: ArrayLike) -> NDArray[np.float64]:
     with torch.inference_mode():
         parts = [passes.map(answers, x)[0] for x in _batches(X)]
     result: NDArray[np.float64] = torch.cat(parts).movedim(1, 0).numpy()
-    unknown = np.isnan(result).any(axis=(0, 2))
+    unknown = np.asarray(np.isnan(result).any(axis=(0, 2)))
     if unknown.any():
         raise ValueError(
             f"the members' outputs are NaN or infinite for {unknown.sum()} of {len(unknown)} "

@@ -128,7 +128,7 @@ class EnsembleNet(Answers, NeuralNetClassifier):
         trainable = [[p for p in owner.parameters() if p.requires_grad] for owner in owners]
         groups = [{"params": parameters} for parameters in trainable if parameters]
         options = {"lr": self.lr, **self.get_params_for("optimizer")}
-        self.optimizer_ = make_optimizer(self.optimizer, groups, options, self.techniques)
+        self.optimizer_: Any = make_optimizer(self.optimizer, groups, options, self.techniques)
         return self
 
     def train_epochs(

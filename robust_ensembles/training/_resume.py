@@ -62,7 +62,9 @@ class Checkpoints:
         if self._saved is None:
             return
         _check_format(self._saved, path)
-        different = differences(about, json.loads(self._saved["about"]))
+        with _readable(self._folder.path):
+            _check_kinds(self._saved)
+            different = differences(about, json.loads(self._saved["about"]))
         if different and self._saved["epoch"]:
             raise ValueError(
                 f"checkpoint_dir={os.fspath(path)!r} holds the training of another fit: "
@@ -100,14 +102,19 @@ class Checkpoints:
         saved, self._saved = self._saved, None
         if saved is None or not saved["epoch"]:
             return epochs
-        for name, state in saved["modules"].items():
-            getattr(net, f"{name}_").load_state_dict(state)
-        _restore_optimizer(net, saved["optimizer"])
-        _restore_callbacks(net, saved["callbacks"])
-        net.batch_size = saved.get("batch_size", net.batch_size)
-        net.history.clear()
-        net.history.extend(json.loads(saved["history"]))
-        self._method._restore_method_state(saved["method"])
+        with _readable(self._folder.path):
+            for name, state in saved["modules"].items():
+                getattr(net, f"{name}_").load_state_dict(state)
+            _restore_optimizer(net, saved["optimizer"])
+            _restore_callbacks(net, saved["callbacks"])
+            net.batch_size = saved["batch_size"]
+            rows = json.loads(saved["history"])
+            _best_epoch(rows)  # which the next checkpoint asks for
+            if len(rows) != saved["epoch"]:
+                raise ValueError(f"{len(rows)} rows of history for {saved['epoch']} epochs")
+            net.history.clear()
+            net.history.extend(rows)
+            self._method._restore_method_state(saved["method"])
         _LOGGER.info("training goes on after epoch %d, from %s", saved["epoch"], self._folder.path)
         return 0 if saved["finished"] else epochs - int(saved["epoch"])
 
@@ -184,8 +191,33 @@ class _AfterEachEpoch(Callback):
         self.checkpoints.save(net)
 
 
-def _check_format(saved: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    if saved.get("format") != _FORMAT:
+@contextmanager
+def _readable(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Say of a state that nothing can be made of where it came from."""
+    try:
+        yield
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"checkpoint_dir={os.fspath(path)!r}: the newest checkpoint does not hold the state of "
+            f"this fit: {str(error)[:500]}. Remove it to go on from the one before it"
+        ) from error
+
+
+def _check_kinds(saved: dict[str, Any]) -> None:
+    """Raise for a state that lacks something, or holds it as something else."""
+    kinds: dict[str, type] = {"epoch": int, "seed": int, "about": str}
+    if saved.get("epoch"):
+        kinds |= {"finished": bool, "history": str, "batch_size": int}
+        kinds |= dict.fromkeys(("modules", "optimizer", "callbacks", "method"), dict)
+    for name, kind in kinds.items():
+        if type(saved.get(name)) is not kind:
+            raise ValueError(f"it has {name}={str(saved.get(name))[:80]}")
+    if saved["epoch"] < 0 or not 0 <= saved["seed"] < 2**63:
+        raise ValueError(f"it has epoch={saved['epoch']} and seed={saved['seed']}")
+
+
+def _check_format(saved: Any, path: str | os.PathLike[str]) -> None:
+    if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
         raise ValueError(
             f"checkpoint_dir={os.fspath(path)!r} holds checkpoints of another version of "
             "robust_ensembles; go on with that version, or give another folder"
@@ -228,8 +260,19 @@ def _best_epoch(history: Any) -> int:
     return 1 + losses.index(min(losses))
 
 
+def _check_group(group: dict[str, Any], own: dict[str, Any]) -> None:
+    """Raise for settings of another kind than the optimizer has; schedules change numbers."""
+    if set(group) - {"decayed_in", "initial_lr"} != set(own) - {"decayed_in", "initial_lr"}:
+        raise ValueError(f"its optimizer has the settings {sorted(map(str, group))}")
+    for name in set(own) & set(group) - {"params", *_MACHINERY}:
+        kinds = {type(part) for part in (group[name], own[name])}
+        if len(kinds) > 1 and not kinds <= {int, float}:
+            raise ValueError(f"its optimizer has {name}={str(group[name])[:80]}")
+
+
 def _restore_optimizer(net: EnsembleNet, state: dict[str, Any]) -> None:
     for group, own in zip(state["param_groups"], net.optimizer_.param_groups, strict=True):
+        _check_group(group, own)
         group.update({name: own[name] for name in _MACHINERY if name in own})
     net.optimizer_.load_state_dict(state)
 

@@ -166,7 +166,8 @@ class AugmentationPipeline:
         """
         random = torch.Generator(x.device).manual_seed(0)
         last = [] if self.noisy_copies is None else [self.noisy_copies]
-        for transform in [*self.transforms, *last]:
+        every: list[Augmentation] = [*self.transforms, *last]
+        for transform in every:
             try:
                 made: Any = transform(x.clone(), random)
             except Exception as error:  # of any user's function

@@ -156,25 +156,41 @@ def _alter(plain, place, kind, value, other):
     old = parent[key]
     if kind == "delete":
         del parent[key]
-    elif kind == "replace":
-        parent[key] = value
     elif kind == "rename" and isinstance(parent, dict):
         parent[str(value)] = parent.pop(key)
     elif kind == "add" and isinstance(old, dict):
         old[str(value)] = value
-    elif kind in ("add", "twice") and isinstance(old, list):
-        old.append(copy.deepcopy(old[0]) if kind == "twice" and old else value)
-    elif kind == "swap":
-        parent[key] = copy.deepcopy(_at(plain, places[other % len(places)]))
-    elif kind == "number" and isinstance(old, (int, float)):
-        parent[key] = [old + 1, old - 1, -old, old * MANY, old / 2, str(old)][other % 6]
-    elif kind == "nest":
-        for _ in range(other % 100):
-            old = [old]
-        parent[key] = old
+    elif kind == "add" and isinstance(old, list):
+        old.append(value)
+    elif kind == "twice" and isinstance(old, list):
+        old.extend(copy.deepcopy(old))
+    elif kind in _NEW_VALUES:
+        parent[key] = _NEW_VALUES[kind](old, value, copy.deepcopy(_at(plain, _pick(places, other))))
     return plain
 
 
+def _pick(values, number):
+    return values[number % len(values)]
+
+
+def _other_number(old, value, swapped):
+    if not isinstance(old, (int, float)):
+        return old
+    return _pick([old + 1, old - 1, -old, old * MANY, old / 2, str(old)], len(str(value)))
+
+
+def _nested(old, value, swapped):
+    for _ in range(50):
+        old = [old]
+    return old
+
+
+_NEW_VALUES = {
+    "replace": lambda old, value, swapped: value,
+    "swap": lambda old, value, swapped: swapped,
+    "number": _other_number,
+    "nest": _nested,
+}
 _KINDS = ["delete", "replace", "replace", "rename", "add", "twice", "swap", "number", "nest"]
 
 

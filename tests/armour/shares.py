@@ -17,6 +17,7 @@ SLOW = {
     "test_files_with_another_header": 1500,
     "test_files_with_another_table": 600,
     "test_checkpoints": 300,
+    "test_forged_checkpoints": 400,
     "test_idx_files": 800,
     "test_npz_files": 800,
     "test_cifar_files": 200,

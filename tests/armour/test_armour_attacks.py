@@ -1,4 +1,4 @@
-"""Attacks, given anything, return adversarial examples or say what is wrong; a module stays as is."""
+"""Attacks, given anything, return adversarial examples or say what is wrong."""
 
 import dataclasses
 import functools

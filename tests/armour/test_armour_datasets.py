@@ -1,7 +1,9 @@
 """Files of data sets that were altered by hand: refused, or read as what they say."""
 
 import gzip
+import hashlib
 import io
+import pickle
 import zipfile
 
 import mutations
@@ -41,7 +43,11 @@ def test_idx_files(explore, tmp_path):
             raw = content
             if name.split("-")[1] in of:
                 if sizes is not None:
-                    raw = raw[:4] + b"".join(n.to_bytes(4, "big") for n in sizes) + raw[4 + 4 * len(sizes) :]
+                    raw = (
+                        raw[:4]
+                        + b"".join(n.to_bytes(4, "big") for n in sizes)
+                        + raw[4 + 4 * len(sizes) :]
+                    )
                 raw = change(gzip.compress(raw, mtime=0) if compressed else raw)
             (tmp_path / name).write_bytes(raw)
             ends_well(read_idx, tmp_path / name, 3 if "images" in name else 1)
@@ -127,9 +133,6 @@ def test_npz_files(explore, tmp_path):
 @pytest.fixture
 def published(monkeypatch, tmp_path):
     """Small files that stand for the published ones."""
-    import hashlib
-    import pickle
-
     rows = np.zeros((2, 3072), np.uint8)
     batch = pickle.dumps({"data": rows, "labels": [0, 1]}, protocol=2)
     meta = pickle.dumps({"label_names": list("abcdefghij")}, protocol=2)

@@ -1,11 +1,12 @@
 """Files of models that were altered by hand: refused, or loaded as something that works."""
 
+import copy
 import functools
-import resource
 import subprocess
 import sys
 import tempfile
 import textwrap
+import warnings
 from pathlib import Path
 
 import mutations
@@ -45,14 +46,14 @@ def check_loaded(path, *, trains=True):
     if ends_well(estimator.predict, X):
         check_predictions(estimator, X, len(X))
     if trains:
-        ends_well(estimator.partial_fit, X, estimator.classes_[np.arange(6) % len(estimator.classes_)])
+        ends_well(
+            estimator.partial_fit, X, estimator.classes_[np.arange(6) % len(estimator.classes_)]
+        )
     return estimator
 
 
 def _load_quietly(path):
     """Without the warning that names what a file could not hold."""
-    import warnings
-
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*could not hold")
         return load(path)
@@ -110,7 +111,9 @@ def test_files_with_another_table(explore, tmp_path):
         _, (table, header, data), _ = saved(cls)
         whole = alter({"__metadata__": {"robust_ensembles": mutations.as_json(header)}, **table})
         text = mutations.as_json(whole).encode()
-        path.write_bytes((len(text) + wrong_length).to_bytes(8, "little", signed=True) + text + data)
+        path.write_bytes(
+            (len(text) + wrong_length).to_bytes(8, "little", signed=True) + text + data
+        )
         check_loaded(path)
 
     lengths = st.sampled_from([0] * 8 + [1, -1, 8, 2**40, 2**62])
@@ -137,7 +140,9 @@ _IN_LITTLE_MEMORY = """
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's way to limit memory")
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(), reason="needs Linux's way to limit memory"
+)
 def test_huge_claims_take_no_memory(tmp_path):
     """With every number of the header and of the table at 10^12, one after the other."""
     _, (table, header, data), _ = saved(VanillaEnsembleClassifier)
@@ -159,12 +164,9 @@ def test_huge_claims_take_no_memory(tmp_path):
     assert files == number > 80
     # some numbers, such as those of the history, may be anything
     assert refused > files / 2
-    assert resource.getpagesize()
 
 
 def _with(plain, path, value):
-    import copy
-
     plain = copy.deepcopy(plain)
     mutations._at(plain, path[:-1])[path[-1]] = value
     return plain

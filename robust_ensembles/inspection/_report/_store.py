@@ -10,6 +10,7 @@ from typing import Any
 from ..._files import write_whole
 from .._sanity import Finding
 from ._cells import Cell
+from ._schema import check_report
 
 KIND = "robust_ensembles robustness report"
 _SPARE = "spare_cells"
@@ -31,20 +32,31 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     ValueError
         If the file holds something else.
     """
-    return parse(Path(path).read_text(encoding="utf-8"), str(path))
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text: {error}") from error
+    return parse(text, str(path))
 
 
 def parse(text: str, source: str) -> dict[str, Any]:
     """Plain values of the report in a text; `source` says in errors where it comes from."""
     try:
         plain = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} is no JSON: {error}") from error
     if not isinstance(plain, dict) or plain.get("kind") != KIND:
         raise ValueError(
             f"{source} holds no robustness report: take the JSON that robustness_report(path=...) "
             "or RobustnessReport.to_json wrote"
         )
+    try:
+        check_report(plain)
+    except ValueError as error:
+        raise ValueError(
+            f"{source} holds a damaged robustness report: {error}. Measure it again, with another "
+            "path or without this file"
+        ) from error
     return plain
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -43,7 +43,8 @@ class Finding:
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Finding:
         """A finding from what `dataclasses.asdict` and JSON have made of it."""
-        return cls(**{**plain, "samples": tuple(plain["samples"])})
+        known = {field.name: plain[field.name] for field in fields(cls)}
+        return cls(**{**known, "samples": tuple(plain["samples"])})
 
 
 def good(message: str) -> Finding:
