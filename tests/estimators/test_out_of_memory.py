@@ -261,6 +261,20 @@ def test_same_as_with_that_size_from_the_start(data, memory, cls):
     assert same(estimator.partial_fit(*data), outright.partial_fit(*data))
 
 
+def test_memory_of_a_method_begins_again(data, memory):
+    """FASTEN's, although warm_start keeps it: in the second batch, when some is in it."""
+
+    def once():
+        memory.until = 10**9
+        return MemoryError()
+
+    memory.error, memory.until = staticmethod(once), 8
+    settings = {"max_epochs": 1, "warm_start": True}
+    estimator = small(FASTENEnsembleClassifier, batch_size="auto", **settings).fit(*data)
+    assert estimator.batch_size_ == 64
+    assert same(estimator, small(FASTENEnsembleClassifier, batch_size=64, **settings).fit(*data))
+
+
 def test_enough_memory(data):
     estimator = small(batch_size="auto").fit(*data)
     assert estimator.batch_size_ == 128
