@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from skorch.callbacks import Callback, PrintLog
+from skorch.callbacks import Callback
 from torch import Tensor
 
 from ._checkpoint import CheckpointFolder
+from ._plain_state import plain, restore_callbacks, state_of_callbacks
 from ._ranks import on_first_rank
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class Checkpoints:
             for name, state in saved["modules"].items():
                 getattr(net, f"{name}_").load_state_dict(state)
             _restore_optimizer(net, saved["optimizer"])
-            _restore_callbacks(net, saved["callbacks"])
+            restore_callbacks(net, saved["callbacks"])
             net.batch_size = saved["batch_size"]
             rows = json.loads(saved["history"])
             _best_epoch(rows)  # which the next checkpoint asks for
@@ -135,15 +136,15 @@ class Checkpoints:
             If a module or the optimizer has a state that is more than tensors and plain values.
         """
         modules = {name: getattr(net, f"{name}_").state_dict() for name in net._modules}
-        _plain(modules)  # or it could not be read
+        plain(modules)  # or it could not be read
         state = {
             "epoch": len(net.history),
             "seed": net.seed,
             "batch_size": net.batch_size,
             "finished": finished,
             "modules": modules,
-            "optimizer": _plain(net.optimizer_.state_dict()),
-            "callbacks": _state_of_callbacks(net),
+            "optimizer": plain(net.optimizer_.state_dict()),
+            "callbacks": state_of_callbacks(net),
             "history": json.dumps(list(net.history), default=_json_value),
             "method": self._method._method_state(),
         }
@@ -275,66 +276,6 @@ def _restore_optimizer(net: EnsembleNet, state: dict[str, Any]) -> None:
         _check_group(group, own)
         group.update({name: own[name] for name in _MACHINERY if name in own})
     net.optimizer_.load_state_dict(state)
-
-
-def _state_of_callbacks(net: EnsembleNet) -> dict[str, dict[str, Any]]:
-    """What callbacks have learned: attributes that skorch does not take for parameters."""
-    states = {}
-    for name, callback in _resumable_callbacks(net).items():
-        state = {}
-        for attribute, value in vars(callback).items():
-            if attribute.endswith("_"):
-                state.update(_if_plain(attribute, _inner_state(value)))
-        states[name] = state
-    return states
-
-
-def _restore_callbacks(net: EnsembleNet, states: dict[str, dict[str, Any]]) -> None:
-    callbacks = _resumable_callbacks(net)
-    for name in callbacks.keys() & states.keys():
-        for attribute, value in states[name].items():
-            present: Any = getattr(callbacks[name], attribute, None)
-            if hasattr(present, "load_state_dict"):
-                present.load_state_dict(value)
-            else:
-                setattr(callbacks[name], attribute, value)
-
-
-def _resumable_callbacks(net: EnsembleNet) -> dict[str, Callback]:
-    # a table that goes on in another process begins with its head again
-    return {name: c for name, c in net.callbacks_ if not isinstance(c, PrintLog)}
-
-
-def _inner_state(value: Any) -> Any:
-    """The plain part of a schedule's state; other values as they are."""
-    if isinstance(value, type) or not hasattr(value, "load_state_dict"):
-        return value
-    inner: dict[str, Any] = {}
-    for name, part in value.state_dict().items():
-        inner.update(_if_plain(name, part))
-    return inner
-
-
-def _if_plain(name: str, value: Any) -> dict[str, Any]:
-    """The value under its name, or nothing if a checkpoint cannot hold it."""
-    try:
-        return {name: _plain(value)}
-    except TypeError:
-        return {}
-
-
-def _plain(value: Any) -> Any:
-    """The same, of types that `torch.load` reads without trusting the file."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping):
-        return {_plain(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        items = [_plain(item) for item in value]
-        return items if isinstance(value, list) else tuple(items)
-    if value is None or isinstance(value, Tensor) or type(value) in (bool, int, float, str):
-        return value
-    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}: {value!r}")
 
 
 def _json_value(value: Any) -> Any:
