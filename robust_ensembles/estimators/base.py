@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,12 +19,12 @@ from ..training import (
     EnsembleDataset,
     EnsembleNet,
     TrainingStep,
-    locked,
     resolve_acceleration,
     seeded_global_rng,
     shared,
 )
 from ._batch_size import LARGEST, train_in_memory
+from ._checkpointing import CheckpointingMixin
 from ._components import (
     check_callbacks,
     reserved_device,
@@ -36,7 +34,7 @@ from ._components import (
     resolve_train_split,
     try_callables,
 )
-from ._identity import check_same_fit, describe_fit, fit_folder
+from ._identity import check_same_fit
 from ._inputs import check_classes, check_weights, check_X, resolve_clip_values
 from ._parameters import EnsembleParameters
 from ._prediction import PredictionMixin
@@ -45,7 +43,7 @@ from ._storage import StorageMixin
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class BaseEnsembleClassifier(
-    PredictionMixin, StorageMixin, ClassifierMixin, EnsembleParameters, ABC
+    PredictionMixin, StorageMixin, CheckpointingMixin, ClassifierMixin, EnsembleParameters, ABC
 ):
     """Base of all ensembles: everything but the training objective.
 
@@ -110,13 +108,6 @@ class BaseEnsembleClassifier(
         self, X: NDArray[Any], y: NDArray[np.int64], sample_weight: NDArray[np.float32] | None
     ) -> None:
         """Set the new members' weights, for methods that start from trained ones."""
-
-    def _method_state(self) -> dict[str, Tensor]:
-        """What the method remembers from epoch to epoch beside the weights."""
-        return {}
-
-    def _restore_method_state(self, state: dict[str, Tensor]) -> None:
-        """Remember it again."""
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
@@ -238,24 +229,6 @@ class BaseEnsembleClassifier(
         try_callables(self, X, index)
         self._check_method(len(self.classes_))
         return X, y, index
-
-    @contextmanager
-    def _checkpoints(
-        self, X: NDArray[Any], y: NDArray[np.int64], sample_weight: NDArray[np.float32] | None
-    ) -> Iterator[Checkpoints | None]:
-        """The checkpoints of this fit, if it has a folder for them; raise if another one's."""
-        if self.checkpoint_dir is None:
-            yield None
-            return
-        if self.warm_start:
-            raise ValueError(
-                "warm_start=True goes on from what is in memory, checkpoint_dir from what is on "
-                "the disk: set warm_start=False or checkpoint_dir=None"
-            )
-        about = describe_fit(self, X, y, sample_weight)
-        self.checkpoint_dir_ = fit_folder(self.checkpoint_dir, about)
-        with locked(self.checkpoint_dir_):
-            yield Checkpoints(self.checkpoint_dir_, about, self)
 
     def _initialize(self, resumed_seed: int | None = None) -> None:
         """Build the net; draws from the random state once."""
