@@ -12,7 +12,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from ..training._ranks import Ranks, together
+from ..training._distributed import Ranks, together
 
 _LOGGER = logging.getLogger("robust_ensembles")
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

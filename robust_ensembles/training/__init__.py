@@ -7,6 +7,7 @@ objective sees a `TrainingStep`. What makes it fast: `accelerated` in ``_acceler
 from ._acceleration import TECHNIQUES, resolve_acceleration
 from ._data import Batch, EnsembleDataset, MiniBatches, to_float
 from ._distillation import distill, repel
+from ._distributed import check_same, current_ranks, shared
 from ._features import captured_embedding, embedding_size, final_linear
 from ._inference import log_proba, member_log_proba
 from ._layers import feature_layers, features, replaced_output, resolve_layers
@@ -20,7 +21,6 @@ from ._random import (
     private_global_rng,
     seeded_global_rng,
 )
-from ._ranks import check_same, current_ranks, shared
 from ._resume import Checkpoints, differences
 from ._step import Objective, TrainingStep, input_gradients
 from ._streaming import BadSampleError, StreamedX, split_item, to_tensor

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from ._distributed import whole
 from ._precision import full_precision
-from ._share import whole
 
 
 def final_linear(member: nn.Module, owner: str) -> tuple[str, nn.Linear]:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from .._validation import one_of
 from ..attacks._mode import untouched
+from ._distributed import part, whole
 from ._precision import full_precision
-from ._share import part, whole
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)

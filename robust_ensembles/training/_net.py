@@ -16,15 +16,21 @@ from torch import Tensor, nn
 from ..modules import Ensemble
 from ._acceleration import accelerated, make_optimizer
 from ._data import Batch, MiniBatches
+from ._distributed import (
+    check_same_batches,
+    in_lockstep,
+    own_stream,
+    sharded,
+    share_buffers,
+    share_weights,
+    sum_gradients,
+)
 from ._inference import Answers
-from ._lockstep import check_same_batches, in_lockstep, share_buffers, share_weights
 from ._meter import EpochMeter
 from ._out_of_memory import explained_out_of_memory
 from ._precision import mixed_precision
 from ._random import derive_seed, preserve_global_rng, reseed_global_rng
-from ._ranks import own_stream
 from ._resume import Checkpoints, checkpointed
-from ._sharding import sharded, sum_gradients
 from ._snapshot import LastGood
 from ._static_step import ReplayedStep, replayed_steps
 from ._step import Objective, TrainingStep

@@ -14,8 +14,8 @@ from skorch.callbacks import Callback
 from torch import Tensor
 
 from ._checkpoint import CheckpointFolder
+from ._distributed import on_first_rank
 from ._plain_state import plain, restore_callbacks, state_of_callbacks
-from ._ranks import on_first_rank
 
 if TYPE_CHECKING:
     from ._net import EnsembleNet

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from skorch.callbacks import Callback
 
 from .._signals import exit_by_sigterm, handled_sigterm, in_worker, is_orphan
-from ._ranks import any_rank
+from ._distributed import any_rank
 
 if TYPE_CHECKING:
     from ._net import EnsembleNet

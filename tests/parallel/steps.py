@@ -14,10 +14,10 @@ from robust_ensembles.attacks._mode import untouched
 from robust_ensembles.losses import member_cross_entropy
 from robust_ensembles.modules import Ensemble
 from robust_ensembles.training import captured_embedding, features, input_gradients, replaced_output
-from robust_ensembles.training._collectives import all_rows, own_rows, summed
+from robust_ensembles.training._distributed._collectives import all_rows, own_rows, summed
+from robust_ensembles.training._distributed._ranks import current_ranks
+from robust_ensembles.training._distributed._sharding import sharded, sum_gradients
 from robust_ensembles.training._double_backward import fast_double_backward
-from robust_ensembles.training._ranks import current_ranks
-from robust_ensembles.training._sharding import sharded, sum_gradients
 
 
 def network():

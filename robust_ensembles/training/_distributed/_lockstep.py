@@ -12,12 +12,12 @@ from skorch.callbacks import PrintLog
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .._describe import digest_of_array
+from ..._describe import digest_of_array
 from ._ranks import check_same, current_ranks, is_first, share_tensors
 from ._synchronized import check_batch_norms
 
 if TYPE_CHECKING:
-    from ._net import EnsembleNet
+    from .._net import EnsembleNet
 
 _IMPOSSIBLE = {
     "vmap": "runs members as one network, whose calls cannot be shared out",

@@ -16,8 +16,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .._exchange import exchanged
-from ..modules import Ensemble
+from ..._exchange import exchanged
+from ...modules import Ensemble
 from ._ranks import current_ranks, sum_tensors
 from ._share import Share, running
 from ._synchronized import batch_norms, synchronized_forward

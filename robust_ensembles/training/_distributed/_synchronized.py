@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ._batch_norms import next_update, uses_batch_statistics
+from .._batch_norms import next_update, uses_batch_statistics
 from ._collectives import summed
 from ._share import Share, current_share
 

@@ -1,0 +1,34 @@
+"""Several processes that train one ensemble together, each on a share of every batch."""
+
+from ._lockstep import check_same_batches, in_lockstep, share_buffers, share_weights
+from ._ranks import (
+    Ranks,
+    any_rank,
+    check_same,
+    current_ranks,
+    on_first_rank,
+    own_stream,
+    shared,
+    together,
+)
+from ._sharding import sharded, sum_gradients
+from ._share import part, whole
+
+__all__ = [
+    "Ranks",
+    "any_rank",
+    "check_same",
+    "check_same_batches",
+    "current_ranks",
+    "in_lockstep",
+    "on_first_rank",
+    "own_stream",
+    "part",
+    "sharded",
+    "share_buffers",
+    "share_weights",
+    "shared",
+    "sum_gradients",
+    "together",
+    "whole",
+]
