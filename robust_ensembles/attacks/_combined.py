@@ -104,8 +104,8 @@ class WorstCase(Attack):
     def _validate(self) -> None:
         if not isinstance(self.attacks, Sequence) or not self.attacks:
             raise ValueError(
-                "WorstCase needs a list of at least one attack: WorstCase([FGSM(), PGD()]); got "
-                f"{self.attacks!r}"
+                "WorstCase: attacks must be a list of at least one attack, such as [FGSM(), PGD()]; "
+                f"got {self.attacks!r}"
             )
         for attack in self.attacks:
             if not isinstance(attack, Attack):

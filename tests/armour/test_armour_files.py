@@ -140,6 +140,7 @@ _IN_LITTLE_MEMORY = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not Path("/proc/self/statm").exists(), reason="needs Linux's way to limit memory"
 )
