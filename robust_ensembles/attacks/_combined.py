@@ -104,7 +104,7 @@ class WorstCase(Attack):
     def _validate(self) -> None:
         if not isinstance(self.attacks, Sequence) or not self.attacks:
             raise ValueError(
-                "WorstCase: attacks must be a list of at least one attack, such as [FGSM(), PGD()]; "
+                "WorstCase: attacks must be a list of at least one attack, as [FGSM(), PGD()]; "
                 f"got {self.attacks!r}"
             )
         for attack in self.attacks:

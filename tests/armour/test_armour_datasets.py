@@ -102,7 +102,7 @@ def npz_bytes(draw):
         if name in arrays and draw(st.integers(0, 2)) == 0:
             array = arrays[name].copy()
             if array.ndim == 1 and array.size and array.dtype.kind in "iu":
-                array[draw(mutations.MARKS) % len(array)] = draw(st.integers(0, 255))
+                array[draw(mutations.MARKS) % len(array)] = draw(st.integers(0, 127))
             arrays[name] = array
     raw = as_npz(arrays, draw(st.booleans()))
     return draw(mutations.byte_changes())(raw) if draw(st.booleans()) else raw
