@@ -24,15 +24,13 @@ from ..training import (
     shared,
 )
 from ._batch_size import LARGEST, train_in_memory
+from ._callables import check_callbacks, resolve_train_split, try_callables
 from ._checkpointing import CheckpointingMixin
 from ._components import (
-    check_callbacks,
     reserved_device,
     resolve_device,
     resolve_milestones,
     resolve_optimizer,
-    resolve_train_split,
-    try_callables,
 )
 from ._identity import check_same_fit
 from ._inputs import check_classes, check_weights, check_X, resolve_clip_values
