@@ -1,9 +1,19 @@
 """Small data that several test folders share."""
 
+import signal
+
 import pytest
 from sklearn.model_selection import train_test_split
 
 from robust_ensembles.datasets import load_digits_images
+
+
+@pytest.fixture(scope="session", autouse=True)
+def control_c():
+    """Ctrl-C is heard, also where a shell runs the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._memory_errors import is_out_of_memory
 from .._validation import is_number
 from ._balls import Box
 from ._margins import member_logits
@@ -115,9 +116,9 @@ def _count_classes(module: nn.Module, X: Tensor) -> int:
     try:
         with untouched(module), torch.no_grad():
             logits = member_logits(module, X[:1].to(device_of(module, X.device)))
-    except torch.OutOfMemoryError:
-        raise
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ValueError(
             f"the module does not take X, {X.dtype} of shape {tuple(X.shape)}: {error}"
         ) from error

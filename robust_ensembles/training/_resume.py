@@ -266,7 +266,7 @@ def _check_group(group: dict[str, Any], own: dict[str, Any]) -> None:
     if set(group) - {"decayed_in", "initial_lr"} != set(own) - {"decayed_in", "initial_lr"}:
         raise ValueError(f"its optimizer has the settings {sorted(map(str, group))}")
     for name in set(own) & set(group) - {"params", *_MACHINERY}:
-        kinds = {type(part) for part in (group[name], own[name])}
+        kinds = {type(plain(part)) for part in (group[name], own[name])}
         if len(kinds) > 1 and not kinds <= {int, float}:
             raise ValueError(f"its optimizer has {name}={str(group[name])[:80]}")
 

@@ -65,7 +65,7 @@ class Moody(nn.Module):
 
     def forward(self, x):
         self.calls = self.calls + 1
-        if self.fuse is not None:
+        if self.fuse is not None and len(x) > 1:  # a single sample is tried first
             raise self.fuse
         return self.layers(x)
 

@@ -132,7 +132,7 @@ def test_an_ensemble_is_vectorized_within_the_context_only(case):
         close(ensemble.member_logits([x, x, x]), looped_logits(ensemble, x))
         calls.clear()
         close(attack(ensemble, x, y, stop_when_broken=False), adversarial)
-        assert sum(calls) < 3 * 3
+        assert sum(calls) < 3 * 4  # only while attacks look at the ensemble first
         duplicate = copy.deepcopy(ensemble)
         for parameter in duplicate.parameters():
             parameter.data.zero_()
