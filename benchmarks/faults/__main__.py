@@ -2,8 +2,8 @@
 
 Each method is trained without checkpoints once. Then it is trained with them, killed by SIGKILL
 (or another signal) at a random moment, resumed, killed again, until it ends; its final weights
-must be those of the first training, to the bit, and no checkpoint may be unreadable. Methods take
-turns until there were as many kills as asked for::
+must be those of the first training, to the bit, and no checkpoint may be unreadable. So it goes on
+until each method has had its share of the kills::
 
     python -m benchmarks.faults --kills 1000
     python -m benchmarks.faults --kills 20 --methods fasten cldl --signal TERM
@@ -15,8 +15,8 @@ Processes are forked, so that an attempt costs no import.
 from __future__ import annotations
 
 import argparse
-import itertools
 import logging
+import math
 import multiprocessing
 import random
 import signal
@@ -214,14 +214,10 @@ def main() -> None:
     draw, number = random.Random(args.seed), signal.Signals[f"SIG{args.signal}"]
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         campaigns = [Campaign(method, Path(folder), number, draw) for method in args.methods]
-        left = args.kills
-        most = max(1, min(MOST_KILLS, args.kills // len(campaigns)))  # so that all get some
-        for campaign in itertools.cycle(campaigns):
-            if left <= 0:
-                break
-            before = campaign.tally.kills
-            campaign.run(min(left, most))
-            left -= campaign.tally.kills - before
+        share = math.ceil(args.kills / len(campaigns))
+        for campaign in campaigns:
+            while campaign.tally.kills < share:
+                campaign.run(min(MOST_KILLS, share - campaign.tally.kills))
     tallies = {campaign.method: asdict(campaign.tally) for campaign in campaigns}
     rows = [{"method": method, **tally} for method, tally in tallies.items()]
     rows.append(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
@@ -152,6 +153,10 @@ class EnsembleParameters(BaseEstimator):
         for name, value in self.get_params(deep=False).items():
             if isinstance(value, Integral) and abs(int(value)) >= 2**63:
                 raise ValueError(f"{name}={value} is too large for a number of 64 bits")
+            kinds = self._parameter_constraints.get(name, ())
+            numeric = any(isinstance(kind, Interval) for kind in kinds)
+            if isinstance(value, bool | np.bool_) and numeric and "boolean" not in kinds:
+                raise ValueError(f"{name} must be a number; got {value}")
 
     def set_params(self, **params: Any) -> EnsembleParameters:
         """Set parameters; ``module__width=8`` goes into a new `module_params`.

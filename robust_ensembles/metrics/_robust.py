@@ -171,10 +171,20 @@ def weighted_fraction(
     Returns
     -------
     fraction : float
+
+    Raises
+    ------
+    ValueError
+        For weights that are negative, or all 0.
     """
     weight = np.ones(len(mask))
     if sample_weight is not None:
-        weight = np.asarray(_check_sample_weight(sample_weight, mask))
+        weight = _check_sample_weight(
+            sample_weight, mask, dtype=np.float64, ensure_non_negative=True
+        )
+        if not weight.any():
+            raise ValueError("sample_weight leaves no sample with a positive weight")
+        weight = weight / weight.max()  # the sum of large ones would be infinite
     if among is not None:
         weight = weight * among
         if not weight.any():

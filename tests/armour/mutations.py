@@ -153,7 +153,7 @@ def _alter(plain, place, kind, value, other):
     if not path:
         return value if kind == "replace" else plain
     parent, key = _at(plain, path[:-1]), path[-1]
-    old = parent[key]
+    old, value = parent[key], copy.deepcopy(value)  # it may be altered in its turn, later
     if kind == "delete":
         del parent[key]
     elif kind == "rename" and isinstance(parent, dict):

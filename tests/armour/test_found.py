@@ -172,3 +172,22 @@ def test_scorers():
 def test_overrides_that_a_recipe_has_not():
     with pytest.raises(TypeError, match="GPMREnsembleClassifier has no parameters"):
         recipes.get("gpmr", "cifar10", pretrained=1)
+
+
+def test_truth_values_are_no_numbers():
+    with pytest.raises(ValueError, match="eps must be a number; got True"):
+        make(DVERGEEnsembleClassifier, eps=True).fit(*rows())
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_weights_of_scores(conditional):
+    X, y = rows()
+    options = {"attack": FGSM(eps=0.0), "conditional": conditional}
+
+    def score(weight):
+        return robust_accuracy_score(fitted(), X, y, sample_weight=weight, **options)
+
+    assert score(np.full(9, 1e308)) == pytest.approx(score(None))
+    for weight in (np.zeros(9), np.array([-1.0] + [1.0] * 8)):
+        with pytest.raises(ValueError, match=r"positive weight|non-zero|Negative values"):
+            score(weight)
