@@ -53,7 +53,7 @@ class BaseEnsembleClassifier(
     classes_ : ndarray of shape (n_classes,)
     n_features_in_ : int
         Numbers in one sample.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         If X has feature names.
     input_shape_ : tuple of int
         Shape of one sample as the members take it.
