@@ -1,4 +1,4 @@
-"""The examples run, with tiny settings, and write what they say."""
+"""The quickstart runs, with tiny settings, and writes what it says."""
 
 import csv
 import importlib.util
@@ -100,15 +100,3 @@ def test_fashion_mnist_has_settings_of_its_own(load_example, tmp_path, monkeypat
     assert "40 training and 8 test images" in text
     assert "lenet5" in text
     assert "eps = 0.05" in text
-
-
-def test_grid_search_picks_by_the_worst_attack(load_example, digit_rows):
-    grid_search = load_example("grid_search")
-    X_train, X_test, y_train, y_test = digit_rows
-
-    search = grid_search.make_search(max_epochs=1).fit(X_train, y_train)
-
-    worst = search.cv_results_["mean_test_worst"]
-    assert len(worst) == 4
-    assert search.best_index_ == worst.argmax()
-    assert 0 <= search.score(X_test, y_test) <= 1

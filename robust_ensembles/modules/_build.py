@@ -72,7 +72,7 @@ def build_members(
     Constructors get those of the arguments ``input_shape``, ``n_classes`` (or
     ``num_classes``) and ``in_channels`` that they name. One which takes ``**kwargs`` and
     names neither class count, as torchvision's do, gets ``num_classes``. Each network then
-    runs once, in evaluation mode, on zeros of shape (2, *input_shape). Initial weights come
+    runs once, in evaluation mode, on zeros of shape ``(2, *input_shape)``. Initial weights come
     from torch's global random state, which the caller controls.
 
     Parameters

@@ -83,7 +83,7 @@ class MLP(nn.Module):
 
         Parameters
         ----------
-        x : Tensor of shape (n, *input_shape)
+        x : Tensor of shape (n, `*input_shape`)
             Batch of samples.
 
         Returns

@@ -35,10 +35,10 @@ def export_onnx(
     """Write a fitted ensemble as an ONNX model and compare it with the estimator.
 
     The model takes ``X`` of shape (n_samples, n_features) if the estimator was given an
-    `input_shape`, else (n_samples, *input_shape_), for any n_samples, and returns ``log_proba`` of
-    shape (n_samples, n_classes): logarithms of the members' mean probability, in the order of
-    `classes_`, which stand in the model's metadata as JSON. For other ways of serving,
-    ``torch.export.export(estimator.as_module(), ...)`` takes the same module.
+    `input_shape`, else ``(n_samples, *input_shape_)``, for any n_samples, and returns
+    ``log_proba`` of shape (n_samples, n_classes): logarithms of the members' mean probability, in
+    the order of `classes_`, which stand in the model's metadata as JSON. For other ways of
+    serving, ``torch.export.export(estimator.as_module(), ...)`` takes the same module.
 
     Parameters
     ----------

@@ -1,0 +1,164 @@
+"""The documentation is complete, and what it shows runs."""
+
+import ast
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from robust_ensembles.datasets import load_fashion_mnist
+from robust_ensembles.exceptions import DatasetNotFoundError
+from robust_ensembles.recipes import METHODS
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PACKAGES = [
+    "",
+    *sorted(
+        path.parent.name
+        for path in (ROOT / "robust_ensembles").glob("*/__init__.py")
+        if "__all__" in path.read_text(encoding="utf-8")
+    ),
+]
+# made by the build
+MADE = ("_build", "generated", "gallery", "results")
+
+
+def sources(*suffixes):
+    """Pages as they are written, without what the build makes of other files."""
+    found = (path for suffix in suffixes for path in DOCS.rglob(f"*{suffix}"))
+    return sorted(p for p in found if not set(MADE) & set(p.relative_to(DOCS).parts[:-1]))
+
+
+def python_blocks(path):
+    text = path.read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+PAGES = [ROOT / "README.md", *sources(".md")]
+WITH_CODE = [path for path in sources(".md") if python_blocks(path)]
+EXAMPLES = sorted((ROOT / "examples").glob("*/[pr][lu][on]*_*.py"))
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def run(arguments, folder):
+    """Run Python in a folder, with one thread: more would only wait for those of other tests."""
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "MPLBACKEND": "agg",
+    }
+    # what MLflow's database library says about MLflow
+    warnings = ["-W", "error", "-W", "ignore:The ``noload`` loader strategy"]
+    return subprocess.run(
+        [sys.executable, *warnings, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_every_block_of_code_compiles(path):
+    for block in python_blocks(path):
+        ast.parse(block)
+
+
+def test_pages_have_code_at_all():
+    assert len(WITH_CODE) > 15
+    assert len(EXAMPLES) >= 14
+
+
+def toctree_entries(path):
+    """Pages that a page lists in its table of contents, with the patterns of a glob resolved."""
+    text = path.read_text(encoding="utf-8")
+    markdown = re.findall(r"^```\{toctree\}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    rest = re.findall(r"^\.\. toctree::\n((?:[ ]+.*\n|\n)*)", text, flags=re.MULTILINE)
+    lines = (line.strip() for block in markdown + rest for line in block.splitlines())
+    entries = {line for line in lines if line and not line.startswith(":")}
+    return {(path.parent / entry).resolve().relative_to(DOCS).as_posix() for entry in entries}
+
+
+def test_every_page_is_in_a_table_of_contents():
+    pages = {p.relative_to(DOCS).with_suffix("").as_posix() for p in sources(".md", ".rst")}
+    listed = set().union(*(toctree_entries(path) for path in sources(".md", ".rst")))
+    assert pages - {"index"} - listed == set()
+    assert {e for e in listed if not set(MADE) & set(e.split("/"))} - pages == set()
+
+
+def documented():
+    """Full names in the tables of the API reference."""
+    names = set()
+    for path in (DOCS / "api").glob("*.rst"):
+        text = path.read_text(encoding="utf-8")
+        modules = re.findall(r"^\.\. currentmodule:: (\S+)$", text, flags=re.MULTILINE)
+        if modules:
+            (module,) = modules
+            names |= {f"{module}.{n}" for n in re.findall(r"^   (\w+)$", text, flags=re.MULTILINE)}
+    return names
+
+
+def public():
+    """What can be imported from the packages, under the name that it has there."""
+    for package in PACKAGES:
+        module = importlib.import_module(f"robust_ensembles.{package}".rstrip("."))
+        for name in module.__all__:
+            yield f"{module.__name__}.{name}", getattr(module, name)
+
+
+def test_the_reference_lists_every_public_name_once():
+    listed = documented()
+    known = dict(public())
+    exceptions = importlib.import_module("robust_ensembles.exceptions")
+    known |= {
+        f"robust_ensembles.exceptions.{name}": value
+        for name, value in vars(exceptions).items()
+        if isinstance(value, type)
+    }
+    assert listed - set(known) == set()
+    by_identity = {id(known[name]) for name in listed}
+    # the same object may be importable from two places
+    assert {name for name, value in known.items() if id(value) not in by_identity} == set()
+    objects = [id(known[name]) for name in listed if isinstance(known[name], type)]
+    assert len(objects) == len(set(objects))
+
+
+def test_every_method_has_a_page_with_the_same_parts():
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in (DOCS / "methods").glob("*")}
+    assert set(pages) - {"index"} == set(METHODS)
+    for method, kind in METHODS.items():
+        headings = re.findall(r"^## (.+)$", pages[method], flags=re.MULTILINE)
+        assert headings == ["Idea", "Equations", "Paper and code", "Cost", "When to use it", "Cite"]
+        assert f"`{kind.__name__}`" in pages[method]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", WITH_CODE, ids=name_of)
+def test_the_code_of_a_page_runs_in_its_order(path, tmp_path):
+    done = run(["-c", "\n".join(python_blocks(path))], tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EXAMPLES, ids=name_of)
+def test_an_example_of_the_gallery_runs(path, tmp_path):
+    for library in re.findall(r"^(?:import|from) (\w+)", path.read_text("utf-8"), re.MULTILINE):
+        pytest.importorskip(library)
+    if "fashion_mnist" in path.name:
+        try:
+            load_fashion_mnist("test", download=False)
+        except DatasetNotFoundError as error:
+            pytest.skip(str(error))
+    done = run([str(path)], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
