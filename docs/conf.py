@@ -83,6 +83,7 @@ sphinx_gallery_conf = {
     "doc_module": ("robust_ensembles",),
     "backreferences_dir": None,
     "download_all_examples": False,
+    "write_computation_times": False,
     "show_signature": False,
     "remove_config_comments": True,
     "min_reported_time": 1,

@@ -25,7 +25,7 @@ PACKAGES = [
     ),
 ]
 # made by the build
-MADE = ("_build", "generated", "gallery", "results")
+MADE = ("_build", "_templates", "generated", "gallery", "results")
 
 
 def sources(*suffixes):
@@ -41,7 +41,9 @@ def python_blocks(path):
 
 PAGES = [ROOT / "README.md", *sources(".md")]
 WITH_CODE = [path for path in sources(".md") if python_blocks(path)]
-EXAMPLES = sorted((ROOT / "examples").glob("*/[pr][lu][on]*_*.py"))
+EXAMPLES = sorted(
+    path for path in (ROOT / "examples").glob("*/*.py") if path.name.startswith(("plot_", "run_"))
+)
 
 
 def name_of(path):
@@ -123,7 +125,7 @@ def test_the_reference_lists_every_public_name_once():
     known |= {
         f"robust_ensembles.exceptions.{name}": value
         for name, value in vars(exceptions).items()
-        if isinstance(value, type)
+        if getattr(value, "__module__", None) == exceptions.__name__
     }
     assert listed - set(known) == set()
     by_identity = {id(known[name]) for name in listed}
