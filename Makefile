@@ -16,13 +16,15 @@ TEST_EXTRAS := test$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 # its name says which extras are installed: .installed-test-crosscheck
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help quickstart test lint dist clean
+.PHONY: help quickstart test lint docs docs-links dist clean
 
 help:
 	@echo "make quickstart [DATA=fashion-mnist]   train four ensembles, print a table, write a plot"
 	@echo "make test [MARKERS=\"not slow\"] [EXTRAS=crosscheck] [PYTEST_ARGS=...] [JOBS=1]"
 	@echo "                                       lint, formatting, types and tests"
 	@echo "make lint                              lint, formatting and types"
+	@echo "make docs                              the documentation, in docs/_build/html"
+	@echo "make docs-links                        whether its links lead somewhere; needs a network"
 	@echo "make dist                              source distribution and wheel, in dist/"
 	@echo "make clean                             remove $(VENV) and everything that was made"
 	@echo "PYTHON=python3.12 chooses the Python of a new $(VENV)"
@@ -40,12 +42,20 @@ lint: $(INSTALLED)-$(TEST_EXTRAS)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# runs the gallery's examples that have changed
+docs: $(INSTALLED)-docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -b html -W --keep-going docs docs/_build/html
+
+docs-links: $(INSTALLED)-docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -b linkcheck docs docs/_build/linkcheck
+
 dist: $(INSTALLED)-$(TEST_EXTRAS)
 	$(BIN)/python -m build
 
 clean:
 	rm -rf $(VENV) build dist quickstart-results *.egg-info .mypy_cache .ruff_cache .pytest_cache \
-		.hypothesis
+		.hypothesis docs/_build docs/gallery docs/api/generated
+	find docs/results -mindepth 1 ! -name index.md -delete
 	find robust_ensembles tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} + \
 		2>/dev/null || true
 

@@ -4,9 +4,12 @@ import ast
 import importlib
 import os
 import re
+import shutil
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -142,6 +145,72 @@ def test_every_method_has_a_page_with_the_same_parts():
         headings = re.findall(r"^## (.+)$", pages[method], flags=re.MULTILINE)
         assert headings == ["Idea", "Equations", "Paper and code", "Cost", "When to use it", "Cite"]
         assert f"`{kind.__name__}`" in pages[method]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The pages, built without a warning and without running the gallery."""
+    for library in ("sphinx_gallery", "numpydoc", "myst_parser", "pydata_sphinx_theme"):
+        pytest.importorskip(library)
+    folder = tmp_path_factory.mktemp("site")
+    made = shutil.ignore_patterns("_build", "gallery", "generated")
+    shutil.copytree(DOCS, folder / "docs", ignore=made)
+    for path in ROOT.iterdir():
+        if path.name in {"examples", "benchmarks", "robust_ensembles"} or path.suffix == ".md":
+            (folder / path.name).symlink_to(path)
+    # the warnings of other libraries are theirs
+    arguments = ["-W", "default", "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q"]
+    done = run([*arguments, "-D", "plot_gallery=0", "docs", "html"], folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "html"
+
+
+@pytest.mark.slow
+def test_the_documentation_builds_without_a_warning(built):
+    assert (built / "index.html").is_file()
+    assert (built / "gallery" / "index.html").is_file()
+
+
+class Links(HTMLParser):
+    """Links and anchors of a page."""
+
+    def __init__(self):
+        super().__init__()
+        self.links, self.anchors = set(), set()
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.links |= {values[name] for name in ("href", "src") if values.get(name)}
+        self.anchors |= {values[name] for name in ("id", "name") if values.get(name)}
+
+
+@pytest.mark.slow
+def test_links_between_pages_lead_somewhere(built):
+    pages = {}
+    for path in built.rglob("*.html"):
+        pages[path] = Links()
+        pages[path].feed(path.read_text(encoding="utf-8"))
+    broken = []
+    for path, page in pages.items():
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc or link == "#":
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            anchors = pages[target].anchors if target in pages else set()
+            if not target.exists() or (parts.fragment and parts.fragment not in anchors):
+                broken.append(f"{path.relative_to(built)}: {link}")
+    assert sorted(broken) == []
+    assert sum(len(page.links) for page in pages.values()) > 1000
+
+
+@pytest.mark.slow
+def test_the_data_parallel_example_runs(tmp_path):
+    example = ROOT / "examples" / "data_parallel.py"
+    torchrun = ["-W", "default", "-m", "torch.distributed.run", "--standalone"]
+    done = run([*torchrun, "--nproc-per-node=2", str(example)], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "under attack" in done.stdout
 
 
 @pytest.mark.slow
