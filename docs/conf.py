@@ -28,6 +28,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",  # equations are drawn without a network, too
     "numpydoc",
     "myst_parser",
     "sphinx_copybutton",
