@@ -79,7 +79,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": "gallery",
     # without its data set, an example is shown and not run
     "filename_pattern": r"/(plot|run)_" + ("" if fashion_mnist_is_here() else "(?!fashion_mnist)"),
-    "ignore_pattern": r"/(?!(plot|run)_)\w+\.py$",
+    "ignore_pattern": r"(^|/)(?!(plot|run)_)[^/]+\.py$",
     "within_subsection_order": "FileNameSortKey",
     "doc_module": ("robust_ensembles",),
     "backreferences_dir": None,
