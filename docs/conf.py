@@ -42,6 +42,8 @@ templates_path = ["_templates"]
 exclude_patterns = ["_build", "extensions", "**/GALLERY_HEADER.rst"]
 default_role = "literal"  # and `linked_names` makes links of the names that are documented
 nitpicky = True
+# in the type that `Objective` is a name of
+nitpick_ignore = [("py:class", "collections.abc.Callable"), ("py:class", "torch.Tensor")]
 # of sphinx-gallery, which shows all examples and none by module
 suppress_warnings = ["config.cache"]
 
@@ -51,7 +53,7 @@ autosummary_generate = True
 autodoc_typehints = "none"  # types stand in the docstrings
 autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
-maximum_signature_line_length = 88
+toc_object_entries_show_parents = "hide"
 add_module_names = False
 numpydoc_show_class_members = False  # the template lists them
 numpydoc_attributes_as_param_list = True
@@ -80,7 +82,10 @@ sphinx_gallery_conf = {
     # without its data set, an example is shown and not run
     "filename_pattern": r"/(plot|run)_" + ("" if fashion_mnist_is_here() else "(?!fashion_mnist)"),
     "ignore_pattern": r"(^|/)(?!(plot|run)_)[^/]+\.py$",
-    "within_subsection_order": "FileNameSortKey",
+    "subsection_order": [
+        f"../examples/{part}" for part in ("start", "evaluation", "search", "practice")
+    ],
+    "within_subsection_order": "ExampleTitleSortKey",
     "doc_module": ("robust_ensembles",),
     "backreferences_dir": None,
     "download_all_examples": False,

@@ -14,6 +14,7 @@ Needs ``pip install 'robust-ensembles[dask]'``.
 from typing import Any
 
 import joblib
+import matplotlib.pyplot as plt
 from distributed import Client, LocalCluster
 from sklearn.model_selection import GridSearchCV
 
@@ -69,3 +70,12 @@ if __name__ == "__main__":
     print(spread.best_params_)
     same = spread.cv_results_["mean_test_worst"] == alone.cv_results_["mean_test_worst"]
     print(f"same scores as without a cluster: {same.tolist()}")
+
+    figure, ax = plt.subplots(figsize=(5.2, 3.2), layout="constrained")
+    for name in ("clean", "worst"):
+        ax.plot(spread.cv_results_[f"mean_test_{name}"], "o-", label=name)
+    candidates = [f"lam {p['lam']}\nlr {p['lr']}" for p in spread.cv_results_["params"]]
+    ax.set_xticks(range(len(candidates)), candidates)
+    ax.set_ylabel("mean accuracy over the folds")
+    ax.legend(frameon=False)
+    plt.show()

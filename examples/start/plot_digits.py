@@ -45,8 +45,8 @@ print(f"CEAT {ceat.score(X_test, y_test):.3f}")
 # %%
 # An adversarial example
 # ----------------------
-# ``generate`` changes no pixel by more than eps = 0.1. The digit remains readable, but the vanilla
-# ensemble reads another one.
+# ``generate`` changes no pixel by more than eps = 0.1. The digits remain readable, but the vanilla
+# ensemble takes several of them for others.
 attack = PGD(eps=0.1, n_steps=20)
 X_adv = attack.generate(vanilla, X_test[:8], y_test[:8])
 answers = vanilla.predict(X_adv)

@@ -120,7 +120,7 @@ class StreamedX(Dataset[Tensor]):
 
         Yields
         ------
-        x : Tensor of shape (n_samples, *input_shape), float32 or uint8
+        x : Tensor of shape (n_samples, `*input_shape`), float32 or uint8
         labels : list
             What stands beside each x, or None.
 
