@@ -36,7 +36,7 @@ gal = GALEnsembleClassifier(lam=0.5, **common).fit(X_train, y_train)
 # last column is the ensemble. The diagonal is the white box: examples tried on the member that they
 # were made for.
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.4))
-figure.subplots_adjust(bottom=0.25, wspace=0.6)
+figure.subplots_adjust(bottom=0.25, wspace=0.75)
 for ax, (name, clf) in zip(axes, {"vanilla": vanilla, "GAL": gal}.items(), strict=True):
     display = TransferabilityDisplay.from_estimator(
         clf, X_test, y_test, attack=PGD(eps=0.1, n_steps=20), ax=ax

@@ -2,13 +2,15 @@
 Fashion-MNIST, white box and transfer
 =====================================
 
-A defence that makes the members' input gradients differ is put beside a plain ensemble. It does
-well against examples that were made on another model, and no better against an attacker who has
-its weights: two questions that need two numbers.
+A defence that makes the members' input gradients differ is put beside a plain ensemble, and both
+are attacked in two ways: by somebody who knows the weights, and by somebody who only has a model of
+their own. These are two questions, and need two numbers.
 
 The data set is read from disk, where Debian's package ``dataset-fashion-mnist`` or an earlier
-download has put it, or downloaded. Only a small part of it is used here, for few epochs; the same
-comparison on 10,000 images with all twelve methods stands in ``benchmarks/results/defences.md``.
+download has put it, or downloaded. Only a small part of it is used here, for few epochs, so that differences of a few
+points mean nothing: the standard error of 200 images is three points. On 10,000 images,
+``benchmarks/results/defences.md`` compares all twelve methods. There, GAL keeps 47% of the images
+under transfer, where the plain ensemble keeps 25%, and 27 against 20% in the white box.
 """
 
 # %%
