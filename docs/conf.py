@@ -117,4 +117,6 @@ html_theme_options = {
     "pygments_light_style": "default",
     "pygments_dark_style": "github-dark",
 }
-html_sidebars = {"index": [], "install": [], "start": [], "performance": [], "faq": []}
+# pages without a section of their own
+SINGLE = ("index", "install", "start", "performance", "faq", "comparison", "layout", "changelog")
+html_sidebars: dict[str, list[str]] = {page: [] for page in SINGLE}

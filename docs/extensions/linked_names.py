@@ -38,26 +38,25 @@ def is_word(text: str) -> bool:
     return text.islower() and not set("._") & set(text)
 
 
+def is_inside(node: nodes.Node, *kinds: type[nodes.Node]) -> bool:
+    """Whether a node stands in one of some kinds."""
+    above: Any = node.parent
+    while above is not None and not isinstance(above, kinds):
+        above = above.parent
+    return above is not None
+
+
 def link_names(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Put a reference around each literal that is a documented name."""
     objects = app.env.domains.python_domain.objects
     full_names = documented(objects)
     for literal in list(doctree.findall(nodes.literal)):
-        inside: Any = literal.parent
-        while inside is not None and not isinstance(inside, nodes.reference | nodes.title):
-            inside = inside.parent
-        found = NAME.fullmatch(literal.astext())
-        if inside is not None or found is None or is_word(found[1]):
+        name = NAME.fullmatch(literal.astext())
+        full = full_names.get(name[1]) if name and not is_word(name[1]) else None
+        if full is None or is_inside(literal, nodes.reference, nodes.title):
             continue
-        full = full_names.get(found[1])
-        if full is None or (objects[full].docname == docname and literal.astext() == docname):
-            continue
-        target = objects[full]
-        if app.builder.name == "linkcheck":
-            continue
-        link = make_refnode(
-            app.builder, docname, target.docname, target.node_id, literal.deepcopy(), full
-        )
+        page, anchor = objects[full].docname, objects[full].node_id
+        link = make_refnode(app.builder, docname, page, anchor, literal.deepcopy(), full)
         literal.replace_self(link)
 
 

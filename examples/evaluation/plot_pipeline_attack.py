@@ -7,6 +7,7 @@ where eps has to be meant. Attacks of this package go through the steps of a Pip
 """
 
 # %%
+import textwrap
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -46,12 +47,13 @@ print(f"accuracy {pipeline.score(X_test, y_test):.3f}, under attack ", end="")
 print(f"{robust_accuracy_score(pipeline, X_test, y_test, attack=attack):.3f}")
 
 # %%
-# The same number of steps, on scaled data
-# ----------------------------------------
-# Attacking the last step alone, in scaled units, is a different question: 0.1 standard deviations
-# are fewer grey levels than 0.1 of the range, and the scaled ball may hold no image at all.
-scaled_train, scaled_test = (pipeline[:-1].transform(part) for part in (X_train, X_test))
-wrong_units = robust_accuracy_score(pipeline[-1], scaled_test, y_test, attack=PGD(eps=0.1))
+# The same eps, on scaled data
+# ----------------------------
+# Attacking the last step alone is a different question. There, eps is meant in units of principal
+# components of standardised pixels; what it is in grey levels differs from direction to direction,
+# and the changed samples need not belong to any image.
+scaled = pipeline[:-1].transform(X_test)
+wrong_units = robust_accuracy_score(pipeline[-1], scaled, y_test, attack=PGD(eps=0.1))
 print(f"with eps = 0.1 in units of the principal components: {wrong_units:.3f}")
 
 # %%
@@ -83,7 +85,7 @@ print(f"accuracy {two_tone.score(X_test, y_test):.3f}")
 try:
     robust_accuracy_score(two_tone, X_test, y_test, attack=attack)
 except NotDifferentiableError as error:
-    print(error)
+    print(textwrap.fill(str(error), 90))
 
 # %%
 # Attacks that only look at answers still work.

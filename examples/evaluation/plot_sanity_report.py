@@ -8,6 +8,7 @@ whose gradients are hidden.
 """
 
 # %%
+import textwrap
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -65,7 +66,8 @@ for name, findings in report.findings.items():
     failed = [finding for finding in findings if finding.passed is False]
     print(f"{name}: {len(failed)} of {len(findings)} checks failed")
     for finding in failed:
-        print(f"  {finding.severity}, {finding.check}: {finding.message}")
+        text = f"{finding.severity}, {finding.check}: {finding.message}"
+        print(textwrap.fill(text, 90, initial_indent="- ", subsequent_indent="  "))
 
 # %%
 # The mend is a better attack. The margin, which is what attacks of this package climb unless they
