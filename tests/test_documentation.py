@@ -188,6 +188,8 @@ class Links(HTMLParser):
 def test_links_between_pages_lead_somewhere(built):
     pages = {}
     for path in built.rglob("*.html"):
+        if "_static" in path.parts:
+            continue  # a template of the theme
         pages[path] = Links()
         pages[path].feed(path.read_text(encoding="utf-8"))
     broken = []

@@ -7,10 +7,10 @@ are attacked in two ways: by somebody who knows the weights, and by somebody who
 their own. These are two questions, and need two numbers.
 
 The data set is read from disk, where Debian's package ``dataset-fashion-mnist`` or an earlier
-download has put it, or downloaded. Only a small part of it is used here, for few epochs, so that differences of a few
-points mean nothing: the standard error of 200 images is three points. On 10,000 images,
-``benchmarks/results/defences.md`` compares all twelve methods. There, GAL keeps 47% of the images
-under transfer, where the plain ensemble keeps 25%, and 27 against 20% in the white box.
+download has put it, or downloaded. Only a small part of it is used here, for few epochs: the
+standard error of 200 images is three points, and smaller differences mean nothing. On 10,000
+images, ``benchmarks/results/defences.md`` compares all twelve methods. There, GAL keeps 47% of the
+images under transfer, where the plain ensemble keeps 25%, and 27 against 20% in the white box.
 """
 
 # %%
