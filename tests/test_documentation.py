@@ -85,7 +85,7 @@ def test_pages_have_code_at_all():
 
 
 def toctree_entries(path):
-    """Pages that a page lists in its table of contents, with the patterns of a glob resolved."""
+    """Pages that a page lists in its table of contents."""
     text = path.read_text(encoding="utf-8")
     markdown = re.findall(r"^```\{toctree\}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     rest = re.findall(r"^\.\. toctree::\n((?:[ ]+.*\n|\n)*)", text, flags=re.MULTILINE)
