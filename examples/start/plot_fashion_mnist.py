@@ -26,7 +26,7 @@ from robust_ensembles.metrics import robust_accuracy_score
 
 X_train, y_train = load_fashion_mnist("train")
 X_test, y_test = load_fashion_mnist("test")
-X_train, y_train, X_test, y_test = X_train[:1500], y_train[:1500], X_test[:200], y_test[:200]
+X_train, y_train, X_test, y_test = X_train[:1000], y_train[:1000], X_test[:200], y_test[:200]
 print(X_train.shape, X_train.dtype)
 
 # %%
