@@ -1,0 +1,156 @@
+"""Trained ensembles in a folder: each is trained once, and goes on where a killed run was.
+
+Several processes may share a folder: who finds a training under way waits for it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from skorch.callbacks import Callback
+
+from robust_ensembles._files import replacing
+from robust_ensembles.persistence import load as load_estimator
+
+from . import _report
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A trained ensemble.
+
+    Parameters
+    ----------
+    model : fitted estimator
+    seconds, cpu_seconds : float
+        All epochs, also those before an interruption: elapsed, and of the processor.
+    machine : str
+        What it was trained on, last.
+    """
+
+    model: Any
+    seconds: float
+    cpu_seconds: float
+    machine: str
+
+
+class _ProcessorTime(Callback):
+    """Writes each epoch's processor seconds into the history, which outlives a kill."""
+
+    def on_epoch_begin(self, net: Any, **kwargs: Any) -> None:
+        self.began_ = time.process_time()
+
+    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
+        net.history.record("cpu_dur", time.process_time() - self.began_)
+
+
+def is_trained(folder: Path, name: str) -> bool:
+    """Whether the folder has the model of that name."""
+    return _record(folder, name).exists()
+
+
+def train(estimator: Any, X: NDArray[Any], y: NDArray[Any], folder: Path, name: str) -> None:
+    """Train a model and keep it as ``folder/name.*``, unless it is there already.
+
+    Parameters
+    ----------
+    estimator : unfitted estimator
+        Changed in place.
+    X, y : ndarray
+    folder : Path
+        There is one subfolder for each training under way.
+    name : str
+    """
+    with locked(folder / f"{name}.lock"):
+        if is_trained(folder, name):
+            return
+        checkpoints = folder / f"{name}.checkpoints"
+        log.info("%s: training", name)
+        estimator.set_params(callbacks=[_ProcessorTime()], checkpoint_dir=checkpoints).fit(X, y)
+        estimator.set_params(callbacks=None, checkpoint_dir=None).save(_weights(folder, name))
+        history = estimator.history_
+        record = {
+            "estimator": " ".join(repr(estimator).split()),
+            "n_train": len(y),
+            "seconds": sum(history[:, "dur"]),
+            "cpu_seconds": sum(history[:, "cpu_dur"]),
+            "machine": machine(),
+        }
+        write_json(_record(folder, name), record)
+        shutil.rmtree(checkpoints)
+        last = {k: round(v, 4) for k, v in history[-1].items() if k.startswith("train_")}
+        log.info("%s: %.0f s, %s", name, record["seconds"], last)
+
+
+def load(folder: Path, name: str, **params: Any) -> Stored:
+    """A trained model.
+
+    Parameters
+    ----------
+    folder : Path
+    name : str
+    **params
+        What a file cannot hold, such as a network of one's own; see `persistence.load`.
+
+    Returns
+    -------
+    stored : Stored
+    """
+    record = json.loads(_record(folder, name).read_text())
+    model = load_estimator(_weights(folder, name), **params)
+    return Stored(model, record["seconds"], record["cpu_seconds"], record["machine"])
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a file's lock, which a killed process loses; waits for who else holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether some process holds a file's lock."""
+    if not path.exists():
+        return False
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def machine() -> str:
+    """This one, in a line."""
+    here = _report.environment()
+    return f"{here['gpu'] or here['processor']}, {torch.get_num_threads()} threads"
+
+
+def _weights(folder: Path, name: str) -> Path:
+    return folder / f"{name}.safetensors"
+
+
+def _record(folder: Path, name: str) -> Path:
+    return folder / f"{name}.json"
