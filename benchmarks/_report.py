@@ -58,7 +58,9 @@ def write(name: str, title: str, command: str, rows: list[dict[str, Any]], **det
 
     Parameters
     ----------
-    name, title : str
+    name : str
+        May name a folder too.
+    title : str
     command : str
         That makes these files again.
     rows : list of dict
@@ -66,7 +68,7 @@ def write(name: str, title: str, command: str, rows: list[dict[str, Any]], **det
     **details
         Settings and notes; strings become paragraphs of the Markdown.
     """
-    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / name).parent.mkdir(parents=True, exist_ok=True)
     machine = environment()
     payload = {"title": title, "command": command, "environment": machine, "rows": rows, **details}
     (RESULTS / f"{name}.json").write_text(json.dumps(payload, indent=1) + "\n")

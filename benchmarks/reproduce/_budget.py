@@ -70,10 +70,12 @@ class Budget:
         """
         full = sorted(set(epochs))
         done = [self.epochs_of(number) for number in full]
-        parts = [_part(done, full, "epochs")]
         seeds = len(self.seeds_of(paper))
-        parts.append(_part([seeds], [_SEEDS[paper]], "seeds"))
-        parts.append(_part([images], [of_images], "images"))
+        parts = [
+            _part(done, full, "epochs"),
+            _part([seeds], [max(seeds, _SEEDS[paper])], "seeds"),
+            _part([images], [of_images], "images"),
+        ]
         return f"at {', '.join(parts)}{train}"
 
     def trained_on(self, full: int) -> str:

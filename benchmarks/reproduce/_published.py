@@ -37,10 +37,10 @@ class Setting(NamedTuple):
     network: str
     members: int
 
-    def __str__(self) -> str:
-        mixed = "+" in self.network
-        networks = self.network if mixed else f"{self.members} x {self.network}"
-        return f"{DATASETS[self.dataset]}, {networks}"
+    @property
+    def networks(self) -> str:
+        """Of all members."""
+        return self.network if "+" in self.network else f"{self.members} x {self.network}"
 
 
 class Column(NamedTuple):

@@ -422,6 +422,22 @@ def test_ceat_attacks_are_those_of_the_paper():
         assert attack.random_start == (name != "MIM")
 
 
+def test_ceat_runs_what_is_asked_for():
+    target = ensemble(20)
+    X, y = points(20, target)
+    settings = {"eps": EPS, "step_size": 0.04, "n_queries": 5}
+    everything = protocols.ceat(target, X, y, **settings).to_frame()
+    some = protocols.ceat(target, X, y, attacks=["PGD", "CW"], **settings)
+    assert list(some.to_frame().attack.unique()) == ["clean", "PGD20", "CW", "worst"]
+    assert len(some.settings["attacks"]["faithful"]) == 2
+    for attack in ("PGD20", "CW"):
+        mine, all_of_it = (
+            frame[frame.attack == attack].reset_index(drop=True)
+            for frame in (some.to_frame(), everything)
+        )
+        assert mine.equals(all_of_it)
+
+
 @pytest.mark.parametrize("ensemble_attack", [None, "mora", "autoattack"])
 def test_ceat_says_what_the_sound_number_is_without(ensemble_attack):
     target = ensemble(20)
@@ -564,6 +580,8 @@ BAD = {
     "ncen-batch-norm": ("ncen", {"eps": EPS, "batch_norm": "evil"}, "Did you mean 'eval'"),
     "ceat-eps": ("ceat", {"eps": 0.0}, "eps must be a positive number"),
     "ceat-attack": ("ceat", {"ensemble_attack": "auto"}, "Did you mean 'autoattack'"),
+    "ceat-attacks": ("ceat", {"attacks": ["PDG"]}, "Did you mean 'PGD'"),
+    "ceat-no-attacks": ("ceat", {"attacks": []}, "attacks is empty"),
 }
 
 

@@ -1,0 +1,201 @@
+"""What a run would cost here, from a few timed steps."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.base import clone
+
+from robust_ensembles.attacks import PGD
+from robust_ensembles.protocols._settings import described
+
+from .. import _store
+from ._cells import Cells, Unit
+from ._plan import Model, Part
+from ._units import units
+
+log = logging.getLogger(__name__)
+
+_BATCHES, _EPOCHS, _IMAGES, _STEPS = 2, 2, 64, 4
+# AutoAttack on an image that survives, in gradients of the ensemble: 1,000 of APGD, 900 of FAB
+# that cost a little more, 5,000 forward passes of Square
+_AUTOATTACK_GRADIENTS = 4000
+_SURVIVORS = 0.45
+
+
+class Cost(NamedTuple):
+    """What a model or a unit costs.
+
+    Parameters
+    ----------
+    what : str
+    number : int
+        How many are left to do.
+    seconds : float
+        Each.
+    """
+
+    what: str
+    number: int
+    seconds: float
+
+    @property
+    def total(self) -> float:
+        return self.number * self.seconds
+
+
+def estimate(part: Part, models: Path, cells: Cells, device: str, *, ablations: bool) -> list[Cost]:
+    """What is left to do for a part of a table.
+
+    Parameters
+    ----------
+    part : Part
+    models : Path
+        Folder of the trained models.
+    cells : Cells
+    device : str
+    ablations : bool
+
+    Returns
+    -------
+    costs : list of Cost
+    """
+    timings = _Timings(cells.folder.parent / "timings.json")
+    groups: dict[str, list[Model]] = {}
+    for model in part.models:
+        groups.setdefault(_kind(model), []).append(model)
+    costs, fitted = [], {}
+    for kind, several in groups.items():
+        left = [model for model in several if not _store.is_trained(models, model.key)]
+        fit = _Fit(several[0], device)
+        per_image = timings.get(f"train {kind}", fit.seconds_per_image)
+        epochs = several[0].estimator.max_epochs
+        seconds = per_image * len(part.images.y) * epochs
+        costs.append(Cost(f"train {_label(part, several[0])}, {epochs} epochs", len(left), seconds))
+        fitted[several[0].key] = fit
+    targets = {model.key for model in part.targets}
+    example = next((fit for key, fit in fitted.items() if key in targets), None)
+    if example is not None:
+        surrogates = [fitted[model.key] for model in part.surrogates]
+        costs += _evaluations(part, example, surrogates, cells, timings, ablations)
+    return costs
+
+
+def _evaluations(
+    part: Part,
+    example: _Fit,
+    surrogates: list[_Fit],
+    cells: Cells,
+    timings: _Timings,
+    ablations: bool,
+) -> list[Cost]:
+    """Units, timed on a few images with a model that is hardly trained."""
+    few = replace(part, images=part.images.head(len(part.images.y), np.arange(_IMAGES)))
+    factor = len(part.images.y_test) / _IMAGES
+    costs = []
+    for whole, unit in zip(
+        *(
+            units(one, lambda: [fit.estimator for fit in surrogates], ablations=ablations)
+            for one in (part, few)
+        ),
+        strict=True,
+    ):
+        left = sum(cells.read(model.key, whole.name) is None for model in part.targets)
+        name = f"{unit.name} {part.label}"
+        if whole.name.endswith("-AA"):
+            gradient = timings.get(f"gradient {part.label}", partial(_gradient, few, example))
+            seconds = gradient * _AUTOATTACK_GRADIENTS * _SURVIVORS * len(part.images.y_test)
+            costs.append(Cost(f"{whole.name} (AutoAttack: a rough guess)", left, seconds))
+            continue
+        alone = timings.get(f"{name}, 1", partial(_time_unit, unit, example, 1))
+        if not unit.joint:
+            costs.append(Cost(whole.name, left, factor * alone))
+            continue
+        three = timings.get(f"{name}, 3", partial(_time_unit, unit, example, 3))
+        more = max(0.0, (three - alone) / 2)
+        costs.append(Cost(f"{whole.name}, the examples", min(left, 1), factor * (alone - more)))
+        costs.append(Cost(f"{whole.name}, each model", left, factor * more))
+    return costs
+
+
+class _Fit:
+    """A model that is trained for a moment, once it is needed."""
+
+    def __init__(self, model: Model, device: str) -> None:
+        self.model, self.device, self.fitted = model, device, False
+
+    @property
+    def estimator(self) -> Any:
+        if not self.fitted:
+            self._fit()
+        return self._estimator
+
+    def seconds_per_image(self) -> float:
+        """Of one epoch, for each image of the data set."""
+        return self.estimator.history_[-1, "dur"] / self.n_images
+
+    def _fit(self) -> None:
+        images = self.model.images
+        self._estimator = clone(self.model.estimator).set_params(
+            max_epochs=_EPOCHS, lr_milestones=None, device=self.device
+        )
+        self.n_images = min(_BATCHES * self._estimator.batch_size, len(images.y))
+        log.info("timing a few steps of %s", self.model.key)
+        self._estimator.fit(images.X[: self.n_images], images.y[: self.n_images])
+        self.fitted = True
+
+
+class _Timings:
+    """Seconds that were measured on this machine, kept in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+
+    def get(self, what: str, measure: Callable[[], float]) -> float:
+        key = f"{_store.machine()}: {what}"
+        if key not in self.known:
+            self.known[key] = measure()
+            _store.write_json(self.path, self.known)
+        return self.known[key]
+
+
+def _time_unit(unit: Unit, example: _Fit, number: int) -> float:
+    estimators = {str(i): example.estimator for i in range(number)}
+    start = time.perf_counter()
+    unit.run(estimators)
+    return time.perf_counter() - start
+
+
+def _gradient(part: Part, example: _Fit) -> float:
+    """Seconds of a gradient of the ensemble for one image."""
+    module = example.estimator.as_module()
+    device = next(module.parameters()).device
+    x = torch.from_numpy(part.images.X_test).float().to(device) / 255
+    y = torch.from_numpy(part.images.y_test).to(device)
+    attack = PGD(eps=0.03, n_steps=_STEPS, clip_values=(0.0, 1.0))
+    start = time.perf_counter()
+    attack(module, x, y, stop_when_broken=False)
+    return (time.perf_counter() - start) / _STEPS / len(y)
+
+
+def _kind(model: Model) -> str:
+    """Everything that decides how long an epoch takes."""
+    anyhow = clone(model.estimator).set_params(random_state=None, max_epochs=1, device="auto")
+    return f"{described(anyhow)} {model.images.label}"
+
+
+def _label(part: Part, model: Model) -> str:
+    for row in part.rows:
+        if model.key in [one.key for one in row.models]:
+            return row.name
+    return f"surrogate of {model.estimator.n_estimators}"

@@ -1,0 +1,254 @@
+"""Measured numbers beside published ones, and what the seeds' spread leaves of differences."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ._cells import Cells, Rows, Unit
+from ._plan import Model, Part, Row
+from ._published import Column
+
+
+class Number(NamedTuple):
+    """An accuracy in percent, of some seeds.
+
+    Parameters
+    ----------
+    values : tuple of float
+        One for each seed.
+    n_samples : int
+        Images that each is a fraction of.
+    """
+
+    values: tuple[float, ...]
+    n_samples: int
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def spread(self) -> float:
+        """Two standard deviations over the seeds; of a single one, two errors of its sample."""
+        if len(self.values) > 1:
+            return 2 * statistics.stdev(self.values)
+        part = self.mean / 100
+        return 200 * math.sqrt(part * (1 - part) / self.n_samples)
+
+
+class Cell(NamedTuple):
+    """A method under an attack.
+
+    Parameters
+    ----------
+    column : Column
+    published : float or None
+        Percent.
+    faithful : Number or None
+        By the paper's protocol, as the paper counts; None if not run.
+    of_all : Number or None
+        By the paper's protocol, of all images.
+    sound : Number or None
+        Of all images, under sound attacks too.
+    """
+
+    column: Column
+    published: float | None
+    faithful: Number | None
+    of_all: Number | None
+    sound: Number | None
+
+    @property
+    def difference(self) -> float | None:
+        """Measured minus published, both as the paper counts."""
+        if self.published is None or self.faithful is None:
+            return None
+        return self.faithful.mean - self.published
+
+    @property
+    def within(self) -> bool | None:
+        """Whether the difference lies within the spread."""
+        if self.difference is None or self.faithful is None:
+            return None
+        return abs(self.difference) <= self.faithful.spread
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table with all that was measured.
+
+    Parameters
+    ----------
+    row : Row
+    cells : list of Cell
+        One for each column.
+    clean : Number or None
+        Accuracy without an attack.
+    white_box : Number or None
+        CLDL's tables: accuracy under PGD-20 on two losses.
+    losses : dict of Number
+        CLDL's tables: conditional accuracy by the losses of the transferred examples.
+    """
+
+    row: Row
+    cells: list[Cell]
+    clean: Number | None = None
+    white_box: Number | None = None
+    losses: dict[str, Number] | None = None
+
+    @property
+    def attacked(self) -> list[Cell]:
+        """Those cells that have an attack."""
+        return [cell for cell in self.cells if cell.column.attack != "clean"]
+
+    @property
+    def measured(self) -> bool:
+        """Whether anything was."""
+        return any(cell.faithful for cell in self.cells)
+
+
+class Claim(NamedTuple):
+    """How two methods differ, over all attacks of a table.
+
+    Parameters
+    ----------
+    better, other : str
+        Names of methods.
+    published, faithful, sound : float
+        Mean difference in points; None where nothing is printed.
+    signs : int
+        Columns where the measured difference has the sign of the published one.
+    within : int
+        Columns whose published difference is no larger than the spread of a difference here.
+    n : int
+        Columns.
+    """
+
+    better: str
+    other: str
+    published: float | None
+    faithful: float | None
+    sound: float | None
+    signs: int
+    within: int
+    n: int
+
+
+def lines(part: Part, units: Sequence[Unit], cells: Cells) -> list[Line]:
+    """All rows of a part with what was measured so far."""
+    return [_line(part, row, units, cells) for row in part.rows]
+
+
+def claims(lines: Sequence[Line], best: Line) -> list[Claim]:
+    """One method against each other."""
+    return [_claim(best, line) for line in lines if line is not best and line.measured]
+
+
+def mean(numbers: Sequence[float | None]) -> float | None:
+    """Of those that there are."""
+    found = [number for number in numbers if number is not None]
+    return statistics.fmean(found) if found else None
+
+
+def _line(part: Part, row: Row, units: Sequence[Unit], cells: Cells) -> Line:
+    found = [_rows(model, units, cells) for model in row.models]
+    complete = [rows for rows in found if rows]
+    made = [_cell(column, row.published.get(column), complete) for column in part.columns]
+    if not complete:
+        return Line(row, made)
+    n_images = len(part.images.y_test)
+    white = [one["white box"] for rows in complete for one in rows if "white box" in one]
+    labels = dict.fromkeys(one["losses"] for rows in complete for one in rows if "losses" in one)
+    losses = {
+        label: _number(
+            [one["conditional"] for r in complete for one in r if one.get("losses") == label],
+            n_images,
+        )
+        for label in labels
+    }
+    clean = _cell(Column("clean", 0.0), None, complete).faithful
+    return Line(row, made, clean, _number(white, n_images), _present(losses))
+
+
+def _rows(model: Model, units: Sequence[Unit], cells: Cells) -> Rows:
+    """All that was measured of a model."""
+    kept = [cells.read(model.key, unit.name) for unit in units]
+    return [row for content in kept if content is not None for row in content["rows"]]
+
+
+def _cell(column: Column, published: float | None, seeds: Sequence[Rows]) -> Cell:
+    def number(name: str, **where: Any) -> Number | None:
+        rows = [_find(rows, column, where) for rows in seeds]
+        present = [row for row in rows if row is not None]
+        if not present:
+            return None
+        values = tuple(100 * row[name] for row in present)
+        return Number(values, min(row["n_samples"] for row in present))
+
+    everyone = {"metric": "unconditional"}
+    clean = column.attack == "clean"
+    faithful = number("faithful", **(everyone if clean else {"published": True}))
+    return Cell(
+        column, published, faithful, number("faithful", **everyone), number("sound", **everyone)
+    )
+
+
+def _find(rows: Rows, column: Column, where: dict[str, Any]) -> dict[str, Any] | None:
+    for row in rows:
+        here = row.get("attack") == column.attack and math.isclose(row["eps"], column.eps)
+        if here and all(row[name] == value for name, value in where.items()):
+            return row
+    return None
+
+
+def _number(fractions: Sequence[float], n_samples: int) -> Number | None:
+    return Number(tuple(100 * value for value in fractions), n_samples) if fractions else None
+
+
+def _present(numbers: dict[str, Number | None]) -> dict[str, Number]:
+    return {name: number for name, number in numbers.items() if number is not None}
+
+
+def _claim(best: Line, other: Line) -> Claim:
+    found = [_gain(*pair) for pair in zip(best.attacked, other.attacked, strict=True)]
+    gains = [gain for gain in found if gain is not None]
+    printed = [gain for gain in gains if gain.published is not None]
+    return Claim(
+        best.row.name,
+        other.row.name,
+        mean([gain.published for gain in gains]),
+        mean([gain.faithful for gain in gains]),
+        mean([gain.sound for gain in gains]),
+        sum((gain.published or 0) * gain.faithful > 0 for gain in printed),
+        sum(abs(gain.published or 0) <= gain.spread for gain in printed),
+        len(printed),
+    )
+
+
+class _Gain(NamedTuple):
+    """How much better one method is than another under an attack, and by how much by chance."""
+
+    published: float | None
+    faithful: float
+    sound: float
+    spread: float
+
+
+def _gain(mine: Cell, other: Cell) -> _Gain | None:
+    numbers = mine.faithful, other.faithful, mine.sound, other.sound
+    if any(number is None for number in numbers):
+        return None
+    faithful, faithful_other, sound, sound_other = (number for number in numbers if number)
+    published = None
+    if mine.published is not None and other.published is not None:
+        published = mine.published - other.published
+    return _Gain(
+        published,
+        faithful.mean - faithful_other.mean,
+        sound.mean - sound_other.mean,
+        math.hypot(faithful.spread, faithful_other.spread),
+    )
