@@ -91,7 +91,7 @@ def train(estimator: Any, X: NDArray[Any], y: NDArray[Any], folder: Path, name: 
         }
         write_json(_record(folder, name), record)
         shutil.rmtree(checkpoints)
-        last = {k: round(v, 4) for k, v in history[-1].items() if k.startswith("train_")}
+        last = {k: round(float(v), 4) for k, v in history[-1].items() if k.startswith("train_")}
         log.info("%s: %.0f s, %s", name, record["seconds"], last)
 
 

@@ -7,6 +7,7 @@ tables share what they have in common, and the same command in several processes
     python -m benchmarks.reproduce --list
     python -m benchmarks.reproduce --paper cldl --table VIII --dry-run
     python -m benchmarks.reproduce --paper cldl --table VIII --budget 0.1 --ablations
+    python -m benchmarks.reproduce --paper ceat --figure 3 --budget 0.1
     python -m benchmarks.reproduce --paper ncen --table II --dataset fashion-mnist \\
         --network resnet20 --epochs 4 --train-images 6000 --images 500
 
@@ -25,7 +26,7 @@ from pathlib import Path
 from robust_ensembles.exceptions import DatasetNotFoundError
 
 from .. import _command
-from . import _plan, _published, _run
+from . import _figures, _plan, _published, _run
 from ._budget import Budget
 
 log = _command.log
@@ -37,7 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = _command.parse(options, arguments)
     if parsed.list:
         for paper, printed in _published.PAPERS.items():
-            log.info("%s (%s): %s", paper, printed, ", ".join(_published.names(paper)))
+            tables, figures = _published.names(paper), _figures.numbers(paper)
+            log.info("%s (%s): tables %s", paper, printed, ", ".join(tables))
+            if figures:
+                log.info("%s (%s): figures %s", paper, printed, ", ".join(figures))
         return
     try:
         _start(options, parsed)
@@ -46,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _start(options: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
-    if parsed.paper is None or parsed.table is None:
-        raise ValueError("give --paper and --table; --list names them")
+    if parsed.paper is None or (parsed.table is None) == (parsed.figure is None):
+        raise ValueError("give --paper and either --table or --figure; --list names them")
     shop = _run.Workshop(parsed.work, parsed.device)
     task = _task(options, parsed)
     if parsed.dry_run:
@@ -58,7 +62,8 @@ def _start(options: argparse.ArgumentParser, parsed: argparse.Namespace) -> None
 
 
 def _task(options: argparse.ArgumentParser, parsed: argparse.Namespace) -> _run.Task:
-    table = _published.read(parsed.paper, parsed.table)
+    figure = _figures.find(parsed.paper, parsed.figure) if parsed.figure else None
+    table = figure.table if figure else _published.read(parsed.paper, parsed.table)
     chosen = table.selected(parsed.dataset, parsed.network)
     budget = Budget(parsed.budget, parsed.epochs, parsed.seeds, parsed.images, parsed.train_images)
     parts = _plan.parts(
@@ -72,7 +77,7 @@ def _task(options: argparse.ArgumentParser, parsed: argparse.Namespace) -> _run.
     filters = [*(parsed.dataset or ()), *(parsed.network or ())]
     name = "_".join([table.paper, table.name, *filters])
     command = _command.spelled("reproduce", options, parsed)
-    return _run.Task(chosen, budget, parts, parsed.ablations, name, command)
+    return _run.Task(chosen, budget, parts, parsed.ablations, name, command, figure)
 
 
 def _options() -> argparse.ArgumentParser:
@@ -85,6 +90,7 @@ def _options() -> argparse.ArgumentParser:
     add("--list", action="store_true", help="name all tables and figures")
     add("--paper", choices=list(_published.PAPERS))
     add("--table", help="its number as printed: VIII, 4")
+    add("--figure", help="its number, or what it shows; instead of a table")
     add("--dataset", nargs="+", choices=list(_published.DATASETS), help="only these data sets")
     add("--network", nargs="+", help="only these networks, such as resnet20")
     add("--methods", nargs="+", help="only these rows; the others are shown as not run")

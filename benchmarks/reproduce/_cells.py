@@ -92,7 +92,7 @@ def _measure(
 ) -> None:
     if not models:
         return
-    log.info("%s: measuring %s", unit.name, ", ".join(model.key for model in models))
+    log.info("%s: measuring %d models, first %s", unit.name, len(models), models[0].key)
     start = time.perf_counter()
     rows, quirks = unit.run({model.key: load(model) for model in models})
     seconds = (time.perf_counter() - start) / len(models)

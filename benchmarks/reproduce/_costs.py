@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,15 +22,21 @@ from robust_ensembles.protocols._settings import described
 from .. import _store
 from ._cells import Cells, Unit
 from ._plan import Model, Part
-from ._units import units
+from ._units import Surrogates
 
 log = logging.getLogger(__name__)
 
-_BATCHES, _EPOCHS, _IMAGES, _STEPS = 2, 2, 64, 4
+MakeUnits = Callable[[Part, Surrogates], list[Unit]]
+
+_BATCHES, _EPOCHS, _IMAGES, _STEPS = 2, 2, 16, 4
 # AutoAttack on an image that survives, in gradients of the ensemble: 1,000 of APGD, 900 of FAB
 # that cost a little more, 5,000 forward passes of Square
 _AUTOATTACK_GRADIENTS = 4000
 _SURVIVORS = 0.45
+# of CLDL's black box: 36 forward passes on each further model, beside 306 gradients of larger
+# ensembles that the examples take
+_FURTHER_MODEL = 0.03
+_RADIUS = re.compile(r"-eps[\d.]+")
 
 
 class Cost(NamedTuple):
@@ -53,17 +60,20 @@ class Cost(NamedTuple):
         return self.number * self.seconds
 
 
-def estimate(part: Part, models: Path, cells: Cells, device: str, *, ablations: bool) -> list[Cost]:
+def estimate(
+    part: Part, make_units: MakeUnits, models: Path, cells: Cells, device: str
+) -> list[Cost]:
     """What is left to do for a part of a table.
 
     Parameters
     ----------
     part : Part
+    make_units : callable
+        From a part, and a function that returns the surrogates, to what is measured.
     models : Path
         Folder of the trained models.
     cells : Cells
     device : str
-    ablations : bool
 
     Returns
     -------
@@ -86,7 +96,7 @@ def estimate(part: Part, models: Path, cells: Cells, device: str, *, ablations: 
     example = next((fit for key, fit in fitted.items() if key in targets), None)
     if example is not None:
         surrogates = [fitted[model.key] for model in part.surrogates]
-        costs += _evaluations(part, example, surrogates, cells, timings, ablations)
+        costs += _evaluations(part, example, surrogates, cells, timings, make_units)
     return costs
 
 
@@ -96,34 +106,29 @@ def _evaluations(
     surrogates: list[_Fit],
     cells: Cells,
     timings: _Timings,
-    ablations: bool,
+    make_units: MakeUnits,
 ) -> list[Cost]:
     """Units, timed on a few images with a model that is hardly trained."""
     few = replace(part, images=part.images.head(len(part.images.y), np.arange(_IMAGES)))
     factor = len(part.images.y_test) / _IMAGES
     costs = []
     for whole, unit in zip(
-        *(
-            units(one, lambda: [fit.estimator for fit in surrogates], ablations=ablations)
-            for one in (part, few)
-        ),
+        *(make_units(one, lambda: [fit.estimator for fit in surrogates]) for one in (part, few)),
         strict=True,
     ):
         left = sum(cells.read(model.key, whole.name) is None for model in part.targets)
-        name = f"{unit.name} {part.label}"
+        name = f"{_RADIUS.sub('', unit.name)} {part.label}"  # all radii cost the same
         if whole.name.endswith("-AA"):
             gradient = timings.get(f"gradient {part.label}", partial(_gradient, few, example))
             seconds = gradient * _AUTOATTACK_GRADIENTS * _SURVIVORS * len(part.images.y_test)
             costs.append(Cost(f"{whole.name} (AutoAttack: a rough guess)", left, seconds))
             continue
-        alone = timings.get(f"{name}, 1", partial(_time_unit, unit, example, 1))
+        alone = factor * timings.get(name, partial(_time_unit, unit, example))
         if not unit.joint:
-            costs.append(Cost(whole.name, left, factor * alone))
+            costs.append(Cost(whole.name, left, alone))
             continue
-        three = timings.get(f"{name}, 3", partial(_time_unit, unit, example, 3))
-        more = max(0.0, (three - alone) / 2)
-        costs.append(Cost(f"{whole.name}, the examples", min(left, 1), factor * (alone - more)))
-        costs.append(Cost(f"{whole.name}, each model", left, factor * more))
+        costs.append(Cost(f"{whole.name}, the examples", min(left, 1), alone))
+        costs.append(Cost(f"{whole.name}, each model", left, _FURTHER_MODEL * alone))
     return costs
 
 
@@ -131,27 +136,33 @@ class _Fit:
     """A model that is trained for a moment, once it is needed."""
 
     def __init__(self, model: Model, device: str) -> None:
-        self.model, self.device, self.fitted = model, device, False
+        self.model, self.device = model, device
 
-    @property
+    @cached_property
     def estimator(self) -> Any:
-        if not self.fitted:
-            self._fit()
-        return self._estimator
+        """The fitted estimator."""
+        return self._fit(_EPOCHS)
 
     def seconds_per_image(self) -> float:
-        """Of one epoch, for each image of the data set."""
-        return self.estimator.history_[-1, "dur"] / self.n_images
+        """Of one epoch: what a longer fit takes more than a shorter one."""
+        durations = []
+        for epochs in (1, 1 + _EPOCHS):
+            start = _clock()
+            self._fit(epochs)
+            durations.append(_clock() - start)
+        return max(durations[1] - durations[0], 0.0) / _EPOCHS / self._n_images
 
-    def _fit(self) -> None:
-        images = self.model.images
-        self._estimator = clone(self.model.estimator).set_params(
-            max_epochs=_EPOCHS, lr_milestones=None, device=self.device
-        )
-        self.n_images = min(_BATCHES * self._estimator.batch_size, len(images.y))
+    @property
+    def _n_images(self) -> int:
+        return min(_BATCHES * self.model.estimator.batch_size, len(self.model.images.y))
+
+    def _fit(self, epochs: int) -> Any:
         log.info("timing a few steps of %s", self.model.key)
-        self._estimator.fit(images.X[: self.n_images], images.y[: self.n_images])
-        self.fitted = True
+        estimator = clone(self.model.estimator).set_params(
+            max_epochs=epochs, lr_milestones=None, device=self.device
+        )
+        n, images = self._n_images, self.model.images
+        return estimator.fit(images.X[:n], images.y[:n])
 
 
 class _Timings:
@@ -169,11 +180,11 @@ class _Timings:
         return self.known[key]
 
 
-def _time_unit(unit: Unit, example: _Fit, number: int) -> float:
-    estimators = {str(i): example.estimator for i in range(number)}
-    start = time.perf_counter()
-    unit.run(estimators)
-    return time.perf_counter() - start
+def _time_unit(unit: Unit, example: _Fit) -> float:
+    estimator = example.estimator
+    start = _clock()
+    unit.run({"example": estimator})
+    return _clock() - start
 
 
 def _gradient(part: Part, example: _Fit) -> float:
@@ -183,9 +194,14 @@ def _gradient(part: Part, example: _Fit) -> float:
     x = torch.from_numpy(part.images.X_test).float().to(device) / 255
     y = torch.from_numpy(part.images.y_test).to(device)
     attack = PGD(eps=0.03, n_steps=_STEPS, clip_values=(0.0, 1.0))
-    start = time.perf_counter()
+    start = _clock()
     attack(module, x, y, stop_when_broken=False)
-    return (time.perf_counter() - start) / _STEPS / len(y)
+    return (_clock() - start) / _STEPS / len(y)
+
+
+def _clock() -> float:
+    """Seconds: of the processor if it computes, so that other work beside does not count."""
+    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 
 
 def _kind(model: Model) -> str:

@@ -33,11 +33,11 @@ class Number(NamedTuple):
 
     @property
     def spread(self) -> float:
-        """Two standard deviations over the seeds; of a single one, two errors of its sample."""
-        if len(self.values) > 1:
-            return 2 * statistics.stdev(self.values)
+        """Two standard deviations: of the seeds, where there are several, and of the images."""
         part = self.mean / 100
-        return 200 * math.sqrt(part * (1 - part) / self.n_samples)
+        of_images = 1e4 * part * (1 - part) / self.n_samples
+        of_seeds = statistics.variance(self.values) if len(self.values) > 1 else 0.0
+        return 2 * math.sqrt(of_seeds + of_images)
 
 
 class Cell(NamedTuple):
@@ -165,7 +165,12 @@ def _line(part: Part, row: Row, units: Sequence[Unit], cells: Cells) -> Line:
     labels = dict.fromkeys(one["losses"] for rows in complete for one in rows if "losses" in one)
     losses = {
         label: _number(
-            [one["conditional"] for r in complete for one in r if one.get("losses") == label],
+            [
+                one["conditional"]
+                for rows in complete
+                for one in rows
+                if one.get("losses") == label and not math.isnan(one["conditional"])
+            ],
             n_images,
         )
         for label in labels
@@ -183,7 +188,7 @@ def _rows(model: Model, units: Sequence[Unit], cells: Cells) -> Rows:
 def _cell(column: Column, published: float | None, seeds: Sequence[Rows]) -> Cell:
     def number(name: str, **where: Any) -> Number | None:
         rows = [_find(rows, column, where) for rows in seeds]
-        present = [row for row in rows if row is not None]
+        present = [row for row in rows if row is not None and not math.isnan(row[name])]
         if not present:
             return None
         values = tuple(100 * row[name] for row in present)

@@ -150,8 +150,10 @@ def _cldl(name: str) -> Method | None:
 
 
 def _ncen(name: str) -> Method | None:
-    method = {"bl": "vanilla"}.get(name.lower(), name.lower())
-    return Method(name, method, "ncen", {"formulation": "released"})
+    method = name.lower().partition("(")[0]
+    weights = dict(zip(("lambda_cos", "lambda_norm"), _numbers(name), strict=False))
+    changes = {"formulation": "released", **weights}
+    return Method(name, {"bl": "vanilla"}.get(method, method), "ncen", changes)
 
 
 def _ceat(name: str) -> Method | None:

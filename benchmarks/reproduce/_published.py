@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,11 +79,21 @@ class PublishedTable:
     name : str
         Its number, as printed.
     rows : tuple of PublishedRow
+    unprinted : tuple of Column, default=()
+        Columns of a figure that prints no numbers.
     """
 
     paper: str
     name: str
     rows: tuple[PublishedRow, ...]
+    unprinted: tuple[Column, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """What the paper calls it."""
+        if self.name.startswith("fig"):
+            return f"Fig. {self.name.removeprefix('fig')}"
+        return f"a plot of {self.name}" if self.name.islower() else f"Table {self.name}"
 
     @property
     def settings(self) -> list[Setting]:
@@ -93,7 +103,8 @@ class PublishedTable:
     def columns(self, setting: Setting) -> list[Column]:
         """All that are printed for a setting."""
         mine = [row.values for row in self.rows if row.setting == setting]
-        return list(dict.fromkeys(column for values in mine for column in values))
+        printed = dict.fromkeys(column for values in mine for column in values)
+        return [*printed, *self.unprinted]
 
     def selected(
         self, datasets: Sequence[str] | None, networks: Sequence[str] | None
@@ -114,14 +125,13 @@ class PublishedTable:
         if not rows:
             listed = "; ".join(f"{s.dataset} {s.network}" for s in self.settings)
             raise ValueError(f"the table has no rows of that data set and network; it has {listed}")
-        return PublishedTable(self.paper, self.name, rows)
+        return replace(self, rows=rows)
 
 
 def names(paper: str) -> list[str]:
-    """Numbers of a paper's tables, and ``figN`` of figures with printed numbers."""
-    files = FOLDER.glob(f"{paper}_*.csv")
-    found = [file.stem.partition("_")[2] for file in files]
-    return sorted(found, key=_order)
+    """Numbers of a paper's results tables, in order."""
+    found = [file.stem.partition("_")[2] for file in FOLDER.glob(f"{paper}_*.csv")]
+    return sorted((name for name in found if not name.startswith("fig")), key=_order)
 
 
 def read(paper: str, name: str) -> PublishedTable:
@@ -144,9 +154,18 @@ def read(paper: str, name: str) -> PublishedTable:
     """
     known = {found.lower(): found for found in names(paper)}
     if name.lower() not in known:
-        tables = ", ".join(found for found in known.values() if not found.startswith("fig"))
-        raise ValueError(f"{PAPERS[paper]} has no results table {name!r}; it has {tables}")
-    name = known[name.lower()]
+        raise ValueError(
+            f"{PAPERS[paper]} has no results table {name!r}; it has {', '.join(known.values())}"
+        )
+    return _read(paper, known[name.lower()])
+
+
+def read_figure(paper: str, number: str) -> PublishedTable:
+    """A figure with printed numbers."""
+    return _read(paper, f"fig{number}")
+
+
+def _read(paper: str, name: str) -> PublishedTable:
     with (FOLDER / f"{paper}_{name}.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     return PublishedTable(paper, name, tuple(_row(line, _PERCENT[paper]) for line in lines))

@@ -14,9 +14,10 @@ from .. import _report, _store
 from . import _costs, _measured, _plan, _tables
 from ._budget import Budget
 from ._cells import Cells, Unit, evaluate
+from ._figures import Figure
 from ._plan import Model, Part
 from ._published import PAPERS, PublishedTable
-from ._units import units
+from ._units import Surrogates, units
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +48,6 @@ class Workshop:
         """The estimator, trained."""
         return model.load(self.models, self.device).model
 
-    def units(self, part: Part, *, ablations: bool) -> list[Unit]:
-        """What is measured of a part; surrogates are read when they are needed."""
-        return units(
-            part, lambda: [self.fitted(model) for model in part.surrogates], ablations=ablations
-        )
-
 
 @dataclass(frozen=True)
 class Task:
@@ -68,6 +63,8 @@ class Task:
         Of the files.
     command : str
         That makes them again.
+    figure : Figure, default=None
+        What is drawn; None for a table.
     """
 
     table: PublishedTable
@@ -76,6 +73,13 @@ class Task:
     ablations: bool
     name: str
     command: str
+    figure: Figure | None = None
+
+    def units(self, part: Part, surrogates: Surrogates) -> list[Unit]:
+        """What is measured of a part; surrogates are asked for when they are needed."""
+        if self.figure is not None:
+            return self.figure.units(part)
+        return units(part, surrogates, ablations=self.ablations)
 
     @property
     def title(self) -> str:
@@ -98,7 +102,7 @@ class Task:
             of_images=one.of_images,
             train=self.budget.trained_on(one.of_train),
         )
-        return f"{PAPERS[self.table.paper]}, Table {self.table.name}: {what}, {budget}"
+        return f"{PAPERS[self.table.paper]}, {self.table.title}: {what}, {budget}"
 
 
 def dry_run(task: Task, shop: Workshop) -> list[dict[str, Any]]:
@@ -112,9 +116,7 @@ def dry_run(task: Task, shop: Workshop) -> list[dict[str, Any]]:
     rows = []
     seen: set[str] = set()
     for part in task.parts:
-        costs = _costs.estimate(
-            part, shop.models, shop.cells, shop.device, ablations=task.ablations
-        )
+        costs = _costs.estimate(part, task.units, shop.models, shop.cells, shop.device)
         for cost in costs:
             what = f"{part.label}: {cost.what}"
             if what not in seen:
@@ -141,7 +143,7 @@ def run(task: Task, shop: Workshop, *, so_far: bool = False) -> None:
     for part in task.parts:
         if not so_far:
             part = _without(part, _plan.train(part.models, shop.models, shop.device))
-        made = shop.units(part, ablations=task.ablations)
+        made = _units_of(part, task, shop)
         for unit in made if not so_far else ():
             evaluate(unit, part.targets, shop.cells, shop.fitted)
         parts.append(part)
@@ -155,7 +157,10 @@ def write(
     """Write the files of a table."""
     rows, texts = [], []
     for part, mine in zip(task.parts, lines, strict=True):
-        summary, text = _tables.sections(part, mine)
+        what = task.figure.what if task.figure else None
+        summary, text = _tables.sections(part, mine, what)
+        if task.figure and any(line.measured for line in mine):
+            task.figure.draw(part, mine, _report.RESULTS / f"reproduce/{task.name}.png")
         several = len(task.parts) > 1
         rows += [{"setting": part.label, **row} if several else row for row in summary]
         texts.append(text)
@@ -221,9 +226,13 @@ def _contents(task: Task, shop: Workshop) -> list[dict[str, Any] | None]:
     return [
         shop.cells.read(model.key, unit.name)
         for part in task.parts
-        for unit in shop.units(part, ablations=task.ablations)
+        for unit in _units_of(part, task, shop)
         for model in part.targets
     ]
+
+
+def _units_of(part: Part, task: Task, shop: Workshop) -> list[Unit]:
+    return task.units(part, lambda: [shop.fitted(model) for model in part.surrogates])
 
 
 def _cost_row(what: str, number: int, seconds: float) -> dict[str, Any]:

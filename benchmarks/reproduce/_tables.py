@@ -18,6 +18,10 @@ _COUNTED = {
     "is of all images",
     "ceat": "of all images, in the white box",
 }
+_SPREAD = (
+    "Spread (±): two standard deviations, of the seeds and of the sample of images together; with "
+    "one seed, of the images alone, which is too little."
+)
 _SOUND = {
     "cldl": "of all images, with transferred examples on the CW margin too",
     "ncen": "of all images, under PGD-40 by steps of eps / 4 on two losses too",
@@ -25,13 +29,17 @@ _SOUND = {
 }
 
 
-def sections(part: Part, lines: Sequence[Line]) -> tuple[list[dict[str, Any]], str]:
+def sections(
+    part: Part, lines: Sequence[Line], what: str | None = None
+) -> tuple[list[dict[str, Any]], str]:
     """Summary rows and the text below, for one part.
 
     Parameters
     ----------
     part : Part
     lines : sequence of Line
+    what : str, default=None
+        A figure shows.
 
     Returns
     -------
@@ -41,6 +49,8 @@ def sections(part: Part, lines: Sequence[Line]) -> tuple[list[dict[str, Any]], s
         Markdown.
     """
     rows = [_summary(part, line) for line in lines]
+    if what is not None:
+        return rows, f"{what}\n\n{_SPREAD}\n\n{_cells(lines)}"
     texts = [_how_to_read(part), _orders(lines)]
     best = _best(part, lines)
     if best is not None:
@@ -99,8 +109,7 @@ def _how_to_read(part: Part) -> str:
             if part.paper == "cldl"
             else ". "
         )
-        + "Spread: two standard deviations over the seeds; of a single seed, two standard errors "
-        "of its images, which is less than the seeds' spread would be."
+        + _SPREAD
     )
 
 

@@ -53,7 +53,7 @@ def units(part: Part, surrogates: Surrogates, *, ablations: bool) -> list[Unit]:
 
 
 def _cldl_units(part: Part, surrogates: Surrogates) -> list[Unit]:
-    name = f"cldl-{_images_name(part)}-{_surrogates_name(part)}"
+    name = f"cldl-{images_name(part)}-{_surrogates_name(part)}"
 
     def of_radius(eps: float) -> Unit:
         def run(estimators: Mapping[str, Any]) -> Outcome:
@@ -61,7 +61,7 @@ def _cldl_units(part: Part, surrogates: Surrogates) -> list[Unit]:
             result = protocols.cldl(
                 dict(estimators), *images, surrogates=surrogates(), eps=eps, subset="all"
             )
-            return _of_protocol(result)
+            return of_protocol(result)
 
         return Unit(f"{name}-eps{eps:g}", run, joint=True)
 
@@ -71,9 +71,9 @@ def _cldl_units(part: Part, surrogates: Surrogates) -> list[Unit]:
 def _ncen_units(part: Part) -> list[Unit]:
     def run(estimators: Mapping[str, Any]) -> Outcome:
         images = part.images.X_test, part.images.y_test
-        return _of_protocol(protocols.ncen(dict(estimators), *images, dataset=part.setting.dataset))
+        return of_protocol(protocols.ncen(dict(estimators), *images, dataset=part.setting.dataset))
 
-    return [Unit(f"ncen-{_images_name(part)}", run)]
+    return [Unit(f"ncen-{images_name(part)}", run)]
 
 
 def _ceat_units(part: Part) -> list[Unit]:
@@ -85,9 +85,9 @@ def _ceat_units(part: Part) -> list[Unit]:
     def of_attacks(attacks: list[str]) -> Unit:
         def run(estimators: Mapping[str, Any]) -> Outcome:
             images = part.images.X_test, part.images.y_test
-            return _of_protocol(protocols.ceat(dict(estimators), *images, attacks=attacks))
+            return of_protocol(protocols.ceat(dict(estimators), *images, attacks=attacks))
 
-        return Unit(f"ceat-{_images_name(part)}-{'-'.join(attacks)}", run)
+        return Unit(f"ceat-{images_name(part)}-{'-'.join(attacks)}", run)
 
     return [of_attacks(group) for group in (quick, slow) if group]
 
@@ -103,7 +103,7 @@ def _white_box_unit(part: Part) -> Unit:
             rows[target.name] = [{"white box": float(withstood.mean()), "eps": eps}]
         return rows, []
 
-    return Unit(f"white-{_images_name(part)}-eps{eps:g}", run)
+    return Unit(f"white-{images_name(part)}-eps{eps:g}", run)
 
 
 def second_radius(part: Part) -> float:
@@ -114,7 +114,7 @@ def second_radius(part: Part) -> float:
 def _loss_unit(part: Part, surrogates: Surrogates) -> Unit:
     """What each loss adds to CLDL's black box, at the second radius: the inert CW loss."""
     eps = second_radius(part)
-    name = f"losses-{_images_name(part)}-{_surrogates_name(part)}-eps{eps:g}"
+    name = f"losses-{images_name(part)}-{_surrogates_name(part)}-eps{eps:g}"
 
     def run(estimators: Mapping[str, Any]) -> Outcome:
         images = part.images.X_test, part.images.y_test
@@ -154,7 +154,8 @@ def _withstood(targets: list[Subject], sources: list[Subject], eps: float, loss:
     return masks
 
 
-def _of_protocol(result: ProtocolResult) -> Outcome:
+def of_protocol(result: ProtocolResult) -> Outcome:
+    """A protocol's rows by estimator, and its quirks."""
     rows: dict[str, Rows] = {}
     for row in result.rows:
         content = {name: value for name, value in row._asdict().items() if name != "estimator"}
@@ -166,7 +167,8 @@ def _radii(part: Part) -> list[float]:
     return sorted({column.eps for column in part.columns if column.eps})
 
 
-def _images_name(part: Part) -> str:
+def images_name(part: Part) -> str:
+    """Which test images, for the name of a unit."""
     which = "tuning" if part.of_images == 1000 and part.paper == "cldl" else "test"
     return f"{len(part.images.y_test)}{which}"
 
