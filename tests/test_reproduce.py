@@ -1,0 +1,566 @@
+"""Reproduction of the papers' tables: what is printed, planned, kept and written."""
+
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+if not (ROOT / "benchmarks").exists():
+    pytest.skip("the benchmarks are not in the source distribution", allow_module_level=True)
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import _report, _store  # noqa: E402
+from benchmarks.reproduce import (  # noqa: E402
+    __main__ as command,
+)
+from benchmarks.reproduce import (  # noqa: E402
+    _cells,
+    _costs,
+    _data,
+    _figures,
+    _measured,
+    _methods,
+    _plan,
+    _published,
+    _run,
+    _units,
+)
+from benchmarks.reproduce._budget import Budget  # noqa: E402
+from benchmarks.reproduce._networks import SoftmaxInTraining  # noqa: E402
+from benchmarks.reproduce._published import Column  # noqa: E402
+from robust_ensembles import NCEnEnsembleClassifier, VanillaEnsembleClassifier  # noqa: E402
+from robust_ensembles.datasets import load_digits_images, load_fashion_mnist  # noqa: E402
+from robust_ensembles.exceptions import DatasetNotFoundError  # noqa: E402
+from robust_ensembles.modules import CifarResNet  # noqa: E402
+from robust_ensembles.protocols import cldl_split  # noqa: E402
+
+TABLES = [(paper, name) for paper in _published.PAPERS for name in _published.names(paper)]
+TINY = Budget(epochs=1, seeds=1, images=12, train_images=64)
+
+
+def synthetic(dataset, archive=None):
+    """Ten patterns with noise, 8 x 8 pixels; as many test images as the real ones."""
+    rng = np.random.default_rng(0)
+    channels = 1 if "mnist" in dataset else 3
+    patterns = rng.integers(0, 256, (10, channels, 8, 8))
+
+    def images(n):
+        y = np.arange(n) % 10
+        X = patterns[y] + rng.normal(0, 40, (n, channels, 8, 8))
+        return np.clip(X, 0, 255).astype(np.uint8), y
+
+    return _data.Images("Synthetic", *images(300), *images(10_000))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(_report, "RESULTS", tmp_path / "results")
+    return tmp_path / "results" / "reproduce"
+
+
+@pytest.fixture
+def small_images(monkeypatch):
+    monkeypatch.setattr(_data, "load", synthetic)
+
+
+# ------------------------------------------------------------------------------ what is printed
+
+
+def test_all_published_numbers_are_there():
+    tables = [_published.read(*table) for table in TABLES]
+    counts = {"cldl": 0, "ncen": 0, "ceat": 0}
+    for table in tables:
+        counts[table.paper] += sum(len(row.values) for row in table.rows)
+    assert counts == {"cldl": 1696, "ncen": 864, "ceat": 225}
+    figure = _published.read_figure("ceat", "3")
+    assert sum(len(row.values) for row in figure.rows) == 72
+    assert figure.columns(figure.settings[0])[0] == Column("1->1", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("paper", "name", "dataset", "method", "column", "value"),
+    [
+        ("cldl", "VIII", "fashion-mnist", "ADP", Column("BIM", 0.08), 38.38),
+        ("ncen", "II", "fashion-mnist", "BL", Column("clean", 0.0), 93.37),
+        ("ceat", "1", "cifar100", "ADP", Column("AA", 0.031), 15.81),
+        ("ceat", "4", "cifar10", "CEAT[none]", Column("PGD20", 0.031), 56.36),
+    ],
+)
+def test_some_published_numbers(paper, name, dataset, method, column, value):
+    rows = _published.read(paper, name).rows
+    row = next(r for r in rows if (r.setting.dataset, r.method) == (dataset, method))
+    assert row.values[column] == value
+
+
+def test_names_of_tables():
+    assert _published.names("cldl")[:5] == ["I", "II", "III", "IV", "V"]
+    assert _published.names("cldl")[-1] == "XIV"
+    assert _published.read("cldl", "viii").name == "VIII"
+    with pytest.raises(ValueError, match="has no results table '5'; it has 1, 2, 3, 4"):
+        _published.read("ceat", "5")
+    with pytest.raises(ValueError, match="it has cifar10 resnet20; cifar100 resnet20"):
+        _published.read("ceat", "1").selected(["mnist"], None)
+
+
+# ---------------------------------------------------------------------------- what is trained
+
+
+@pytest.mark.parametrize(("paper", "name"), TABLES)
+def test_every_printed_method_has_an_estimator(paper, name):
+    for row in _published.read(paper, name).rows:
+        estimator = _methods.published(paper, row.method).estimator(row.setting, epochs=3)
+        assert estimator.n_estimators == row.setting.members
+        assert estimator.max_epochs == 3
+        networks = row.setting.network.split("+")
+        if estimator.module in (SoftmaxInTraining, [SoftmaxInTraining] * len(networks)):
+            params = estimator.module_params
+            several = params if isinstance(params, list) else [params]
+            assert [f"resnet{p['depth']}" for p in several] == networks
+        else:
+            assert estimator.module == (networks if len(networks) > 1 else networks[0])
+
+
+def made(paper, name, setting):
+    return _methods.published(paper, name).estimator(setting)
+
+
+def test_names_become_parameters():
+    fashion = _published.Setting("fashion-mnist", "lenet5", 5)
+    cldl = made("cldl", "CLDL(3,0.5,4)", fashion)
+    assert (cldl.gamma, cldl.alpha, cldl.beta) == (3.0, 0.5, 4.0)
+    assert (cldl.formulation, cldl.max_epochs, cldl.n_estimators) == ("released", 30, 5)
+    cifar = _published.Setting("cifar10", "resnet20", 3)
+    assert made("ceat", "CEAT(5,1)", cifar).lam == 5.0
+    weightless = made("ceat", "CEAT[L_adv]", cifar)
+    assert (weightless.lam, weightless.mu, weightless.mu_exp) == (0.0, 5.0, 0.0)
+    assert made("ceat", "GAL+L^D", cifar).calibration.mu == 5.0
+    assert made("ceat", "GAL", cifar).calibration is None
+    baseline = made("ceat", "Baseline", cifar)
+    assert isinstance(baseline, VanillaEnsembleClassifier)
+    assert (baseline.max_epochs, baseline.lr) == (120, 0.01)
+    ncen = made("ncen", "NCEn(0.08,0.02)", cifar)
+    assert isinstance(ncen, NCEnEnsembleClassifier)
+    assert (ncen.lambda_cos, ncen.lambda_norm, ncen.module) == (0.08, 0.02, "resnet20")
+    assert _methods.published("cldl", "SoE") is None
+
+
+def test_ncen_code_ends_members_in_softmax():
+    torch.manual_seed(0)
+    ours = SoftmaxInTraining((1, 8, 8), 4, depth=8, width=2).eval()
+    plain = CifarResNet((1, 8, 8), 4, depth=8, width=2)
+    plain.load_state_dict(ours.state_dict())
+    x = torch.rand(6, 1, 8, 8)
+    torch.testing.assert_close(ours(x), plain.eval()(x))
+    torch.testing.assert_close(ours.train()(x), plain.train()(x).softmax(dim=1))
+
+
+def test_ablations_differ_in_what_they_settle():
+    setting = _published.Setting("fashion-mnist", "lenet5", 3)
+    plain, noisy, toggled, printed = _methods.ablations("cldl", setting)
+    assert noisy.name == "Vanilla + noise + LeakyReLU"
+    first, second = plain.estimator(setting), noisy.estimator(setting)
+    assert second.module_params["activation"] == "leaky_relu"
+    assert second.augmentation[-1].sigma == 0.15
+    assert len(second.augmentation) == len(first.augmentation) + 1
+    assert toggled.estimator(setting).augmentation[-1].sigma == 0.15
+    assert printed.estimator(setting).formulation == "paper"
+    cifar = setting._replace(dataset="cifar10", network="resnet20")
+    without = _methods.ablations("cldl", cifar)[2]
+    assert without.name == "CLDL(4,2,4) without noise and LeakyReLU"
+    assert len(without.estimator(cifar).augmentation) == 2
+    on_logits = _methods.ablations("ncen", cifar)[1].estimator(cifar)
+    assert on_logits.ce_on_probabilities is False
+
+
+# ------------------------------------------------------------------------------ how much is done
+
+
+def test_budget():
+    tenth = Budget(0.1)
+    assert tenth.epochs_of(30) == 3
+    assert tenth.epochs_of(4) == 1
+    assert tenth.seeds_of("cldl") == [0]
+    assert Budget().seeds_of("cldl") == [0, 1, 2, 3, 4]
+    assert tenth.images_of(9000) == 900
+    assert tenth.images_of(90) == 90
+    assert tenth.train_images_of(60_000) == 60_000
+    assert Budget(0.1, epochs=7, images=500, train_images=10).epochs_of(30) == 7
+    title = Budget(0.1, images=500).title("cldl", epochs=[30], images=500, of_images=9000, train="")
+    assert title == "at 3 of 30 epochs, 1 of 5 seeds, 500 of 9000 images"
+    full = Budget(seeds=2).title("ceat", epochs=[150, 120], images=5, of_images=5, train="")
+    assert full == "at all 120/150 epochs, all 2 seeds, all 5 images"
+
+
+@pytest.mark.parametrize("bad", [{"fraction": 0.0}, {"fraction": 1.5}, {"seeds": 0}])
+def test_bad_budget(bad):
+    with pytest.raises(ValueError, match="must be"):
+        Budget(**bad)
+
+
+def planned(paper, name, budget=TINY, **settings):
+    return _plan.parts(_published.read(paper, name), budget, **settings)
+
+
+@pytest.mark.usefixtures("small_images")
+def test_tables_share_models():
+    [eighth], [tenth] = planned("cldl", "VIII"), planned("cldl", "X")
+    shared = {m.key for m in eighth.models} & {m.key for m in tenth.models}
+    assert len(shared) == 3  # CLDL(3,2,4) and both surrogates
+    assert [m.estimator.random_state for m in eighth.surrogates] == [1003, 1005]
+    assert len(eighth.targets) == 5
+    keys = {m.key for m in eighth.targets}
+    for other in (
+        replace(TINY, epochs=2),
+        replace(TINY, train_images=65),
+        replace(TINY, seeds=2),
+    ):
+        [changed] = planned("cldl", "VIII", other)
+        same = {m.key for m in changed.targets} & keys
+        assert len(same) == (5 if other.seeds == 2 else 0)
+
+
+@pytest.mark.usefixtures("small_images")
+def test_test_images_are_those_of_the_paper():
+    everything = synthetic("fashion-mnist")
+    tuning, evaluation = cldl_split()
+    for name, index in (("VIII", evaluation), ("XIV", tuning)):
+        [part] = planned("cldl", name)
+        assert part.of_images == len(index)
+        np.testing.assert_array_equal(part.images.X_test, everything.X_test[index[:12]])
+    [part] = planned("ceat", "4")
+    np.testing.assert_array_equal(part.images.X_test, everything_of("cifar10").X_test[:12])
+
+
+def everything_of(dataset):
+    return synthetic(dataset)
+
+
+@pytest.mark.usefixtures("small_images")
+def test_rows_that_are_not_run_keep_their_numbers():
+    [part] = planned("cldl", "VIII", methods=["GAL"], ablations=True)
+    by_name = {row.name: row for row in part.rows}
+    assert by_name["ADP"].models == []
+    assert by_name["ADP"].note == "not asked for"
+    assert by_name["ADP"].published
+    assert len(by_name["GAL"].models) == 1
+    assert len(by_name["Vanilla + noise + LeakyReLU"].models) == 1
+    [fourth] = planned("ceat", "4", ablations=True)
+    assert len({row.name for row in fourth.rows}) == len(fourth.rows) == 5
+    with pytest.raises(ValueError, match="the table has no SoE; it has ADP"):
+        planned("cldl", "VIII", methods=["SoE"])
+    [some] = planned("ceat", "1", attacks=["pgd20"])[:1]
+    assert [str(column) for column in some.columns] == ["clean", "PGD20 0.031"]
+    assert [unit.name for unit in _units.units(some, list, ablations=False)] == ["ceat-12test-PGD"]
+
+
+def test_absent_data_say_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("ROBUST_ENSEMBLES_DATA", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"MNIST was not found.*Put train-images.*--npz"):
+        command.main(["--paper", "cldl", "--table", "IV", "--dry-run"])
+
+
+def test_compressed_images_are_called_so(tmp_path):
+    content = {
+        f"{split}_{what}": value
+        for split in ("train", "test")
+        for what, value in (
+            ("images", np.zeros((3, 4, 4, 3), np.uint8)),
+            ("labels", np.arange(3)),
+        )
+    }
+    for name, label in (
+        ("cifar10_jpeg75.npz", "CIFAR-10 (JPEG q75)"),
+        ("own.npz", "CIFAR-10 (own.npz)"),
+    ):
+        np.savez(tmp_path / name, **content)
+        assert _data.load("cifar10", tmp_path / name).label == label
+
+
+# ------------------------------------------------------------------------------- what is kept
+
+
+def small_estimator():
+    return VanillaEnsembleClassifier(
+        module_params={"hidden_sizes": (8,)},
+        max_epochs=3,
+        device="cpu",
+        random_state=0,
+        module="mlp",
+    )
+
+
+def test_a_killed_training_goes_on(tmp_path, monkeypatch, caplog):
+    X, y = load_digits_images()
+    X, y = X[:200], y[:200]
+    original = _store._ProcessorTime.on_epoch_end
+
+    def killed(self, net, **kwargs):
+        if len(net.history) == 2:
+            raise RuntimeError("killed")
+        original(self, net, **kwargs)
+
+    monkeypatch.setattr(_store._ProcessorTime, "on_epoch_end", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        _store.train(small_estimator(), X, y, tmp_path, "one")
+    assert not _store.is_trained(tmp_path, "one")
+    monkeypatch.setattr(_store._ProcessorTime, "on_epoch_end", original)
+    with caplog.at_level("INFO"):
+        _store.train(small_estimator(), X, y, tmp_path, "one")
+    assert "goes on after epoch 1" in caplog.text
+    stored = _store.load(tmp_path, "one")
+    straight = small_estimator().fit(X, y)
+    np.testing.assert_array_equal(stored.model.predict_proba(X), straight.predict_proba(X))
+    assert stored.seconds > 0
+    assert stored.cpu_seconds > 0
+    assert not list(tmp_path.glob("*.checkpoints"))
+    # and it is not trained again
+    _store.train(None, X, y, tmp_path, "one")
+
+
+def test_locks_tell_who_works(tmp_path):
+    path = tmp_path / "folder" / "one.lock"
+    assert not _store.is_locked(path)
+    with _store.locked(path):
+        assert _store.is_locked(path)
+    assert not _store.is_locked(path)
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_numbers_are_measured_once(tmp_path, joint):
+    calls = []
+
+    def run(estimators):
+        calls.append(list(estimators))
+        if "c" in estimators and len(calls) < 4 and not joint:
+            raise RuntimeError("killed")
+        return {key: [{"value": key}] for key in estimators}, ["a quirk"]
+
+    unit = _cells.Unit("unit", run, joint)
+    cells = _cells.Cells(tmp_path)
+    models = [_plan.Model(key, None, None) for key in "abc"]
+    if joint:
+        _cells.evaluate(unit, models[:2], cells, lambda model: model.key)
+    else:
+        with pytest.raises(RuntimeError, match="killed"):
+            _cells.evaluate(unit, models, cells, lambda model: model.key)
+    _cells.evaluate(unit, models, cells, lambda model: model.key)
+    assert calls == ([["a", "b"], ["c"]] if joint else [["a"], ["b"], ["c"], ["c"]])
+    content = cells.read("b", "unit")
+    assert content["rows"] == [{"value": "b"}]
+    assert content["quirks"] == ["a quirk"]
+    assert cells.read("b", "other") is None
+
+
+# --------------------------------------------------------------------------- what is written
+
+
+def test_spread_is_of_seeds_and_images():
+    assert _measured.Number((50.0,), 100).spread == pytest.approx(10.0)
+    assert _measured.Number((50.0, 54.0), 10**12).spread == pytest.approx(2 * math.sqrt(8))
+    both = _measured.Number((48.0, 52.0), 100).spread
+    assert both == pytest.approx(2 * math.sqrt(8 + 25))
+
+
+def task(paper, name, budget, figure=None, **settings):
+    table = figure.table if figure else _published.read(paper, name)
+    parts = _plan.parts(table, budget, **settings)
+    ablations = settings.get("ablations", False)
+    return _run.Task(table, budget, parts, ablations, f"{paper}_{table.name}", "how", figure)
+
+
+def fill(job, shop, value):
+    """Keep numbers as if they had been measured; `value` gives fractions."""
+    for part in job.parts:
+        for unit in job.units(part, list):
+            for row in part.rows:
+                for seed, model in enumerate(row.models):
+                    rows = [
+                        {
+                            "attack": column.attack,
+                            "eps": column.eps,
+                            "metric": metric,
+                            "faithful": value(row.name, seed) + (metric == "conditional") * 0.1,
+                            "sound": value(row.name, seed) - 0.1,
+                            "n_samples": 10_000,
+                            "published": metric == "conditional" or part.paper != "cldl",
+                        }
+                        for column in [Column("clean", 0.0), *part.columns]
+                        for metric in ("conditional", "unconditional")
+                    ]
+                    if part.paper != "cldl":
+                        rows = [row for row in rows if row["metric"] == "unconditional"]
+                    shop.cells.write(model.key, unit.name, rows, 1.0, ["a quirk"])
+
+
+@pytest.mark.usefixtures("small_images")
+def test_measured_beside_published(tmp_path, results):
+    job = task("cldl", "VIII", replace(TINY, seeds=2), methods=["GAL", "CLDL(3,2,4)"])
+    shop = _run.Workshop(tmp_path, "cpu")
+    fill(job, shop, lambda name, seed: 0.4 + 0.02 * seed + 0.2 * name.startswith("CLDL"))
+    _run.run(job, shop, so_far=True)
+    payload = json.loads((results / "cldl_VIII.json").read_text())
+    assert payload["title"] == (
+        "CLDL, Table VIII: Synthetic, 3 x lenet5, at 1 of 30 epochs, 2 of 5 seeds, "
+        "12 of 9000 images, trained on 64 of 300 images, so far"
+    )
+    rows = {row["method"]: row for row in payload["rows"]}
+    assert rows["ADP"]["seeds"] == "not run"
+    assert rows["ADP"]["published"] == "22.0"
+    assert rows["GAL"]["faithful"] == "51.0"
+    assert rows["GAL"]["of all images"] == "41.0"
+    assert rows["GAL"]["sound"] == "31.0"
+    [numbers] = payload["numbers"]
+    cell = next(c for c in numbers["cells"] if (c["method"], c["attack"]) == ("GAL", "BIM"))
+    assert cell["published"] == 54.43
+    assert cell["faithful"] == [50.0, 52.0]
+    assert cell["difference"] == pytest.approx(51 - 54.43)
+    # two seeds 2 points apart, and half a point by the images
+    assert cell["within the spread"] == (2 * math.sqrt(2 + 0.2499) >= 54.43 - 51)
+    text = (results / "cldl_VIII.md").read_text()
+    # measured it gains everywhere, published not: so many columns have the same sign
+    published = {row.method: row.values for row in job.table.rows}
+    gains = [published["CLDL(3,2,4)"][c] - value for c, value in published["GAL"].items()]
+    signs = sum(gain > 0 for gain in gains)
+    assert 8 < signs < 16
+    assert f"| GAL | {np.mean(gains):+.1f} | +20.0 | +20.0 | {signs} of 16 |" in text
+    assert "faithful: CLDL(3,2,4) (71.0) > GAL (51.0)" in text
+    assert "a quirk" in text
+
+
+def test_gains_against_chance():
+    def line(name, published, measured):
+        number = _measured.Number((measured, measured), 10_000)
+        cell = _measured.Cell(Column("PGD", 0.1), published, number, number, number)
+        return _measured.Line(_plan.Row(name, None, {}), [cell])
+
+    best = line("CLDL", 50.0, 40.0)
+    one, two, three = _measured.claims(
+        [best, line("GAL", 49.5, 41.0), line("ADP", 30.0, 20.0), line("Vanilla", None, 10.0)], best
+    )
+    # the spread of a difference is 1.4 points here
+    assert (one.published, one.faithful, one.signs, one.within) == (0.5, -1.0, 0, 1)
+    assert (two.published, two.faithful, two.signs, two.within) == (20.0, 20.0, 1, 0)
+    assert (three.published, three.sound, three.n) == (None, 30.0, 0)
+
+
+@pytest.mark.usefixtures("small_images")
+@pytest.mark.parametrize(
+    ("paper", "number"),
+    [(paper, number) for paper in ("ncen", "ceat") for number in _figures.numbers(paper)],
+)
+def test_figures_are_drawn(paper, number, tmp_path, results):
+    pytest.importorskip("matplotlib")
+    job = task(paper, number, TINY, _figures.find(paper, number))
+    shop = _run.Workshop(tmp_path, "cpu")
+    fill(job, shop, lambda name, seed: 0.4 + len(name) / 100)
+    _run.run(job, shop, so_far=True)
+    name = f"{paper}_{job.table.name}"
+    assert 1000 < (results / f"{name}.png").stat().st_size < 300_000
+    payload = json.loads((results / f"{name}.json").read_text())
+    assert job.table.title in payload["title"]
+
+
+def test_what_a_figure_shows_is_not_made_up():
+    with pytest.raises(ValueError, match=r"CEAT's Fig. 4 prints no numbers.*weights"):
+        _figures.find("ceat", "4")
+    with pytest.raises(ValueError, match="has no figure '9' here; it has 3, 4"):
+        _figures.find("ncen", "9")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "give --paper and either --table or --figure"),
+        (["--paper", "ceat", "--table", "1", "--figure", "3"], "either --table or --figure"),
+        (["--paper", "cldl", "--table", "VIII", "--budget", "2"], "--budget must be above 0"),
+    ],
+)
+def test_wrong_commands(given, message):
+    with pytest.raises(SystemExit, match=message):
+        command.main(given)
+
+
+def test_list_names_everything(caplog):
+    with caplog.at_level("INFO"):
+        command.main(["--list"])
+    assert "XIII, XIV" in caplog.text
+    assert "figures 3, weights, radii" in caplog.text
+
+
+def arguments(folder, *further):
+    small = ["--epochs", "1", "--seeds", "1", "--images", "10", "--device", "cpu"]
+    return [*further, *small, "--work", str(folder)]
+
+
+@pytest.mark.slow
+def test_a_table_runs_from_nothing_and_only_once(tmp_path, results, monkeypatch):
+    try:
+        load_fashion_mnist("test", download=False)
+    except DatasetNotFoundError as error:
+        pytest.skip(str(error))
+    words = ["--paper", "cldl", "--table", "VIII", "--methods", "ADP", "CLDL(3,2,4)"]
+    given = arguments(tmp_path, *words, "--train-images", "512", "--ablations")
+    command.main(given)
+    first = json.loads((results / "cldl_VIII.json").read_text())
+    rows = {row["method"]: row for row in first["rows"]}
+    assert rows["GAL"]["seeds"] == "not run"
+    for name in ("ADP", "CLDL(3,2,4)", "Vanilla + noise + LeakyReLU"):
+        assert 0 <= float(rows[name]["sound"]) <= float(rows[name]["of all images"])
+        assert rows[name]["white box, eps 0.1"]
+    assert "Which loss" in first["text"]
+    assert "Fashion-MNIST, 3 x lenet5, at 1 of 30 epochs" in first["title"]
+
+    def unwanted(*args, **kwargs):
+        raise AssertionError("done already")
+
+    monkeypatch.setattr(_store, "train", unwanted)
+    monkeypatch.setattr(_cells, "_measure", lambda unit, models, *rest: models and unwanted())
+    command.main(given)
+    assert json.loads((results / "cldl_VIII.json").read_text())["numbers"] == first["numbers"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_images")
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--paper ncen --table II --dataset cifar10 --network resnet20 --methods BL NCEn",
+        "--paper ceat --table 4 --methods CEAT[none] CEAT[L_adv]",
+        "--paper ceat --figure 3 --methods Baseline DVERGE",
+    ],
+    ids=["ncen-II", "ceat-4", "ceat-figure-3"],
+)
+def test_other_papers_run(words, tmp_path, results):
+    command.main(arguments(tmp_path, *words.split(), "--train-images", "64"))
+    [file] = results.glob("*.json")
+    measured = [row for row in json.loads(file.read_text())["rows"] if row["seeds"] != "not run"]
+    assert len(measured) == 2
+    assert all(0 <= float(row["faithful"]) <= 100 for row in measured)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_images")
+def test_costs_are_timed_and_remembered(tmp_path, monkeypatch):
+    job = task("cldl", "VIII", TINY, methods=["ADP"])
+    shop = _run.Workshop(tmp_path, "cpu")
+    rows = _run.dry_run(job, shop)
+    named = {row["what"].partition(": ")[2]: row for row in rows[:-1]}
+    assert named["train ADP, 1 epochs"]["number"] == 1
+    assert all(row["seconds each"] >= 0 for row in named.values())
+    assert sum(row["seconds"] for row in rows[:-1]) == rows[-1]["seconds"]
+    monkeypatch.setattr(_costs, "_clock", lambda: 1 / 0)
+    assert _run.dry_run(job, shop) == rows
