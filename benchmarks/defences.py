@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from torch import Tensor
 from robust_ensembles import CollaborativeCalibration, recipes
 from robust_ensembles.attacks import CW, MIM, PGD
 from robust_ensembles.datasets import load_fashion_mnist
-from robust_ensembles.estimators import EnsembleParameters
 
 from . import _evaluate, _report
+from .reproduce._methods import with_settings_of
 
 log = logging.getLogger(__name__)
 
@@ -102,9 +102,7 @@ def _estimator(host: str, settings: dict[str, Any]) -> Any:
     mine = published[(published.method == method) & (published.dataset == DATASET)]
     if "cldl" in set(mine.source):
         return recipes.get(method, DATASET, source="cldl", **settings)
-    training = recipes.get("vanilla", DATASET, max_epochs=settings["max_epochs"])
-    shared = {f.name: getattr(training, f.name) for f in fields(EnsembleParameters)}
-    return recipes.METHODS[method](**{**shared, **settings})
+    return with_settings_of("vanilla", method, DATASET, **settings)
 
 
 NAMES = ["surrogate3", "surrogate5", *OPTIONS]

@@ -288,6 +288,9 @@ def test_compressed_images_are_called_so(tmp_path):
     ):
         np.savez(tmp_path / name, **content)
         assert _data.load("cifar10", tmp_path / name).label == label
+    assert _data.load("mnist", tmp_path / "cifar10_jpeg75.npz").label.startswith("MNIST")
+    with pytest.raises(ValueError, match=r"--npz holds one data set.*cifar10 and cifar100"):
+        planned("ceat", "1", archive=tmp_path / "own.npz")
 
 
 # ------------------------------------------------------------------------------- what is kept

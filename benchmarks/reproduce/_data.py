@@ -29,7 +29,7 @@ _LOADERS = {
 # beside a checkout, on machines of the project
 _SHARED = Path(__file__).parents[3] / "shared" / "data"
 _ARCHIVES = {"cifar10": _SHARED / "cifar10_jpeg75.npz"}
-_LABELS = {"cifar10_jpeg75": "CIFAR-10 (JPEG q75)"}
+_LABELS = {("cifar10", "cifar10_jpeg75"): "CIFAR-10 (JPEG q75)"}
 
 
 class Images(NamedTuple):
@@ -79,7 +79,7 @@ def load(dataset: str, archive: Path | None = None) -> Images:
     found = archive or _found(dataset)
     if found is not None:
         train, test = (load_image_npz(found, split) for split in ("train", "test"))
-        label = _LABELS.get(found.stem, f"{DATASETS[dataset]} ({found.name})")
+        label = _LABELS.get((dataset, found.stem), f"{DATASETS[dataset]} ({found.name})")
         return Images(label, *train, *test)
     try:
         train, test = (_LOADERS[dataset](split, download=False) for split in ("train", "test"))

@@ -55,11 +55,14 @@ def contours(part: Part, lines: Sequence[Line], path: Path) -> None:
             score[second.index(b), first.index(a)] = _score(part, line, way)
         if min(score.shape) > 1:
             filled = ax.contourf(first, second, score, levels=10)
-            figure.colorbar(filled, ax=ax, label="%")
+            figure.colorbar(filled, ax=ax, label="%", format="%.1f")
         for (a, b), _ in points:
             value = score[second.index(b), first.index(a)]
             ax.annotate(f"{value:.1f}", (a, b), fontsize=7, ha="center", va="bottom")
         ax.plot([a for (a, _), _ in points], [b for (_, b), _ in points], "k.", markersize=3)
+        ax.margins(0.1)
+        ax.set_xticks(first)
+        ax.set_yticks(second)
         ax.set_title(way)
         ax.set_xlabel("lambda_cos" if part.paper == "ncen" else "lambda")
         ax.set_ylabel("lambda_norm" if part.paper == "ncen" else "mu")

@@ -155,6 +155,12 @@ def parts(
     unknown = [name for name in methods or () if name not in known]
     if unknown:
         raise ValueError(f"the table has no {', '.join(unknown)}; it has {', '.join(known)}")
+    datasets = list(dict.fromkeys(setting.dataset for setting in table.settings))
+    if archive is not None and len(datasets) > 1:
+        raise ValueError(
+            f"--npz holds one data set, but the table needs {' and '.join(datasets)}: choose one "
+            "by --dataset"
+        )
     return [
         part(table, setting, budget, methods, ablations, attacks, archive)
         for setting in table.settings
