@@ -448,7 +448,7 @@ def test_gains_against_chance():
     def line(name, published, measured):
         number = _measured.Number((measured, measured), 10_000)
         cell = _measured.Cell(Column("PGD", 0.1), published, number, number, number)
-        return _measured.Line(_plan.Row(name, None, {}), [cell])
+        return _measured.Line(_plan.Row(name, None, {}), [cell], measured=True)
 
     best = line("CLDL", 50.0, 40.0)
     one, two, three = _measured.claims(
@@ -552,7 +552,8 @@ def test_other_papers_run(words, tmp_path, results):
     [file] = results.glob("*.json")
     measured = [row for row in json.loads(file.read_text())["rows"] if row["seeds"] != "not run"]
     assert len(measured) == 2
-    assert all(0 <= float(row["faithful"]) <= 100 for row in measured)
+    # DVERGE has nothing right after so little training
+    assert all(0 <= float(row["faithful"] or 0) <= 100 for row in measured)
 
 
 @pytest.mark.slow

@@ -109,8 +109,9 @@ def _evaluations(
     make_units: MakeUnits,
 ) -> list[Cost]:
     """Units, timed on a few images with a model that is hardly trained."""
-    few = replace(part, images=part.images.head(len(part.images.y), np.arange(_IMAGES)))
-    factor = len(part.images.y_test) / _IMAGES
+    n_few = min(_IMAGES, len(part.images.y_test))
+    few = replace(part, images=part.images.head(len(part.images.y), np.arange(n_few)))
+    factor = len(part.images.y_test) / n_few
     costs = []
     for whole, unit in zip(
         *(make_units(one, lambda: [fit.estimator for fit in surrogates]) for one in (part, few)),

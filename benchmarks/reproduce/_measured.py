@@ -92,6 +92,8 @@ class Line:
         CLDL's tables: accuracy under PGD-20 on two losses.
     losses : dict of Number
         CLDL's tables: conditional accuracy by the losses of the transferred examples.
+    measured : bool
+        Whether anything was.
     """
 
     row: Row
@@ -99,16 +101,12 @@ class Line:
     clean: Number | None = None
     white_box: Number | None = None
     losses: dict[str, Number] | None = None
+    measured: bool = False
 
     @property
     def attacked(self) -> list[Cell]:
         """Those cells that have an attack."""
         return [cell for cell in self.cells if cell.column.attack != "clean"]
-
-    @property
-    def measured(self) -> bool:
-        """Whether anything was."""
-        return any(cell.faithful for cell in self.cells)
 
 
 class Claim(NamedTuple):
@@ -176,7 +174,7 @@ def _line(part: Part, row: Row, units: Sequence[Unit], cells: Cells) -> Line:
         for label in labels
     }
     clean = _cell(Column("clean", 0.0), None, complete).faithful
-    return Line(row, made, clean, _number(white, n_images), _present(losses))
+    return Line(row, made, clean, _number(white, n_images), _present(losses), measured=True)
 
 
 def _rows(model: Model, units: Sequence[Unit], cells: Cells) -> Rows:
