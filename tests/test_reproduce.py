@@ -452,10 +452,11 @@ def test_gains_against_chance():
 
     best = line("CLDL", 50.0, 40.0)
     one, two, three = _measured.claims(
-        [best, line("GAL", 49.5, 41.0), line("ADP", 30.0, 20.0), line("Vanilla", None, 10.0)], best
+        [best, line("GAL", 48.8, 41.0), line("ADP", 30.0, 20.0), line("Vanilla", None, 10.0)], best
     )
-    # the spread of a difference is 1.4 points here
-    assert (one.published, one.faithful, one.signs, one.within) == (0.5, -1.0, 0, 1)
+    # the spread is 1.0 points here, that of a difference 1.4
+    assert one.published == pytest.approx(1.2)
+    assert (one.faithful, one.signs, one.within) == (-1.0, 0, 1)
     assert (two.published, two.faithful, two.signs, two.within) == (20.0, 20.0, 1, 0)
     assert (three.published, three.sound, three.n) == (None, 30.0, 0)
 

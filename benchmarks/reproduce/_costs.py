@@ -28,7 +28,9 @@ log = logging.getLogger(__name__)
 
 MakeUnits = Callable[[Part, Surrogates], list[Unit]]
 
-_BATCHES, _EPOCHS, _IMAGES, _STEPS = 2, 2, 16, 4
+# images that units are timed on, steps of a timed attack, steps of a timed training and, where
+# those are long, of a shorter one
+_IMAGES, _STEPS, _TRAINING_STEPS, _FEWEST, _LONG = 16, 4, 5, 1, 3.0
 # AutoAttack on an image that survives, in gradients of the ensemble: 1,000 of APGD, 900 of FAB
 # that cost a little more, 5,000 forward passes of Square
 _AUTOATTACK_GRADIENTS = 4000
@@ -142,20 +144,21 @@ class _Fit:
     @cached_property
     def estimator(self) -> Any:
         """The fitted estimator."""
-        return self._fit(_EPOCHS)
+        return self._fit(_FEWEST)
 
     def seconds_per_image(self) -> float:
-        """Of one epoch: what a longer fit takes more than a shorter one."""
-        durations = []
-        for epochs in (1, 1 + _EPOCHS):
-            start = _clock()
-            self._fit(epochs)
-            durations.append(_clock() - start)
-        return max(durations[1] - durations[0], 0.0) / _EPOCHS / self._n_images
+        """Of an epoch of one batch: what a longer fit takes more than a shorter one."""
+        start = _clock()
+        self._fit(_FEWEST)
+        short = _clock() - start
+        more = _FEWEST if short > _LONG else _TRAINING_STEPS
+        start = _clock()
+        self._fit(_FEWEST + more)
+        return max(_clock() - start - short, 0.0) / more / self._n_images
 
     @property
     def _n_images(self) -> int:
-        return min(_BATCHES * self.model.estimator.batch_size, len(self.model.images.y))
+        return min(self.model.estimator.batch_size, len(self.model.images.y))
 
     def _fit(self, epochs: int) -> Any:
         log.info("timing a few steps of %s", self.model.key)
