@@ -63,7 +63,7 @@ def check_batch(module: nn.Module, X: Any, y: Any, box: Box | None) -> Tensor:
     if not len(X):
         return y.long()
     if box is not None:
-        low, high = float(X.min()), float(X.max())
+        low, high = X.min().item(), X.max().item()
         excess = box_excess(low, high, box)
         if excess:
             raise ValueError(

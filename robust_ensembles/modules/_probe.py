@@ -31,7 +31,7 @@ def check_member(
     ValueError
         If the forward pass fails or its result is something else.
     """
-    label = f"member {index} ({type(member).__name__})"
+    label = f"module: member {index} ({type(member).__name__})"
     tensors = itertools.chain(member.parameters(), member.buffers())
     like = next((t for t in tensors if t.is_floating_point()), torch.empty(0))
     probe = torch.zeros((2, *input_shape), dtype=like.dtype, device=like.device)
