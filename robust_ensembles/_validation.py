@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from sklearn.utils.validation import _check_sample_weight
 from torch import Tensor
 
 
@@ -162,3 +164,37 @@ def as_array(value: Any, what: str) -> Any:
         raise ValueError(
             f"{what} is no array: {error}. Are all its rows of the same length?"
         ) from error
+
+
+def check_sample_weight(sample_weight: Any, X: Any) -> NDArray[np.float64]:
+    """Weights of samples, times a power of two, so that neither sums nor products overflow.
+
+    Parameters
+    ----------
+    sample_weight : array-like of shape (n_samples,), a number, or None for ones
+    X : ndarray of shape (n_samples, ...)
+
+    Returns
+    -------
+    weight : ndarray of shape (n_samples,)
+
+    Raises
+    ------
+    ValueError
+        For weights that are no real numbers, negative or not finite, or of another number.
+    """
+    given = None
+    if sample_weight is not None:
+        array = as_array(sample_weight, "sample_weight")
+        if array.dtype.kind == "c":
+            raise ValueError("sample_weight must be real numbers; got complex ones")
+        given = array[()] if array.ndim == 0 else array
+    weight = _check_sample_weight(given, X, dtype=np.float64, ensure_non_negative=True)
+    return near_one(weight)
+
+
+def near_one(weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The same weights times a power of two, with the largest one from 0.5 to 1."""
+    _, exponent = np.frexp(weight.max(initial=0))
+    scaled: NDArray[np.float64] = np.ldexp(weight, -exponent)
+    return scaled

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, validate_data
+from sklearn.utils.validation import validate_data
 
-from .._validation import as_array, without_graph
+from .._validation import as_array, check_sample_weight, near_one, without_graph
 from ..attacks._checks import box_excess, check_box
 from ..modules._common import check_input_shape
 from ..training import StreamedX
@@ -253,22 +253,15 @@ def check_weights(
     """
     if sample_weight is None and class_weight is None:
         return None
-    sample_weight = without_graph(sample_weight, "sample_weight")
-    weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    weight = check_sample_weight(sample_weight, X)
     if class_weight is not None:
         class_weights = compute_sample_weight(class_weight, y)
         if not ((class_weights >= 0) & (class_weights < np.inf)).all():
             raise ValueError(f"class_weight must not be negative or infinite; got {class_weight!r}")
-        weight = _near_one(weight) * _near_one(class_weights)
-    weight = _near_one(weight)
+        weight = weight * near_one(class_weights)
+    weight = near_one(weight)
     total = weight.sum()
     if total <= 0:
         raise ValueError("sample_weight and class_weight leave no sample with a positive weight")
     normalized: NDArray[np.float32] = (weight * (len(weight) / total)).astype(np.float32)
     return normalized
-
-
-def _near_one(weight: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The same weights times a power of two, so that neither sums nor products overflow."""
-    _, exponent = np.frexp(weight.max(initial=0))
-    return np.ldexp(weight, -exponent)

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils.validation import _check_sample_weight
 
-from .._validation import as_array
+from .._validation import as_array, check_sample_weight
 from ..attacks import Attack, is_broken, resolve_target
 from ..attacks._checks import check_batch
 
@@ -179,12 +178,9 @@ def weighted_fraction(
     """
     weight = np.ones(len(mask))
     if sample_weight is not None:
-        weight = _check_sample_weight(
-            sample_weight, mask, dtype=np.float64, ensure_non_negative=True
-        )
+        weight = check_sample_weight(sample_weight, mask)
         if not weight.any():
             raise ValueError("sample_weight leaves no sample with a positive weight")
-        weight = weight / weight.max()  # the sum of large ones would be infinite
     if among is not None:
         weight = weight * among
         if not weight.any():

@@ -188,8 +188,8 @@ def test_weights_of_scores(conditional):
         return robust_accuracy_score(fitted(), X, y, sample_weight=weight, **options)
 
     assert score(np.full(9, 1e308)) == pytest.approx(score(None))
-    for weight in (np.zeros(9), np.array([-1.0] + [1.0] * 8)):
-        with pytest.raises(ValueError, match=r"positive weight|non-zero|Negative values"):
+    for weight in (np.zeros(9), np.array([-1.0] + [1.0] * 8), np.full(9, 1j)):
+        with pytest.raises(ValueError, match=r"positive weight|non-zero|Negative values|complex"):
             score(weight)
 
 

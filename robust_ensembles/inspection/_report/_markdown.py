@@ -143,7 +143,7 @@ def _call(description: dict[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
-    if isinstance(value, dict) and "params" in value:
+    if isinstance(value, dict) and "type" in value and isinstance(value.get("params"), dict):
         return _call(value)
     if isinstance(value, list):
         return f"[{_joined(map(_value, value))}]"
