@@ -6,6 +6,7 @@ The loaders return pixels as uint8, 0 to 255, which the estimators scale to [0, 
 
 from ._cifar import load_cifar10, load_cifar100
 from ._digits import load_digits_images
+from ._folder import load_image_folder
 from ._mnist import load_fashion_mnist, load_mnist
 from ._npz import load_image_npz
 
@@ -14,6 +15,7 @@ __all__ = [
     "load_cifar100",
     "load_digits_images",
     "load_fashion_mnist",
+    "load_image_folder",
     "load_image_npz",
     "load_mnist",
 ]

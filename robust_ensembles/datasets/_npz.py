@@ -6,7 +6,8 @@ import io
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,20 @@ def load_image_npz(
 
 def _read_arrays(path: Path, split: str) -> dict[str, NDArray[Any]]:
     """Read the arrays of a split, by their names without the split."""
+    with _opened(path) as archive:
+        names = _wanted_names(list(archive), split)
+        return {name: archive[f"{split}_{name}"] for name in names}
+
+
+def splits_of(path: str | os.PathLike[str]) -> list[str]:
+    """Splits that an archive has labels for, in its order; raises what `load_image_npz` raises."""
+    with _opened(Path(path)) as archive:
+        return [key.removesuffix("_labels") for key in archive if key.endswith("_labels")]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open an archive; say of what goes wrong which file it is."""
     if not path.is_file():
         raise DatasetNotFoundError(f"{path} does not exist; give the path of a .npz file")
     try:
@@ -91,8 +106,7 @@ def _read_arrays(path: Path, split: str) -> dict[str, NDArray[Any]]:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it holds one array, not an archive of named arrays")
-            names = _wanted_names(list(archive), split)
-            return {name: archive[f"{split}_{name}"] for name in names}
+            yield archive
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as an image archive: {error}") from error
 

@@ -174,9 +174,7 @@ def _published(method: str, dataset: str, source: str | None) -> Mapping[str, tu
     """The block that is asked for."""
     method = str(method).lower()
     one_of(method, METHODS, "method")
-    lowered = str(dataset).lower()
-    dataset = _DATASET_OF.get(re.sub(r"[-_ ]", "", lowered), lowered)
-    one_of(dataset, DATASETS, "dataset")
+    dataset = known_dataset(dataset)
     sources = PUBLISHED[method].get(dataset, {})
     if source is not None:
         source = str(source).lower()
@@ -189,6 +187,14 @@ def _published(method: str, dataset: str, source: str | None) -> Mapping[str, tu
             f"{_available(PUBLISHED[method])}"
         )
     return sources[chosen]
+
+
+def known_dataset(dataset: str) -> str:
+    """Return the name of a data set as `DATASETS` spells it, or raise a ValueError."""
+    lowered = str(dataset).lower()
+    name = _DATASET_OF.get(re.sub(r"[-_ ]", "", lowered), lowered)
+    one_of(name, DATASETS, "dataset")
+    return name
 
 
 def _available(datasets: Mapping[str, Iterable[str]]) -> str:
