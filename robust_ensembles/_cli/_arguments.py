@@ -20,8 +20,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
     """Keeps the examples' lines, and shows those defaults that say something."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        silent = action.default is None or action.default is False
-        return action.help if silent else super()._get_help_string(action)
+        shown = bool(action.default) or action.dest == "seed"
+        return super()._get_help_string(action) if shown else action.help
 
 
 def number(text: str) -> float:
@@ -90,7 +90,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         "--size",
         type=count,
         metavar="PIXELS",
-        help="height and width that a folder's images are resized to; without it they must be alike",
+        help="height and width that a folder's images are resized to; else they must be alike",
     )
     parser.add_argument("--grey", action="store_true", help="make a folder's images grey")
     parser.add_argument("--seed", type=seed, default=0, help=_SEED)
@@ -103,7 +103,7 @@ _TEST_SIZE = (
 _SEED = "of everything random: which images are held out or drawn, weights, order"
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
+def add_common(parser: argparse._ActionsContainer) -> None:
     """Add what is last in every command's help."""
     parser.add_argument("--traceback", action="store_true", help="show where an error arose")
 

@@ -33,7 +33,12 @@ def show_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, n_left: 
         table.add_column(name, justify="left" if place < n_left else "right", overflow="fold")
     for row in rows:
         table.add_row(*(cell.replace("|", "\\|") for cell in row))
-    _console(error=False).print(table)
+    console = _console(error=False)
+    with console.capture() as captured:
+        console.print(table)
+    # without the box's empty edges
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    say("\n".join(line for line in lines if line))
 
 
 @contextmanager
@@ -42,7 +47,7 @@ def messages_as_lines() -> Iterator[None]:
     logger = logging.getLogger("robust_ensembles")
     handler, level = _Lines(), logger.level
     with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+        warnings.showwarning = _show_warning  # type: ignore[assignment]
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         try:

@@ -69,7 +69,7 @@ class _Source:
         return "test" in self.parts
 
     def read(self, part: str) -> Images:
-        which = f"the {part} part of {self.name}" if self.parts else f"all of {self.name}"
+        which = f"the {part} part of {self.name}" if self.parts else self.name
         return Images(*self.load(part), which, self.words)
 
 
@@ -189,9 +189,10 @@ def _split(images: Images, args: argparse.Namespace) -> tuple[Images, Images]:
             f"shares of each class: {error}"
         ) from error
     words = (*images.words, "--test-size", f"{size:g}", "--seed", str(args.seed))
-    about = f"{size:g} of {images.about}, held out with seed {args.seed}"
-    rest = replace(images, X=images.X[kept], y=images.y[kept])
-    return rest, Images(images.X[held], images.y[held], about, words)
+    about = f"{100 * size:g}% of {images.about}, held out with seed {args.seed}"
+    rest = f"the other {100 - 100 * size:g}% of {images.about}"
+    training = Images(images.X[kept], images.y[kept], rest, images.words)
+    return training, Images(images.X[held], images.y[held], about, words)
 
 
 def _drawn(images: Images, n: int | None, seed: int) -> Images:

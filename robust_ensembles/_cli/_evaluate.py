@@ -116,7 +116,7 @@ def measure(
     return images, report
 
 
-def _row(row: dict[str, Any]) -> list[str]:
+def _row(row: dict[Any, Any]) -> list[str]:
     if pd.isna(row["accuracy"]):
         return [row["attack"], "failed", "", "", f"{row['seconds']:.1f}"]
     interval = f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"

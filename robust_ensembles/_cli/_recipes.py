@@ -47,9 +47,8 @@ def run(args: argparse.Namespace) -> int:
         table = table[table.method == args.method]
     if table.empty:
         raise ValueError(f"nobody has published settings for {args.method} on {args.dataset}")
-    show_table(
-        list(table.columns), table.astype(str).to_numpy().tolist(), n_left=len(table.columns)
-    )
+    rows = table.astype(str).to_numpy().tolist()
+    show_table(list(table.columns), rows, n_left=len(table.columns))
     return 0
 
 

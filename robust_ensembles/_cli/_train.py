@@ -29,7 +29,7 @@ out is never trained on: the test part of DATA where it has one, else a fifth of
 """
 EXAMPLES = """\
 examples:
-  # the digits that come with scikit-learn: a minute
+  # the digits that come with scikit-learn: half a minute
   {prog} train digits --method ceat --eps 0.1 --epochs 10 --output digits.safetensors
 
   # your own photos, photos/cat/1.jpg, photos/dog/7.png, ...: resized, a fifth held out
@@ -109,11 +109,10 @@ def run(args: argparse.Namespace) -> int:
     with _kept(estimator, args), redirect_stdout(sys.stderr):  # skorch prints
         estimator.set_params(verbose=int(not args.quiet))
         estimator.fit(training.X, training.y)
-    estimator.set_params(verbose=0)
-    estimator.save(args.output)
+    _save(estimator, args.output)
     say(
         f"{args.output}: {type(estimator).__name__}, {estimator.n_estimators} members, "
-        f"{estimator.n_iter_} epochs, {time.monotonic() - start:.0f} s on {estimator.device_}"
+        f"{estimator.n_iter_} of {estimator.max_epochs} epochs, {time.monotonic() - start:.0f} s on {estimator.device_}"
     )
     accuracy = estimator.score(held_out.X, held_out.y)
     say(f"clean accuracy {accuracy:.3f} on {len(held_out.y)} images: {held_out.about}")
@@ -145,6 +144,12 @@ def _check_output(args: argparse.Namespace) -> None:
         raise FileExistsError(f"{args.output} exists: give another --output, or --overwrite")
 
 
+def _save(estimator: BaseEnsembleClassifier, path: Path) -> None:
+    """Write what is trained, without what belongs to this run of the program."""
+    estimator.set_params(verbose=0, checkpoint_dir=None)
+    estimator.save(path)
+
+
 @contextmanager
 def _kept(estimator: BaseEnsembleClassifier, args: argparse.Namespace) -> Iterator[None]:
     """Keep what was trained when the training within the block ends before its time."""
@@ -156,8 +161,7 @@ def _kept(estimator: BaseEnsembleClassifier, args: argparse.Namespace) -> Iterat
             tell(f"stopped: {args.checkpoints} has what was finished; the same command goes on")
         elif epochs:
             partial = args.output.with_name(f"{args.output.stem}.partial{args.output.suffix}")
-            estimator.set_params(verbose=0)
-            estimator.save(partial)
+            _save(estimator, partial)
             tell(
                 f"stopped: {partial} has the ensemble as it was then, after {epochs} whole epochs; "
                 "with --checkpoints DIR a training can be gone on with"
