@@ -112,7 +112,8 @@ def run(args: argparse.Namespace) -> int:
     _save(estimator, args.output)
     say(
         f"{args.output}: {type(estimator).__name__}, {estimator.n_estimators} members, "
-        f"{estimator.n_iter_} of {estimator.max_epochs} epochs, {time.monotonic() - start:.0f} s on {estimator.device_}"
+        f"{estimator.n_iter_} of {estimator.max_epochs} epochs, {time.monotonic() - start:.0f} s "
+        f"on {estimator.device_}"
     )
     accuracy = estimator.score(held_out.X, held_out.y)
     say(f"clean accuracy {accuracy:.3f} on {len(held_out.y)} images: {held_out.about}")

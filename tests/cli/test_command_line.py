@@ -457,3 +457,17 @@ def test_as_a_process(npz):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("VanillaEnsembleClassifier from m.st\n")
     assert "| fgsm   |" in done.stdout
+
+
+def test_samples_are_drawn_from_all(command, npz):
+    train(command, "train data.npz --method vanilla --epochs 3 -o m.st")
+    line = "evaluate m.st data.npz --attacks pgd3 --eps 50/255 --samples 13 --seed 5 --json m.json"
+    assert command(line)[0] == 0
+    rows = np.random.default_rng(5).choice(40, 13, replace=False)
+    X, y = npz["test_images"][rows][:, None], npz["test_labels"][rows]
+    attack = PGD(eps=50 / 255, n_steps=3)
+    expected = robust_accuracy_score(load("m.st"), X, y, attack=attack)
+    results = json.loads(Path("m.json").read_text())["results"]
+    assert results[1]["accuracy"] == pytest.approx(expected)
+    first = npz["test_images"][:13][:, None], npz["test_labels"][:13]
+    assert robust_accuracy_score(load("m.st"), *first, attack=attack) != pytest.approx(expected)
