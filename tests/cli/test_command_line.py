@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+from configparser import ConfigParser
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -471,3 +473,12 @@ def test_samples_are_drawn_from_all(command, npz):
     assert results[1]["accuracy"] == pytest.approx(expected)
     first = npz["test_images"][:13][:, None], npz["test_labels"][:13]
     assert robust_accuracy_score(load("m.st"), *first, attack=attack) != pytest.approx(expected)
+
+
+def test_the_installed_command_is_this_one():
+    parser = ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    name, _, where = parser["options.entry_points"]["console_scripts"].strip().partition(" = ")
+    module, _, function = where.partition(":")
+    assert name == "robust-ensembles"
+    assert getattr(import_module(module), function) is main
