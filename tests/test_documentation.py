@@ -24,7 +24,7 @@ PACKAGES = [
     *sorted(
         path.parent.name
         for path in (ROOT / "robust_ensembles").glob("*/__init__.py")
-        if "__all__" in path.read_text(encoding="utf-8")
+        if not path.parent.name.startswith("_") and "__all__" in path.read_text(encoding="utf-8")
     ),
 ]
 # made by the build

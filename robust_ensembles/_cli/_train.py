@@ -147,7 +147,7 @@ def _check_output(args: argparse.Namespace) -> None:
 
 def _save(estimator: BaseEnsembleClassifier, path: Path) -> None:
     """Write what is trained, without what belongs to this run of the program."""
-    estimator.set_params(verbose=0, checkpoint_dir=None)
+    estimator.set_params(verbose=0)
     estimator.save(path)
 
 

@@ -16,7 +16,15 @@ from .._version import __version__
 from ..attacks._checks import check_box
 from ..estimators import BaseEnsembleClassifier
 from ._allowed import ENSEMBLES, NETWORKS
-from ._values import NotStorableError, decode, decode_array, decode_object, encode, encode_array
+from ._values import (
+    NotStorableError,
+    decode,
+    decode_array,
+    decode_object,
+    encode,
+    encode_array,
+    storable_params,
+)
 
 FORMAT = 1
 """Version of the format; raised when older versions of this package could not read a file."""
@@ -89,7 +97,7 @@ def describe(estimator: BaseEnsembleClassifier, optimizer: dict[str, Any]) -> He
     NotStorableError
         If the classes are of a type that cannot be stored.
     """
-    params, omitted = _split(estimator.get_params(deep=False))
+    params, omitted = _split(storable_params(estimator))
     names = getattr(estimator, "feature_names_in_", None)
     box = estimator.clip_values_
     return Header(

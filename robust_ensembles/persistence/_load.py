@@ -70,8 +70,9 @@ def load(path: str | os.PathLike[str], **params: Any) -> BaseEnsembleClassifier:
 
     Not stored are networks, callbacks and optimizers of other origin than this package and torch,
     functions, splitters, RandomState instances, `External` and `Transfer` attacks, what
-    `FrozenEstimator` holds, state of callbacks, FASTEN's memory of perturbations, what callbacks
-    wrote into the history unless it is a number, a string or a container of these.
+    `FrozenEstimator` holds, `checkpoint_dir`, state of callbacks, FASTEN's memory of
+    perturbations, what callbacks wrote into the history unless it is a number, a string or a
+    container of these.
 
     With ``warm_start=True``, or by `partial_fit`, training goes on at the learning rate that was
     reached. The optimizer remembers past gradients if the file was saved with

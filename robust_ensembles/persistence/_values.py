@@ -24,6 +24,9 @@ _MAX_ARRAY = 64 * 2**20
 _DTYPE = re.compile(r"[<>|=]?[biufU]\d{1,6}")
 _CONTAINERS: dict[str, type] = {"tuple": tuple, "set": set, "frozenset": frozenset}
 
+# where a fit writes is its owner's affair: a file from elsewhere must not choose
+_OF_THE_MACHINE = {"checkpoint_dir"}
+
 
 class NotStorableError(TypeError):
     """A value that only code could make again."""
@@ -101,7 +104,13 @@ def encode_params(estimator: BaseEstimator) -> dict[str, Any]:
     ------
     NotStorableError
     """
-    return {name: encode(value) for name, value in estimator.get_params(deep=False).items()}
+    return {name: encode(value) for name, value in storable_params(estimator).items()}
+
+
+def storable_params(estimator: BaseEstimator) -> dict[str, Any]:
+    """The parameters of an object that a file may give, undescribed."""
+    params = estimator.get_params(deep=False)
+    return {name: value for name, value in params.items() if name not in _OF_THE_MACHINE}
 
 
 def encode_array(array: NDArray[Any]) -> dict[str, Any]:
@@ -179,7 +188,7 @@ def decode_object(name: Any, params: Any, allowed: dict[str, Any]) -> Any:
     kind = _look_up(name, allowed)
     if not isinstance(params, dict):
         raise ValueError(f"it gives {name} no parameters by name")
-    unknown = sorted(set(params) - set(kind._get_param_names()))
+    unknown = sorted(set(params) - set(kind._get_param_names()) | set(params) & _OF_THE_MACHINE)
     if unknown:
         raise ValueError(
             f"{name} has no parameters {unknown[:5]} in this version of robust_ensembles"

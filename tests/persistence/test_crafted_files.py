@@ -259,6 +259,7 @@ def fields(**changes):
         (fields(clip_values=[1, 0]), "low < high"),
         (fields(layers=[["nowhere"]] * 3), None),
         (params(new=1), r"no parameters \['new'\]"),
+        (params(checkpoint_dir="../elsewhere"), r"no parameters \['checkpoint_dir'\]"),
         (params(__class__="x"), "no parameters"),
         (params(n_estimators=MANY), "weights of 3 members"),
         (params(n_estimators=2), "weights of 3 members"),

@@ -333,6 +333,14 @@ def test_what_only_code_can_make_is_told(digit_rows, path):
     load(path, callbacks=None, attack=FGSM(), random_state=0).partial_fit(X, y)
 
 
+def test_the_folder_of_checkpoints_is_not_stored(digit_rows, path, tmp_path):
+    """Whoever sends a file must not choose where fits write."""
+    estimator = fitted(digit_rows, checkpoint_dir=tmp_path / "runs")
+    again = round_trip(estimator, path)
+    assert again.checkpoint_dir is None
+    assert b"runs" not in path.read_bytes()
+
+
 def test_users_classes_are_not_taken_for_those_of_their_names(digit_rows, path):
     own = {kind.__name__: type(kind.__name__, (kind,), {}) for kind in (MODULES["mlp"], PGD)}
     estimator = fitted(digit_rows, AdversarialEnsembleClassifier, module=own["MLP"])
