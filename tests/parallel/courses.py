@@ -71,6 +71,7 @@ def refused(folder):
         "sample_weight": (plain(), (X, y, 1.0 + (last & rank))),
         "max_epochs": (plain(max_epochs=2 + rank), (X, y)),
         "checkpoint_dir": (plain(checkpoint_dir=folder if rank else None), (X, y)),
+        "batch_size": (plain(batch_size="auto"), (X, y)),
         "vmap": (plain(accelerate="vmap"), (X, y)),
         "OwnNorm": (plain(module=own_norm), (X, y)),
         "train_split": (plain(train_split=own_half), (X, y)),
@@ -142,6 +143,7 @@ def resumed(folder):
         where = stopped(interrupted, data, KeyboardInterrupt)
         again = make(cls, **settings, callbacks=[AtBatch(10).doing(nothing)]).fit(*data)
         courses[cls.__name__] = where, again.callbacks[0].seen_, same(outcome(again), expected)
+    plain(checkpoint_dir=Path(folder) / "of both").fit(*data)  # only one of them locks it
     return courses, own.exists()
 
 

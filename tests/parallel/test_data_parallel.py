@@ -68,7 +68,7 @@ def test_courses(tmp_path):
             "FileExistsError" if name == "cannot be written" else "ValueError"
         ), name
         assert name in message, message
-    assert len(refused) == 10
+    assert len(refused) == 11
 
     for courses, _ in (first[1], second[1]):
         # stopped at the tenth batch after two epochs, which are 8, and went on with the ninth
