@@ -6,6 +6,7 @@ import pickle
 import threading
 import weakref
 from collections import OrderedDict
+from pickle import PicklingError
 from typing import Any
 
 import joblib
@@ -83,7 +84,11 @@ class SharedMasks:
         state = {k: v.cpu().numpy() for k, v in as_classifier(estimator).state_dict().items()}
         # steps that learn nothing, such as a FunctionTransformer, obey their parameters at once
         settings = repr(estimator.get_params()) if hasattr(estimator, "get_params") else ""
-        key = joblib.hash((state, settings, as_array(X, "X"), as_array(y, "y")))
+        arrays = as_array(X, "X"), as_array(y, "y")
+        try:
+            key = joblib.hash((state, settings, *arrays))
+        except (AttributeError, TypeError, PicklingError) as error:
+            raise TypeError(f"X must hold numbers and y labels: {error}") from error
         with self._lock:
             owner, known = self._passes.get(key, (None, {}))
             # other estimators may have equal weights, but other classes

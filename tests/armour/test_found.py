@@ -205,3 +205,9 @@ def test_networks_that_give_no_logits():
     X = np.zeros((4, 1, 4, 4), dtype=np.float32)
     with pytest.raises(ValueError, match=r"module: member 0 \(ReLU\) returns shape"):
         make(module=torch.nn.ReLU).fit(X, [0, 1, 2, 0])
+
+
+def test_scorers_refuse_iterators():
+    X, y = rows()
+    with pytest.raises(TypeError, match="X must hold numbers and y labels"):
+        get_robust_scorer("fgsm")(fitted(), X, (label for label in y))
