@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, NoReturn
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -84,6 +84,7 @@ def refused(path: str | os.PathLike[str]) -> Iterator[Callable[[str], NoReturn]]
         LookupError,
         RecursionError,
         RuntimeError,
+        SafetensorError,
         TypeError,
         ValueError,
     ) as error:

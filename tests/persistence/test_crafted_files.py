@@ -1,5 +1,6 @@
 """Files of strangers: refused with a reason, before memory is taken and without running them."""
 
+import json
 import pickle
 import re
 import tracemalloc
@@ -8,7 +9,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from file_parts import put_together, small, take_apart, write_raw
+from file_parts import KEY, put_together, small, take_apart, write_raw
 from safetensors.torch import save_file
 
 from robust_ensembles import CLDLEnsembleClassifier, DVERGEEnsembleClassifier
@@ -213,6 +214,12 @@ def test_names_of_nothing(name, reason, parts, path):
             load(path)
     else:
         refuse(path, reason)
+
+
+def test_metadata_that_only_safetensors_refuses(parts, path):
+    table, header, data = take_apart(parts)
+    whole = {"__metadata__": {KEY: json.dumps(header), "more": None}, **table}
+    refuse(write_raw(path, json.dumps(whole).encode(), data), "invalid JSON in header")
 
 
 def test_weights_of_another_shape_or_kind(parts, path):
