@@ -219,8 +219,8 @@ def _read_table(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Table]:
         if not isinstance(found, dict):
             refuse("its table is no JSON object")
         metadata = found.pop("__metadata__", {})
-        if not isinstance(metadata, dict):
-            refuse("its metadata are no JSON object")
+        if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
+            refuse("its metadata are no JSON object of strings")
         table = _entries(found, n_bytes, refuse)
     return metadata, table
 
