@@ -257,7 +257,7 @@ def _best_epoch(history: Any) -> int:
     """The epoch with the lowest loss on what was held back, or else in training."""
     rows = list(history)
     column = "valid_loss" if all("valid_loss" in row for row in rows) else "train_loss"
-    losses = [row[column] for row in rows]
+    losses = [float(row[column]) for row in rows]
     return 1 + losses.index(min(losses))
 
 

@@ -10,6 +10,7 @@ from robust_ensembles import CLDLEnsembleClassifier, DVERGEEnsembleClassifier, r
 from robust_ensembles.attacks import FGSM, MORA, PGD, Transfer, WorstCase
 from robust_ensembles.inspection import robustness_report
 from robust_ensembles.metrics import get_robust_scorer, make_robust_scorer, robust_accuracy_score
+from robust_ensembles.training._resume import _best_epoch
 
 FIT = {
     "empty images": (np.zeros((0, 1, 4, 4)), [], "0 sample"),
@@ -211,3 +212,8 @@ def test_scorers_refuse_iterators():
     X, y = rows()
     with pytest.raises(TypeError, match="X must hold numbers and y labels"):
         get_robust_scorer("fgsm")(fitted(), X, (label for label in y))
+
+
+def test_checkpoints_with_losses_that_are_no_numbers():
+    with pytest.raises(ValueError, match="could not convert"):
+        _best_epoch([{"train_loss": "low"}])
