@@ -17,40 +17,10 @@ from small_estimators import make, same_weights
 from robust_ensembles import DVERGEEnsembleClassifier
 from robust_ensembles.attacks import PGD
 from robust_ensembles.metrics import robust_scoring
-from robust_ensembles.training import EnsembleNet
 
 EPOCHS, CANDIDATES = 3, [0.001, 0.01]
 # 100 samples are 4 batches of at most 32, and all 200 are 7
 STEPS = EPOCHS * (len(CANDIDATES) * 2 * 4 + 7)
-
-
-@pytest.fixture
-def data(digit_rows):
-    X, _, y, _ = digit_rows
-    return X, y
-
-
-@pytest.fixture
-def steps(monkeypatch):
-    """Counts training steps, and does something at the one that was asked for."""
-
-    class Steps:
-        count, at, action = 0, None, None
-
-        def plan(self, at=None, action=None):
-            self.count, self.at, self.action = 0, at, action
-
-    planned = Steps()
-    train_step = EnsembleNet.train_step
-
-    def counted(net, *args, **kwargs):
-        planned.count += 1
-        if planned.count == planned.at:
-            planned.action()
-        return train_step(net, *args, **kwargs)
-
-    monkeypatch.setattr(EnsembleNet, "train_step", counted)
-    return planned
 
 
 def small_search(folder, **params):

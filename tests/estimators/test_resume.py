@@ -28,7 +28,7 @@ from robust_ensembles import (
     VanillaEnsembleClassifier,
 )
 from robust_ensembles.attacks import PGD
-from robust_ensembles.training import EnsembleNet, GaussianNoise, NoisyCopies
+from robust_ensembles.training import GaussianNoise, NoisyCopies
 
 
 class WithDropout(nn.Sequential):
@@ -52,43 +52,6 @@ SETTINGS = {
     "augmentation": GaussianNoise(0.1),
     "train_split": 0.2,
 }
-
-
-@pytest.fixture
-def data(digit_rows):
-    X, _, y, _ = digit_rows
-    return X, y
-
-
-@pytest.fixture
-def steps(monkeypatch):
-    """Counts training steps, and does something before the one that was asked for."""
-
-    class Steps:
-        count = 0
-        at = None
-        action = None
-
-        def plan(self, at, action):
-            self.count, self.at, self.action = 0, at, action
-
-        def interrupt(self, at):
-            def action():
-                raise KeyboardInterrupt
-
-            self.plan(at, action)
-
-    planned = Steps()
-    train_step = EnsembleNet.train_step
-
-    def counted(net, *args, **kwargs):
-        planned.count += 1
-        if planned.count == planned.at:
-            planned.action()
-        return train_step(net, *args, **kwargs)
-
-    monkeypatch.setattr(EnsembleNet, "train_step", counted)
-    return planned
 
 
 def interrupted(steps, estimator, data, at):
@@ -127,7 +90,7 @@ def test_to_the_bit(data, steps, tmp_path, cls):
     checkpointed = {**SETTINGS, "checkpoint_dir": tmp_path}
     for at in (6, 7, 6):
         interrupted(steps, make(cls, **checkpointed), data, at)
-    steps.plan(None, None)
+    steps.plan()
     resumed = make(cls, **checkpointed).fit(*data)
     assert steps.count == 4
     assert same(resumed, expected)
@@ -256,7 +219,7 @@ def test_early_stopping(data, steps, tmp_path, at, load_best):
     if at is not None:
         interrupted(steps, first, data, 4 * (expected.n_iter_ - 2) + 2)
     assert same(first.fit(*data), expected)
-    steps.plan(None, None)
+    steps.plan()
     assert same(make(callbacks=stopping(), **settings).fit(*data), expected)
     assert steps.count == 0
 
@@ -330,7 +293,7 @@ def test_pretrained(data, steps, tmp_path, pretrained, at, random_state):
         return make(DVERGEEnsembleClassifier, **settings)
 
     first = interrupted(steps, method(checkpoint_dir=tmp_path), data, at)
-    steps.plan(None, None)
+    steps.plan()
     resumed = method(checkpoint_dir=tmp_path).fit(*data)
     assert steps.count == {6: 8 + 16, 15: 16, 23: 8}[at]
     assert resumed.net_.seed == first.net_.seed
@@ -394,7 +357,7 @@ def test_another_method(data, tmp_path):
 
 def test_how_a_fit_is_run_may_change(data, steps, tmp_path, capsys):
     interrupted(steps, make(checkpoint_dir=tmp_path, **SETTINGS), data, 6)
-    steps.plan(None, None)
+    steps.plan()
     how = {"device": "auto" if not torch.cuda.is_available() else "cpu", "verbose": 1}
     resumed = make(checkpoint_dir=str(tmp_path), accelerate="none", **how, **SETTINGS).fit(*data)
     assert steps.count == 12
@@ -437,7 +400,7 @@ def test_another_format(data, tmp_path, monkeypatch):
 
 def test_finished_fit_is_only_read(data, steps, tmp_path):
     expected = make(checkpoint_dir=tmp_path, **SETTINGS).fit(*data)
-    steps.plan(None, None)
+    steps.plan()
     read = make(checkpoint_dir=tmp_path, **SETTINGS).fit(*data)
     assert steps.count == 0
     assert same(read, expected)
@@ -468,7 +431,7 @@ def test_altered_checkpoint(data, steps, tmp_path):
     content = bytearray(newest.read_bytes())
     content[len(content) // 3] ^= 16
     newest.write_bytes(content)
-    steps.plan(None, None)
+    steps.plan()
     with pytest.warns(UserWarning, match=f"{newest.name} is skipped"):
         resumed = make(checkpoint_dir=tmp_path, **SETTINGS).fit(*data)
     assert steps.count == 8
@@ -529,7 +492,7 @@ def test_sigterm_in_the_last_step(data, steps, tmp_path):
     steps.plan(16, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(SystemExit):
         make(**settings).fit(*data)
-    steps.plan(None, None)
+    steps.plan()
     assert make(**settings).fit(*data).n_iter_ == 4
     assert steps.count == 0
 
