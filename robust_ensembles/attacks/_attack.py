@@ -64,7 +64,8 @@ class Attack(BaseEstimator, ABC):
         Parameters
         ----------
         estimator : fitted estimator
-            One of this package, or a Pipeline or search that ends in one.
+            One of this package, or a Pipeline or search that ends in one; any classifier with a
+            `predict_proba`, if the attack needs no gradient.
         X : array-like of shape (n_samples, ...)
             Raw X, as the estimator takes it. uint8 images are attacked in [0, 1].
         y : array-like of shape (n_samples,)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from .._validation import as_array
+from ..exceptions import NotDifferentiableError
+from ._black_box import BlackBox
 from ._checks import check_finite_values
 from ._mode import untouched
 from ._objective import device_of
@@ -95,12 +97,14 @@ def refuse_dataset(X: Any) -> None:
         )
 
 
-def as_classifier(estimator: Any) -> nn.Module:
+def as_classifier(estimator: Any, *, gradient: bool = True) -> nn.Module:
     """The differentiable twin of a fitted classifier, or a module itself.
 
     Parameters
     ----------
     estimator : fitted estimator or nn.Module
+    gradient : bool, default=True
+        False also takes a classifier without a twin, by its `predict_proba`.
 
     Returns
     -------
@@ -108,10 +112,17 @@ def as_classifier(estimator: Any) -> nn.Module:
 
     Raises
     ------
+    NotDifferentiableError
+        If a step has no differentiable twin, and there is no other way.
     TypeError
         For something else.
     """
-    module = as_torch(estimator)
+    try:
+        module = as_torch(estimator)
+    except NotDifferentiableError:
+        if gradient or not hasattr(estimator, "predict_proba"):
+            raise
+        module = BlackBox(estimator)
     if estimator is not module and not hasattr(estimator, "classes_"):
         raise TypeError(
             f"{estimator!r} is no fitted classifier and no nn.Module: it has no classes_"
@@ -120,7 +131,7 @@ def as_classifier(estimator: Any) -> nn.Module:
 
 
 def resolve_target(estimator: Any, X: ArrayLike, *, gradient: bool = True) -> Target:
-    """Differentiable view of a fitted estimator.
+    """Differentiable view of a fitted estimator, or one of its outputs.
 
     Parameters
     ----------
@@ -129,7 +140,7 @@ def resolve_target(estimator: Any, X: ArrayLike, *, gradient: bool = True) -> Ta
     X : array-like of shape (n_samples, ...)
         Its first rows check that the view computes what the estimator does.
     gradient : bool, default=True
-        Whether gradients must reach X.
+        Whether gradients must reach X. Otherwise any classifier with a `predict_proba` will do.
 
     Returns
     -------
@@ -140,16 +151,19 @@ def resolve_target(estimator: Any, X: ArrayLike, *, gradient: bool = True) -> Ta
     TypeError
         For a data set of torch's.
     NotDifferentiableError
-        If a step has no differentiable twin.
+        If a step has no differentiable twin, unless outputs are enough.
     """
     refuse_dataset(X)
-    module = as_classifier(estimator)
+    module = as_classifier(estimator, gradient=gradient)
     if estimator is module:
         return _bare(module, X, gradient)
     final = getattr(estimator, "best_estimator_", estimator)
     target = Target(module, np.asarray(estimator.classes_), hasattr(final, "as_module"))
+    rows = _first_rows(target, X)
     if gradient:
-        check_differentiable(module, estimator, _first_rows(target, X))
+        check_differentiable(module, estimator, rows)
+    elif not _takes_tensors(target, rows) and hasattr(estimator, "predict_proba"):
+        target = replace(target, module=BlackBox(estimator))
     return target
 
 
@@ -173,3 +187,16 @@ def _first_rows(target: Target, X: Any) -> Any:
         return X
     # not an array of one number, which has no rows
     return target.tensor(np.atleast_1d(as_array(X, "X"))[:_CHECKED_ROWS])
+
+
+def _takes_tensors(target: Target, rows: Any) -> bool:
+    """Whether a twin can be called: that of a function shows only then that it cannot."""
+    try:
+        with torch.no_grad(), untouched(target.module):
+            target.module(target.tensor(rows[:_CHECKED_ROWS]))
+    except NotDifferentiableError:
+        return False
+    except (IndexError, RuntimeError, TypeError, ValueError):
+        # X is not what the estimator takes: the attack's own checks say so
+        return True
+    return True

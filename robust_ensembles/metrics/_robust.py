@@ -37,7 +37,8 @@ def robust_mask(estimator: Any, X: ArrayLike, y: ArrayLike, *, attack: Attack) -
     Parameters
     ----------
     estimator : fitted estimator
-        One of this package, or a Pipeline or search that ends in one.
+        One of this package, or a Pipeline or search that ends in one. Attacks that need no
+        gradient, such as `Square`, take any classifier with a `predict_proba`.
     X : array-like of shape (n_samples, ...)
         Raw X.
     y : array-like of shape (n_samples,)
@@ -114,7 +115,8 @@ def robust_accuracy_score(
     Parameters
     ----------
     estimator : fitted estimator
-        One of this package, or a Pipeline or search that ends in one.
+        One of this package, or a Pipeline or search that ends in one. Attacks that need no
+        gradient, such as `Square`, take any classifier with a `predict_proba`.
     X : array-like of shape (n_samples, ...)
         Raw X.
     y : array-like of shape (n_samples,)

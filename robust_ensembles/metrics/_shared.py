@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._validation import as_array
 from ..attacks import Attack
+from ..attacks._black_box import BlackBox
 from ..attacks._target import as_classifier, refuse_dataset
 from ._robust import correct_mask, robust_mask
 
@@ -81,7 +82,7 @@ class SharedMasks:
     def _known(self, estimator: Any, X: ArrayLike, y: ArrayLike) -> dict[str, Mask]:
         """The masks of this pass so far."""
         refuse_dataset(X)
-        state = {k: v.cpu().numpy() for k, v in as_classifier(estimator).state_dict().items()}
+        state = _learnt(estimator)
         # steps that learn nothing, such as a FunctionTransformer, obey their parameters at once
         settings = repr(estimator.get_params()) if hasattr(estimator, "get_params") else ""
         arrays = as_array(X, "X"), as_array(y, "y")
@@ -99,3 +100,11 @@ class SharedMasks:
             while len(self._passes) > _MAX_PASSES:
                 self._passes.popitem(last=False)
         return known
+
+
+def _learnt(estimator: Any) -> Any:
+    """What training has changed: the weights, or all of a classifier that has no module."""
+    module = as_classifier(estimator, gradient=False)
+    if isinstance(module, BlackBox):
+        return estimator
+    return {name: value.cpu().numpy() for name, value in module.state_dict().items()}
