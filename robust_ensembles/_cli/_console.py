@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 from rich import box
 from rich.console import Console
@@ -14,6 +16,7 @@ from rich.table import Table
 
 # where nobody looks at a screen, a table is as wide as it needs to be
 _WIDTH_OF_A_FILE = 2000
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def say(text: str = "") -> None:
@@ -55,6 +58,26 @@ def messages_as_lines() -> Iterator[None]:
         finally:
             logger.removeHandler(handler)
             logger.setLevel(level)
+
+
+@contextmanager
+def prints_told() -> Iterator[None]:
+    """Send what is printed within the block, as skorch does, to the error stream."""
+    console = _console(error=True)
+    coloured = console.is_terminal and not console.no_color
+    with redirect_stdout(sys.stderr if coloured else _WithoutColours()):
+        yield
+
+
+class _WithoutColours(io.TextIOBase):
+    """The error stream, for a file."""
+
+    def write(self, text: str) -> int:
+        sys.stderr.write(_COLOUR.sub("", text))
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 class _Lines(logging.Handler):

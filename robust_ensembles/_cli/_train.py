@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from .. import recipes
 from ..estimators import BaseEnsembleClassifier
 from ._arguments import add_common, add_data, count, number, setting
-from ._console import say, tell
+from ._console import prints_told, say, tell
 from ._data import Images, check_labels, read_for_training
 from ._settings import make_estimator
 
@@ -106,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         f"of {len(np.unique(training.y))} classes: {training.about}"
     )
     start = time.monotonic()
-    with _kept(estimator, args), redirect_stdout(sys.stderr):  # skorch prints
+    with _kept(estimator, args), prints_told():
         estimator.set_params(verbose=int(not args.quiet))
         estimator.fit(training.X, training.y)
     _save(estimator, args.output)

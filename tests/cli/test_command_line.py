@@ -1,12 +1,12 @@
 """`python -m robust_ensembles`: in process, with tiny networks, and once as a process."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 from configparser import ConfigParser
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -354,7 +354,7 @@ class Interrupt(Callback):
             self.end()
 
 
-@contextmanager
+@contextlib.contextmanager
 def interrupted(epoch, end):
     """Let trainings end in a certain epoch."""
     before = EnsembleNet._default_callbacks.fget
@@ -441,6 +441,29 @@ def test_epochs_are_shown_beside_the_result(command, npz):
     assert status == 0
     assert "train_loss" in err
     assert "train_loss" not in out
+    assert "\x1b" not in err
+
+
+def test_epochs_are_coloured_on_a_terminal(npz):
+    """skorch marks the best numbers, and a file has no use for that."""
+    main, worker = os.openpty()
+    line = "train data.npz --method vanilla --epochs 1 --output t.safetensors"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "robust_ensembles", *line.split(), *TINY],
+        stdout=subprocess.DEVNULL,
+        stderr=worker,
+        env={name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+        | {"TERM": "xterm"},
+    )
+    os.close(worker)
+    shown = b""
+    with contextlib.suppress(OSError):  # the terminal closes with the process
+        while part := os.read(main, 4096):
+            shown += part
+    os.close(main)
+    assert process.wait(60) == 0
+    assert b"train_loss" in shown
+    assert b"\x1b[" in shown
 
 
 def test_as_a_process(npz):
