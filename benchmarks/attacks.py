@@ -193,12 +193,12 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
 def _write(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     _report.write(
         options.name,
-        "Attacks on ensembles of three, side by side "
-        f"(AutoAttack standard with {options.queries} queries of Square)",
+        f"Attacks on ensembles of three at eps {options.eps:g}, side by side",
         _command.spelled("attacks", _options(), options),
         rows,
         setting=f"Fashion-MNIST, maximum norm, eps {options.eps}, 20 steps of eps / 4, random "
-        f"start of PGD, batches of {options.batch_size}, {_command.threads()}, {options.rounds} "
+        f"start of PGD, AutoAttack standard with {options.queries} queries of Square, batches of "
+        f"{options.batch_size}, {_command.threads()}, {options.rounds} "
         f"rounds in turns (AutoAttack: {options.autoattack_rounds}); ratios are medians of the "
         "rounds' own.",
         about=options.about,
