@@ -1,21 +1,15 @@
-"""Train and keep models, and attack them: what the benchmarks of defences share."""
+"""Attacks on ensembles: what the benchmarks of defences share."""
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import joblib
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robust_ensembles.attacks import BIM, FGSM, MIM, PGD, BoundedAttack, WorstCase, is_broken
-
-log = logging.getLogger(__name__)
 
 TRANSFERRED: dict[str, type[BoundedAttack]] = {"fgsm": FGSM, "bim": BIM, "mim": MIM, "pgd": PGD}
 
@@ -26,27 +20,6 @@ def prepare_torch(threads: int) -> None:
     torch.set_flush_denormal(True)
     if threads:
         torch.set_num_threads(threads)
-
-
-def train(model: Any, X: NDArray[Any], y: NDArray[Any], models: Path, name: str) -> None:
-    """Train a model and keep it, with the seconds it took, as ``models/name.joblib``."""
-    start = time.process_time(), time.perf_counter()
-    model.fit(X, y)
-    seconds = {"cpu": time.process_time() - start[0], "wall": time.perf_counter() - start[1]}
-    path = models / f"{name}.joblib"
-    partial = path.with_suffix(".partial")
-    joblib.dump(
-        {"model": model, "seconds": seconds["wall"], "cpu_seconds": seconds["cpu"]}, partial
-    )
-    partial.rename(path)
-    last = {k: v for k, v in model.history_[-1].items() if k.startswith("train_")}
-    log.info("%s: %s, %s", name, seconds, last)
-
-
-def load(models: Path, name: str) -> dict[str, Any]:
-    """A kept model: keys model, seconds (elapsed) and cpu_seconds."""
-    stored: dict[str, Any] = joblib.load(models / f"{name}.joblib")
-    return stored
 
 
 def transfer_sets(

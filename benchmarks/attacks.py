@@ -3,7 +3,7 @@
 ::
 
     python -m benchmarks.attacks
-    python -m benchmarks.attacks --models vanilla.joblib adversarial.joblib --images 512
+    python -m benchmarks.attacks --models vanilla.safetensors adversarial.safetensors --images 512
 
 Equal mathematics: the same radius, steps, step size and random start (of other random numbers).
 Without ``--models``, small ensembles are trained on Fashion-MNIST first.
@@ -17,13 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import joblib
 import torch
 from torch import Tensor, nn
 
 from robust_ensembles import AdversarialEnsembleClassifier, VanillaEnsembleClassifier
 from robust_ensembles.attacks import MIM, PGD, Attack, AutoAttack, is_broken
 from robust_ensembles.datasets import load_fashion_mnist
+from robust_ensembles.persistence import load
 
 from . import _command, _report, _rivals
 from ._rivals import Maker, Setting
@@ -64,10 +64,9 @@ def trained(n_images: int, epochs: int) -> Iterator[tuple[str, nn.Module]]:
 
 
 def loaded(paths: Sequence[Path]) -> Iterator[tuple[str, nn.Module]]:
-    """Fitted estimators of joblib files, or of their key ``model``."""
+    """Fitted estimators of files."""
     for path in paths:
-        stored = joblib.load(path)
-        yield path.stem, (stored["model"] if isinstance(stored, Mapping) else stored).as_module()
+        yield path.stem, load(path).as_module()
 
 
 def contests(setting: Setting) -> dict[str, tuple[Attack, dict[str, Maker]]]:
@@ -151,7 +150,7 @@ def measure(
 def _options() -> argparse.ArgumentParser:
     options = _command.parser(__doc__)
     options.add_argument("--images", type=int, default=512, help="test images")
-    options.add_argument("--models", type=Path, nargs="+", help="joblib files of fitted estimators")
+    options.add_argument("--models", type=Path, nargs="+", help="files of fitted estimators")
     options.add_argument("--eps", type=float, default=EPS, help="radius in the maximum norm")
     kinds = ["pgd", "mim", "autoattack"]
     options.add_argument("--attacks", nargs="+", choices=kinds, default=kinds)

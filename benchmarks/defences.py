@@ -25,7 +25,7 @@ from robust_ensembles import CollaborativeCalibration, recipes
 from robust_ensembles.attacks import CW, MIM, PGD
 from robust_ensembles.datasets import load_fashion_mnist
 
-from . import _evaluate, _report
+from . import _evaluate, _report, _store
 from .reproduce._methods import with_settings_of
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def build(name: str, budget: Budget, models: Path) -> tuple[Any, int]:
     if plus and host in SHORT:
         settings.update(SHORT[host], max_epochs=epochs // 2)
     if host in PRETRAINED or (plus and host in SHORT):
-        settings["pretrained"] = _evaluate.load(models, "vanilla")["model"]
+        settings["pretrained"] = _store.load(models, "vanilla").model
     if plus:
         settings["attack"] = ATTACK
     if added == "attack+calibration":
@@ -113,26 +113,26 @@ def train(names: list[str], budget: Budget, models: Path) -> None:
     """Train what is not there yet."""
     X, y = load_fashion_mnist("train")
     for name in names:
-        if not (models / f"{name}.joblib").exists():
+        if not _store.is_trained(models, name):
             model, images = build(name, budget, models)
-            _evaluate.train(model, X[:images], y[:images], models, name)
+            _store.train(model, X[:images], y[:images], models, name)
 
 
-def _seconds(stored: dict[str, Any], images: int) -> dict[str, float]:
+def _seconds(stored: _store.Stored, images: int) -> dict[str, float]:
     """Processor seconds for each epoch of 60,000 images."""
-    per_epoch = stored["cpu_seconds"] / stored["model"].n_iter_
+    per_epoch = stored.cpu_seconds / stored.model.n_iter_
     return {"CPU s / epoch of 60,000": round(per_epoch * 60_000 / images)}
 
 
 def evaluate(budget: Budget, models: Path) -> None:
     """Write the table of all methods."""
     x, y = _test_images()
-    surrogates = [_evaluate.load(models, f"surrogate{n}")["model"].as_module() for n in (3, 5)]
+    surrogates = [_store.load(models, f"surrogate{n}").model.as_module() for n in (3, 5)]
     sets = _evaluate.transfer_sets(surrogates, x, y, EPS)
     rows = []
     for name in _trained(OPTIONS, models):
-        stored = _evaluate.load(models, name)
-        module = stored["model"].as_module()
+        stored = _store.load(models, name)
+        module = stored.model.as_module()
         row = {"method": name, **_evaluate.white_box(module, x, y, (EPS / 2, EPS))}
         row.update(_evaluate.transferred(module, sets, x, y, EPS))
         rows.append({**row, **_seconds(stored, budget.images)})
@@ -168,8 +168,8 @@ def evaluate_calibration(budget: Budget, models: Path) -> None:
     }
     rows = []
     for name in _trained(CALIBRATED, models):
-        stored = _evaluate.load(models, name)
-        module = stored["model"].as_module()
+        stored = _store.load(models, name)
+        module = stored.model.as_module()
         row: dict[str, Any] = {"method": name, **_evaluate.white_box(module, x, y, ())}
         for label, made in attacks.items():
             row[label] = _evaluate.percent(_evaluate.survivors(module, made, x, y))
@@ -198,7 +198,7 @@ def evaluate_calibration(budget: Budget, models: Path) -> None:
 def _trained(names: Iterable[str], models: Path) -> list[str]:
     """Those that there are; the others are named in the log."""
     names = list(names)
-    missing = [name for name in names if not (models / f"{name}.joblib").exists()]
+    missing = [name for name in names if not _store.is_trained(models, name)]
     if missing:
         log.warning("not trained, so not in the table: %s", ", ".join(missing))
     return [name for name in names if name not in missing]

@@ -32,7 +32,7 @@ from robust_ensembles.datasets import load_fashion_mnist
 from robust_ensembles.metrics import robust_scoring
 from robust_ensembles.training import RandomHorizontalFlip
 
-from . import _evaluate, _report
+from . import _evaluate, _report, _store
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ SURROGATES: dict[str, Callable[[Path], Any]] = {
 def train(name: str, models: Path) -> None:
     """Train one model on all 60,000 images and keep it."""
     X, y = load_fashion_mnist("train")
-    _evaluate.train({**METHODS, **SURROGATES}[name](models), X, y, models, name)
+    _store.train({**METHODS, **SURROGATES}[name](models), X, y, models, name)
 
 
 def search(models: Path) -> None:
@@ -108,15 +108,15 @@ def search(models: Path) -> None:
 def _row(
     name: str, models: Path, sets: dict[str, list[Tensor]], x: Tensor, y: Tensor
 ) -> dict[str, Any]:
-    stored = _evaluate.load(models, name)
-    module = stored["model"].as_module()
+    stored = _store.load(models, name)
+    module = stored.model.as_module()
     row = {"method": name, **_evaluate.white_box(module, x, y, (EPS / 2, EPS))}
     few, strong = slice(N_STRONG), PGD(eps=EPS, n_steps=100, n_restarts=3)
     unbroken = ~is_broken(module, strong(module, x[few], y[few]), y[few])
     row[f"white PGD-100 x 3, first {N_STRONG}"] = _evaluate.percent(unbroken)
     row.update(_evaluate.transferred(module, sets, x, y, EPS))
-    row["s/epoch"] = round(stored["seconds"] / stored["model"].n_iter_)
-    row["epochs"] = stored["model"].n_iter_
+    row["s/epoch"] = round(stored.seconds / stored.model.n_iter_)
+    row["epochs"] = stored.model.n_iter_
     return row
 
 
@@ -124,9 +124,9 @@ def evaluate(models: Path) -> None:
     """The table, into ``results``."""
     X, labels = load_fashion_mnist("test")
     x, y = _evaluate.tensors(X[:N_TEST], labels[:N_TEST])
-    surrogates = [_evaluate.load(models, name)["model"].as_module() for name in SURROGATES]
+    surrogates = [_store.load(models, name).model.as_module() for name in SURROGATES]
     sets = _evaluate.transfer_sets(surrogates, x, y, EPS)
-    names = [name for name in METHODS if (models / f"{name}.joblib").exists()]
+    names = [name for name in METHODS if _store.is_trained(models, name)]
     rows = [_row(name, models, sets, x, y) for name in names]
     found = json.loads((models / "search.json").read_text())
     _report.write(

@@ -28,7 +28,7 @@ from robust_ensembles.inspection import (
     transferability_matrix,
 )
 
-from . import _evaluate, _report
+from . import _evaluate, _report, _store
 from .defences import OPTIONS
 
 log = logging.getLogger(__name__)
@@ -131,11 +131,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     mpl.use("agg")
     _evaluate.prepare_torch(arguments.threads)
-    stored = {name: arguments.models / f"{name}.joblib" for name in OPTIONS}
     models = {
-        name: _evaluate.load(arguments.models, name)["model"]
-        for name, path in stored.items()
-        if path.exists()
+        name: _store.load(arguments.models, name).model
+        for name in OPTIONS
+        if _store.is_trained(arguments.models, name)
     }
     X, y = (part[: arguments.n_images] for part in load_fashion_mnist("test"))
     report = measure(models, X, y, arguments.models / "report.json")
