@@ -20,6 +20,7 @@ SLOW = {
     "test_forged_checkpoints": 400,
     "test_idx_files": 800,
     "test_npz_files": 800,
+    "test_image_folders": 800,
     "test_cifar_files": 200,
     "test_recipes": 500,
 }

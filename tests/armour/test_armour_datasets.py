@@ -4,7 +4,9 @@ import gzip
 import hashlib
 import io
 import pickle
+import tempfile
 import zipfile
+from pathlib import Path
 
 import mutations
 import numpy as np
@@ -15,7 +17,7 @@ from endings import ends_well
 from hypothesis import strategies as st
 from PIL import Image
 
-from robust_ensembles.datasets import load_cifar10, load_image_npz, load_mnist
+from robust_ensembles.datasets import load_cifar10, load_image_folder, load_image_npz, load_mnist
 from robust_ensembles.datasets._idx import read_idx
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 5, 6), dtype=np.uint8)
@@ -127,6 +129,59 @@ def test_npz_files(explore, tmp_path):
         split=st.sampled_from(["train"] * 6 + ["test", "", "../x", None, 3]),
         n_samples=st.one_of(st.none(), st.none(), st.just(2), strange.NONSENSE),
         indices=st.one_of(st.none(), st.none(), st.just([1, 0]), strange.NONSENSE),
+    )
+
+
+def picture(kind, mode):
+    buffer = io.BytesIO()
+    Image.fromarray(IMAGES[0]).convert(mode).save(buffer, kind)
+    return buffer.getvalue()
+
+
+PICTURES = {
+    ".png": [picture("PNG", mode) for mode in ("L", "RGB", "RGBA", "P", "1", "I;16")],
+    ".jpg": [picture("JPEG", mode) for mode in ("L", "RGB", "CMYK")],
+    ".bmp": [picture("BMP", mode) for mode in ("L", "RGB", "P")],
+    ".tif": [picture("TIFF", mode) for mode in ("L", "RGB", "CMYK")],
+    ".ppm": [picture("PPM", mode) for mode in ("L", "RGB")],
+    ".webp": [picture("WEBP", "RGB")],
+}
+
+
+@st.composite
+def picture_files(draw):
+    """Some names with bytes: one file in four is damaged, some have the wrong suffix."""
+    files = {}
+    for number in range(draw(st.integers(1, 4))):
+        kind = draw(st.sampled_from(list(PICTURES)))
+        raw = draw(st.sampled_from(PICTURES[kind]))
+        if draw(st.integers(0, 3)) == 0:
+            raw = draw(mutations.byte_changes(head=60))(raw)
+        if draw(st.integers(0, 9)) == 0:
+            kind = draw(st.sampled_from([*PICTURES, ".txt", ""]))
+        files[f"{draw(st.sampled_from(['cat', 'dog', 'cat/deep', '.']))}/{number}{kind}"] = raw
+    return files
+
+
+def test_image_folders(explore, tmp_path):
+    def check(files, size, grey):
+        with tempfile.TemporaryDirectory(dir=tmp_path) as name:
+            for file, raw in files.items():
+                path = Path(name, file)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(raw)
+            ended = ends_well(load_image_folder, name, size=size, grey=grey)
+        if ended:
+            X, y = ended.value
+            assert X.dtype == np.uint8
+            assert X.shape[:2] == (len(y), 1 if grey else 3)
+            assert set(y) <= {"cat", "dog"}
+
+    explore(
+        check,
+        files=picture_files(),
+        size=st.one_of(st.none(), st.just(4), st.just(4), strange.NONSENSE),
+        grey=st.one_of(st.booleans(), st.booleans(), strange.NONSENSE),
     )
 
 
