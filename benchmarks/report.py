@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def write(report: RobustnessReport, pictures: dict[str, str], n_images: int) -> 
         f"The first {n_images} test images, L-infinity. What the models are is said in "
         "[defences.md](defences.md).",
         *(f"{caption}\n\n![{caption}]({name})" for caption, name in pictures.items()),
-        report.to_markdown(),
+        re.sub("^#", "##", report.to_markdown(), flags=re.MULTILINE),  # a part of this page
         machine,
     ]
     (_report.RESULTS / f"{NAME}.md").write_text("\n\n".join(lines) + "\n")

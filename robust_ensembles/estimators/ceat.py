@@ -22,9 +22,11 @@ class CEATEnsembleClassifier(
 
     Each member m is trained on one adversarial batch, shared by the ensemble (Eq. 22):
 
-    .. math:: L_m = \mathrm{CE}(z_m(\tilde x), y)
-              + \lambda\, w_m(x; \lambda)\, |p_m(x) - y|^2
-              + \mu\, w_m(\tilde x; \mu)\, |p_m(\tilde x) - p_m(x)|^2
+    .. math::
+
+        L_m = {} & \mathrm{CE}(z_m(\tilde x), y)
+                   + \lambda\, w_m(x; \lambda)\, |p_m(x) - y|^2 \\
+                 & + \mu\, w_m(\tilde x; \mu)\, |p_m(\tilde x) - p_m(x)|^2
 
     where for three members :math:`w_a(x; \tau) = \exp(\tau |h_b(x) - h_c(x)|)` with h the
     true-class probability of the two others; `disparity_weights` has the general form. The paper
