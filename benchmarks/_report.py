@@ -9,12 +9,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import sklearn
-import skorch
 import torch
 
-import robust_ensembles
+from robust_ensembles._environment import versions
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -27,12 +24,7 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "gpu": gpu,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "scikit-learn": sklearn.__version__,
-        "skorch": skorch.__version__,
-        "robust_ensembles": robust_ensembles.__version__,
+        **versions(),
     }
 
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-import platform
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
-import sklearn
-import skorch
-import torch
 
-from .._version import __version__
+from .._environment import versions
 from ..attacks._checks import check_box
 from ..estimators import BaseEnsembleClassifier
 from ._allowed import ENSEMBLES, NETWORKS
@@ -113,7 +109,7 @@ def describe(estimator: BaseEnsembleClassifier, optimizer: dict[str, Any]) -> He
         seed=int(estimator.net_.seed),
         history=[_split(row)[0] for row in estimator.history_.to_list()],
         optimizer=optimizer,
-        versions=_versions(),
+        versions=versions(),
     )
 
 
@@ -240,14 +236,3 @@ def _split(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         except NotStorableError as error:
             omitted[name] = str(error)
     return described, omitted
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "robust_ensembles": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "scikit-learn": sklearn.__version__,
-        "skorch": skorch.__version__,
-        "numpy": np.__version__,
-    }

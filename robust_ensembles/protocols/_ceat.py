@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .._environment import versions
 from .._validation import one_of
 from ..attacks import CW, MIM, MORA, PGD, Attack, AutoAttack, EnsembleAutoAttack
 from ._result import Mask, ProtocolResult, Row
-from ._settings import check_grid, described, described_all, versions
+from ._settings import check_grid, described, described_all
 from ._shared import (
     Box,
     Subject,

@@ -7,11 +7,12 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
+from .._environment import versions
 from .._validation import one_of
 from ..attacks import BIM, FGSM, MIM, PGD, Attack
 from ..attacks._transfer import refuse_target
 from ._result import Mask, ProtocolResult, Row
-from ._settings import described, described_all, fixed_radii, versions
+from ._settings import described, described_all, fixed_radii
 from ._shared import (
     Box,
     Subject,

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .._environment import versions
 from .._validation import one_of
 from ..attacks import BIM, FGSM, MIM, PGD, BoundedAttack
 from ._batch_statistics import attacked_by_batch, has_batch_norm, right_by_batch
 from ._result import Mask, ProtocolResult, Row
-from ._settings import described, described_all, fixed_radii, versions
+from ._settings import described, described_all, fixed_radii
 from ._shared import (
     Box,
     Subject,

@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-import torch
 from sklearn.base import BaseEstimator
 
 from .._validation import one_of
-from .._version import __version__
 from ._shared import by_name
 
 
@@ -69,8 +67,3 @@ def described(item: Any) -> str:
 def described_all(estimators: Any) -> dict[str, str]:
     """One estimator, or several by name, described."""
     return {name: described(estimator) for name, estimator in by_name(estimators).items()}
-
-
-def versions() -> dict[str, str]:
-    """Of what the numbers depend on."""
-    return {"robust_ensembles": __version__, "torch": torch.__version__}

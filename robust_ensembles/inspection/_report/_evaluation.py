@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-import platform
 from dataclasses import replace
 from math import isfinite
 from typing import Any
 
 import numpy as np
-import sklearn
-import torch
 from numpy.typing import ArrayLike
 from sklearn.pipeline import Pipeline
 
 from ..._describe import digest, digest_of_array, type_name
-from ..._version import __version__
+from ..._environment import versions
 from ...attacks import Attack
 from ...attacks._balls import NORMS
 from .._sanity import CHECKS, Subject, run_check
@@ -70,7 +67,7 @@ class Evaluation:
         self.report = RobustnessReport(
             data=data,
             settings={**describe(self.limits._asdict()), "n_sanity": n_sanity},
-            versions=_versions(),
+            versions=versions(),
             estimators={name: _identity(model) for name, model in models.items()},
             attacks={name: describe(attack) for name, attack in attacks.items()},
         )
@@ -144,7 +141,7 @@ class Evaluation:
             steps.done(self.cost_of_check)
 
     def _save(self) -> None:
-        self.report.versions = self.store.versions(_versions())
+        self.report.versions = self.store.versions(versions())
         self.store.save(self.report.to_dict())
 
 
@@ -166,14 +163,4 @@ def _identity(model: Any) -> dict[str, Any]:
         "random_state": describe(seed),
         "digest": digest_of_model(model),
         "checked": None,
-    }
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "robust_ensembles": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "scikit-learn": sklearn.__version__,
-        "numpy": np.__version__,
     }
