@@ -201,8 +201,22 @@ def test_budget():
     assert Budget(0.1, epochs=7, images=500, train_images=10).epochs_of(30) == 7
     title = Budget(0.1, images=500).title("cldl", epochs=[30], images=500, of_images=9000, train="")
     assert title == "at 3 of 30 epochs, 1 of 5 seeds, 500 of 9000 images"
+    narrow = Budget(train_images=100, precision="bfloat16")
+    assert narrow.trained_on(200) == ", trained on 100 of 200 images, trained in bfloat16"
+    assert narrow.trained_on(100) == ", trained in bfloat16"
     full = Budget(seeds=2).title("ceat", epochs=[150, 120], images=5, of_images=5, train="")
     assert full == "at all 120/150 epochs, all 2 seeds, all 5 images"
+
+
+def test_precision_of_trainings(small_images):
+    table = _published.read("ceat", "4")
+    wide, narrow = (
+        _plan.parts(table, replace(TINY, precision=precision))[0].models
+        for precision in ("float32", "bfloat16")
+    )
+    assert {model.estimator.precision for model in wide} == {"float32"}
+    assert {model.estimator.precision for model in narrow} == {"bfloat16"}
+    assert not {model.key for model in wide} & {model.key for model in narrow}
 
 
 @pytest.mark.parametrize("bad", [{"fraction": 0.0}, {"fraction": 1.5}, {"seeds": 0}])

@@ -20,6 +20,8 @@ class Budget:
         Of epochs, seeds and test images.
     epochs, seeds, images, train_images : int, default=None
         Numbers instead. All training images are taken unless `train_images` says otherwise.
+    precision : {"float32", "bfloat16"}, default="float32"
+        Of the trainings; attacks that measure always compute in float32.
     """
 
     fraction: float = 1.0
@@ -27,6 +29,7 @@ class Budget:
     seeds: int | None = None
     images: int | None = None
     train_images: int | None = None
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
@@ -79,9 +82,10 @@ class Budget:
         return f"at {', '.join(parts)}{train}"
 
     def trained_on(self, full: int) -> str:
-        """Which part of the training images, where it is not all."""
+        """Which part of the training images, where it is not all, and in which precision."""
         taken = self.train_images_of(full)
-        return "" if taken == full else f", trained on {taken} of {full} images"
+        text = "" if taken == full else f", trained on {taken} of {full} images"
+        return text if self.precision == "float32" else f"{text}, trained in {self.precision}"
 
 
 def _part(done: list[int], full: list[int], what: str) -> str:
