@@ -106,7 +106,8 @@ class CollaborativeCalibration(CalibrationParameters, BaseEstimator):
 
     References
     ----------
-    .. [1] Li et al., "CEAT", 2025, arXiv:2509.00089, Table 2.
+    .. [1] D. Li et al., "Learning from Peers: Collaborative Ensemble Adversarial Training", 2025,
+       arXiv:2509.00089, Table 2.
 
     Examples
     --------

@@ -50,7 +50,8 @@ class CEATEnsembleClassifier(
 
     References
     ----------
-    .. [1] Li et al., "CEAT", 2025, arXiv:2509.00089.
+    .. [1] D. Li et al., "Learning from Peers: Collaborative Ensemble Adversarial Training", 2025,
+       arXiv:2509.00089.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""CLDL: label dependencies and gradient diversity (Wang and Liu), "LSD" in its code."""
+"""CLDL: label dependencies and gradient diversity (Wang and Liu 2022), "LSD" in its code."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ class CLDLEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
 
     References
     ----------
-    .. [1] Wang and Liu, the CLDL paper; code as "LSD" by ZJLAB-AMMI.
+    .. [1] L. Wang and B. Liu, "Adversarial Ensemble Training by Jointly Learning Label
+       Dependencies and Member Models", 2022, arXiv:2206.14477; code as "LSD" by
+       ZJLAB-AMMI.
     """
 
     gamma: float = 4.0

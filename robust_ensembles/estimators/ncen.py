@@ -1,4 +1,4 @@
-"""NCEn: negative correlation of gradient directions and magnitudes (Luo et al.)."""
+"""NCEn: negative correlation of gradient directions and magnitudes (Luo et al. 2022)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class NCEnEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
 
     References
     ----------
-    .. [1] Luo et al., "NCEn: Negative Correlation Ensemble", the paper's Eq. 10.
+    .. [1] W. Luo, H. Zhang, L. Kong, Z. Chen and K. Tang, "Defending Adversarial Examples by
+       Negative Correlation Ensemble", 2022, arXiv:2206.10334, Eq. 10.
     """
 
     lambda_cos: float = 0.06

@@ -126,9 +126,13 @@ def transferability_matrix(
     ----------
     .. [1] H. Yang et al., "DVERGE: Diversifying Vulnerabilities for Enhanced Robust Generation of
        Ensembles", NeurIPS 2020.
-    .. [2] Wang and Liu, the CLDL paper, Definition 3; code as "LSD" by ZJLAB-AMMI.
-    .. [3] Luo et al., "NCEn: Negative Correlation Ensemble", Figure 3.
-    .. [4] Li et al., "CEAT", 2025, arXiv:2509.00089, Figure 3.
+    .. [2] L. Wang and B. Liu, "Adversarial Ensemble Training by Jointly Learning Label
+       Dependencies and Member Models", 2022, arXiv:2206.14477,
+       Definition 3; code as "LSD" by ZJLAB-AMMI.
+    .. [3] W. Luo, H. Zhang, L. Kong, Z. Chen and K. Tang, "Defending Adversarial Examples by
+       Negative Correlation Ensemble", 2022, arXiv:2206.10334, Figure 3.
+    .. [4] D. Li et al., "Learning from Peers: Collaborative Ensemble Adversarial Training", 2025,
+       arXiv:2509.00089, Figure 3.
 
     Examples
     --------

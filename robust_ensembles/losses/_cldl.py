@@ -1,4 +1,4 @@
-"""CLDL (Wang and Liu): learned soft labels, their diversity, and gradient diversity."""
+"""CLDL (Wang and Liu 2022): learned soft labels, their diversity, and gradient diversity."""
 
 import math
 from typing import Literal

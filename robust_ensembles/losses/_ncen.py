@@ -1,4 +1,4 @@
-"""NCEn (Luo et al.): negative correlation of gradient directions and magnitudes."""
+"""NCEn (Luo et al. 2022): negative correlation of gradient directions and magnitudes."""
 
 import torch
 from torch import Tensor

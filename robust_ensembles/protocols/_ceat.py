@@ -1,4 +1,4 @@
-"""CEAT's evaluation (Li et al.): white box, of all images."""
+"""CEAT's evaluation (Li et al. 2025): white box, of all images."""
 
 from __future__ import annotations
 
@@ -108,7 +108,8 @@ def ceat(
 
     References
     ----------
-    .. [1] Li et al., "CEAT", arXiv:2509.00089, tables 1 to 4.
+    .. [1] D. Li et al., "Learning from Peers: Collaborative Ensemble Adversarial Training", 2025,
+       arXiv:2509.00089, tables 1 to 4.
     """
     [eps] = check_grid(eps, "ceat")
     if ensemble_attack is not None:

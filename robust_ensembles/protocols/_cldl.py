@@ -1,4 +1,4 @@
-"""CLDL's evaluation (Wang and Liu): examples transferred from vanilla ensembles."""
+"""CLDL's evaluation (Wang and Liu 2022): examples transferred from vanilla ensembles."""
 
 from __future__ import annotations
 
@@ -128,7 +128,9 @@ def cldl(
 
     References
     ----------
-    .. [1] Wang and Liu, "CLDL", section IV and tables I to XIV, and the code released with it.
+    .. [1] L. Wang and B. Liu, "Adversarial Ensemble Training by Jointly Learning Label
+       Dependencies and Member Models", 2022, arXiv:2206.14477, section IV and tables
+       I to XIV, and the code released with it.
     """
     radii = fixed_radii("cldl", dataset, eps, GRIDS)
     one_of(cw, _CW, "cldl: cw")

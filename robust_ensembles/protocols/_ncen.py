@@ -1,4 +1,4 @@
-"""NCEn's evaluation (Luo et al.): white box, of the images that an ensemble has right."""
+"""NCEn's evaluation (Luo et al. 2022): white box, of the images that an ensemble has right."""
 
 from __future__ import annotations
 
@@ -111,7 +111,9 @@ def ncen(
 
     References
     ----------
-    .. [1] Luo et al., "NCEn: Negative Correlation Ensemble", tables II to IV, and the code
+    .. [1] W. Luo, H. Zhang, L. Kong, Z. Chen and K. Tang, "Defending Adversarial Examples by
+       Negative Correlation Ensemble", 2022, arXiv:2206.10334, tables II to IV, and the
+       code
        released with it.
     """
     one_of(loss, _LOSSES, "ncen: loss")
