@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robust_ensembles.attacks import BIM, FGSM, MIM, PGD, BoundedAttack, WorstCase, is_broken
+from robust_ensembles import protocols
+from robust_ensembles.attacks import PGD, BoundedAttack, WorstCase, is_broken
 
-TRANSFERRED: dict[str, type[BoundedAttack]] = {"fgsm": FGSM, "bim": BIM, "mim": MIM, "pgd": PGD}
+Images = NDArray[Any]
 
 
 def prepare_torch(threads: int) -> None:
@@ -20,21 +21,6 @@ def prepare_torch(threads: int) -> None:
     torch.set_flush_denormal(True)
     if threads:
         torch.set_num_threads(threads)
-
-
-def transfer_sets(
-    surrogates: Sequence[nn.Module], x: Tensor, y: Tensor, eps: float
-) -> dict[str, list[Tensor]]:
-    """Protocol E1: attacks on the surrogates, with two losses and (where it matters) 3 seeds."""
-    sets: dict[str, list[Tensor]] = {kind: [] for kind in TRANSFERRED}
-    for module in surrogates:
-        for kind, attack in TRANSFERRED.items():
-            steps: dict[str, Any] = {} if kind == "fgsm" else {"n_steps": 10, "step_size": eps / 5}
-            for loss in ("cross_entropy", "cw_margin"):
-                for seed in range(3 if kind == "pgd" else 1):
-                    made = attack(eps=eps, loss=loss, random_state=seed, **steps)
-                    sets[kind].append(made(module, x, y, stop_when_broken=False))
-    return sets
 
 
 def white_box(module: nn.Module, x: Tensor, y: Tensor, radii: Sequence[float]) -> dict[str, float]:
@@ -53,21 +39,26 @@ def survivors(module: nn.Module, attacks: Sequence[BoundedAttack], x: Tensor, y:
 
 
 def transferred(
-    module: nn.Module, sets: dict[str, list[Tensor]], x: Tensor, y: Tensor, eps: float
-) -> dict[str, float]:
-    """Accuracy after each kind of transferred attack, and after all, in percent."""
-    clean = ~is_broken(module, x, y)
-    worst, row = clean.clone(), {}
-    for kind, examples in sets.items():
-        mask = clean.clone()
-        for x_adv in examples:
-            mask &= ~is_broken(module, x_adv, y)
-        worst &= mask
-        row[f"transfer {kind} eps {eps:g}"] = percent(mask)
-        row[f"{kind}, of clean-correct"] = percent(mask[clean])
-    row[f"transfer worst eps {eps:g}"] = percent(worst)
-    row["worst, of clean-correct"] = percent(worst[clean])
-    return row
+    models: Mapping[str, Any], surrogates: Sequence[Any], X: Images, y: Images, eps: float
+) -> dict[str, dict[str, float]]:
+    """Of each model, accuracy after each kind of transferred attack, and after all, in percent.
+
+    CLDL's protocol, with the CW loss that is right.
+    """
+    result = protocols.cldl(
+        dict(models), X, y, surrogates=surrogates, eps=eps, subset="all", cw="sound"
+    )
+    rows: dict[str, dict[str, float]] = {name: {} for name in models}
+    for row in result.rows:
+        if row.threat == "black":
+            attack = row.attack.lower()
+            label = (
+                f"transfer {attack} eps {eps:g}"
+                if row.metric == "unconditional"
+                else f"{attack}, of clean-correct"
+            )
+            rows[row.estimator][label] = round(100 * row.sound, 1)
+    return rows
 
 
 def tensors(X: NDArray[Any], y: NDArray[Any]) -> tuple[Tensor, Tensor]:

@@ -18,9 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-from torch import Tensor
-
 from robust_ensembles import CollaborativeCalibration, recipes
 from robust_ensembles.attacks import CW, MIM, PGD
 from robust_ensembles.datasets import load_fashion_mnist
@@ -126,16 +123,21 @@ def _seconds(stored: _store.Stored, images: int) -> dict[str, float]:
 
 def evaluate(budget: Budget, models: Path) -> None:
     """Write the table of all methods."""
-    x, y = _test_images()
-    surrogates = [_store.load(models, f"surrogate{n}").model.as_module() for n in (3, 5)]
-    sets = _evaluate.transfer_sets(surrogates, x, y, EPS)
-    rows = []
-    for name in _trained(OPTIONS, models):
-        stored = _store.load(models, name)
-        module = stored.model.as_module()
-        row = {"method": name, **_evaluate.white_box(module, x, y, (EPS / 2, EPS))}
-        row.update(_evaluate.transferred(module, sets, x, y, EPS))
-        rows.append({**row, **_seconds(stored, budget.images)})
+    X, labels = _test_images()
+    x, y = _evaluate.tensors(X, labels)
+    surrogates = [_store.load(models, f"surrogate{n}").model for n in (3, 5)]
+    stored = {name: _store.load(models, name) for name in _trained(OPTIONS, models)}
+    targets = {name: one.model for name, one in stored.items()}
+    transferred = _evaluate.transferred(targets, surrogates, X, labels, EPS)
+    rows = [
+        {
+            "method": name,
+            **_evaluate.white_box(one.model.as_module(), x, y, (EPS / 2, EPS)),
+            **transferred[name],
+            **_seconds(one, budget.images),
+        }
+        for name, one in stored.items()
+    ]
     _report.write(
         "defences",
         "Twelve defences on Fashion-MNIST, 3 x LeNet5",
@@ -159,7 +161,7 @@ def evaluate(budget: Budget, models: Path) -> None:
 
 def evaluate_calibration(budget: Budget, models: Path) -> None:
     """Write the table of adversarial training with and without calibration."""
-    x, y = _test_images()
+    x, y = _evaluate.tensors(*_test_images())
     losses = ("margin", "member_cross_entropy")
     attacks = {
         "PGD-20": [PGD(eps=EPS, loss=loss) for loss in losses],
@@ -204,10 +206,9 @@ def _trained(names: Iterable[str], models: Path) -> list[str]:
     return [name for name in names if name not in missing]
 
 
-def _test_images() -> tuple[Tensor, Tensor]:
-    X, labels = load_fashion_mnist("test")
-    selected: tuple[NDArray[Any], NDArray[Any]] = X[:N_TEST], labels[:N_TEST]
-    return _evaluate.tensors(*selected)
+def _test_images() -> tuple[_evaluate.Images, _evaluate.Images]:
+    X, y = load_fashion_mnist("test")
+    return X[:N_TEST], y[:N_TEST]
 
 
 def main() -> None:

@@ -105,29 +105,34 @@ def search(models: Path) -> None:
     log.info("search: %s", payload)
 
 
-def _row(
-    name: str, models: Path, sets: dict[str, list[Tensor]], x: Tensor, y: Tensor
-) -> dict[str, Any]:
-    stored = _store.load(models, name)
+def _white_box(stored: _store.Stored, x: Tensor, y: Tensor) -> dict[str, Any]:
     module = stored.model.as_module()
-    row = {"method": name, **_evaluate.white_box(module, x, y, (EPS / 2, EPS))}
+    row = _evaluate.white_box(module, x, y, (EPS / 2, EPS))
     few, strong = slice(N_STRONG), PGD(eps=EPS, n_steps=100, n_restarts=3)
     unbroken = ~is_broken(module, strong(module, x[few], y[few]), y[few])
     row[f"white PGD-100 x 3, first {N_STRONG}"] = _evaluate.percent(unbroken)
-    row.update(_evaluate.transferred(module, sets, x, y, EPS))
-    row["s/epoch"] = round(stored.seconds / stored.model.n_iter_)
-    row["epochs"] = stored.model.n_iter_
     return row
+
+
+def _effort(stored: _store.Stored) -> dict[str, Any]:
+    epochs = stored.model.n_iter_
+    return {"s/epoch": round(stored.seconds / epochs), "epochs": epochs}
 
 
 def evaluate(models: Path) -> None:
     """The table, into ``results``."""
-    X, labels = load_fashion_mnist("test")
-    x, y = _evaluate.tensors(X[:N_TEST], labels[:N_TEST])
-    surrogates = [_store.load(models, name).model.as_module() for name in SURROGATES]
-    sets = _evaluate.transfer_sets(surrogates, x, y, EPS)
-    names = [name for name in METHODS if _store.is_trained(models, name)]
-    rows = [_row(name, models, sets, x, y) for name in names]
+    X, labels = (part[:N_TEST] for part in load_fashion_mnist("test"))
+    x, y = _evaluate.tensors(X, labels)
+    surrogates = [_store.load(models, name).model for name in SURROGATES]
+    stored = {
+        name: _store.load(models, name) for name in METHODS if _store.is_trained(models, name)
+    }
+    targets = {name: one.model for name, one in stored.items()}
+    transferred = _evaluate.transferred(targets, surrogates, X, labels, EPS)
+    rows = [
+        {"method": name, **_white_box(one, x, y), **transferred[name], **_effort(one)}
+        for name, one in stored.items()
+    ]
     found = json.loads((models / "search.json").read_text())
     _report.write(
         "fashion_mnist",
