@@ -25,6 +25,7 @@ from ..datasets._npz import splits_of
 from ..estimators import BaseEnsembleClassifier
 from ..exceptions import DatasetNotFoundError
 from ..recipes import known_dataset
+from ._console import tell
 
 DEFAULT_TEST_SIZE = 0.2
 
@@ -133,8 +134,8 @@ def check_fits(model: BaseEnsembleClassifier, images: Images, name: str) -> None
     if shape != tuple(model.input_shape_):
         raise ValueError(
             f"{images.about}: images of shape {shape}, but {name} was trained on "
-            f"{tuple(model.input_shape_)} (channels, height, width). A folder is read as others "
-            "are with --size and --grey"
+            f"{tuple(model.input_shape_)} (channels, height, width). For a folder give --size and "
+            "--grey as in the training"
         )
     check_labels(images, model.classes_, name)
 
@@ -162,6 +163,8 @@ def _open(data: str, args: argparse.Namespace) -> _Source:
         return _Source(data, splits_of(path), lambda part: load_image_npz(path, part), (data,))
     if name == "digits":
         return _Source(name, [], lambda _: load_digits_images(), (data,))
+    if path.suffix == ".safetensors" and path.is_file():
+        raise ValueError(f"{data} is a model, not images: MODEL comes before DATA")
     try:
         name = known_dataset(data)
     except ValueError:
@@ -173,7 +176,10 @@ def _open(data: str, args: argparse.Namespace) -> _Source:
 
 
 def _load_folder(path: Path, args: argparse.Namespace) -> tuple[NDArray[Any], NDArray[Any]]:
-    return load_image_folder(path, size=args.size, grey=args.grey)
+    X, y = load_image_folder(path, size=args.size, grey=args.grey)
+    if not args.grey and (X[:, :1] == X).all():
+        tell(f"note: all images of {path} are grey: --grey makes one channel of their three")
+    return X, y
 
 
 def _split(images: Images, args: argparse.Namespace) -> tuple[Images, Images]:

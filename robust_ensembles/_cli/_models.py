@@ -16,6 +16,8 @@ from ._data import Images, check_fits
 
 def load_model(path: Path, device: str | None) -> BaseEnsembleClassifier:
     """A fitted ensemble, on the device that is asked for, which must be there."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; MODEL is a file that train wrote")
     if device is None:
         return load(path)
     resolve_device(device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,21 +104,26 @@ def run(args: argparse.Namespace) -> int:
         f"training {type(estimator).__name__} on {len(training.y)} images {training.X.shape[1:]} "
         f"of {len(np.unique(training.y))} classes: {training.about}"
     )
-    start = time.monotonic()
     with _kept(estimator, args), prints_told():
         estimator.set_params(verbose=int(not args.quiet))
         estimator.fit(training.X, training.y)
     _save(estimator, args.output)
     say(
-        f"{args.output}: {type(estimator).__name__}, {estimator.n_estimators} members, "
-        f"{estimator.n_iter_} of {estimator.max_epochs} epochs, {time.monotonic() - start:.0f} s "
-        f"on {estimator.device_}"
+        f"{args.output}: {type(estimator).__name__} of {_networks(estimator)}, "
+        f"{estimator.n_iter_} of {estimator.max_epochs} epochs, "
+        f"{sum(estimator.history_[:, 'dur']):.0f} s on {estimator.device_}"
     )
     accuracy = estimator.score(held_out.X, held_out.y)
     say(f"clean accuracy {accuracy:.3f} on {len(held_out.y)} images: {held_out.about}")
     say("Nothing is known yet of what attacks do to it. Next:")
     say(f"  {args.prog} {shlex.join(_next_words(estimator, held_out, args))}")
     return 0
+
+
+def _networks(estimator: BaseEnsembleClassifier) -> str:
+    """The members by the names of their classes, such as 3 LeNet5."""
+    counts = Counter(type(member).__name__ for member in estimator.estimators_)
+    return " and ".join(f"{number} {name}" for name, number in counts.items())
 
 
 def _next_words(
@@ -156,8 +161,9 @@ def _kept(estimator: BaseEnsembleClassifier, args: argparse.Namespace) -> Iterat
     try:
         yield
     except BaseException:
-        epochs = estimator.n_iter_ if hasattr(estimator, "net_") else 0
-        if args.checkpoints is not None:
+        begun = hasattr(estimator, "net_")
+        epochs = estimator.n_iter_ if begun else 0
+        if args.checkpoints is not None and begun:
             tell(f"stopped: {args.checkpoints} has what was finished; the same command goes on")
         elif epochs:
             partial = args.output.with_name(f"{args.output.stem}.partial{args.output.suffix}")
@@ -166,4 +172,6 @@ def _kept(estimator: BaseEnsembleClassifier, args: argparse.Namespace) -> Iterat
                 f"stopped: {partial} has the ensemble as it was then, after {epochs} whole epochs; "
                 "with --checkpoints DIR a training can be gone on with"
             )
+        elif begun:
+            tell("stopped within the first epoch: nothing is kept")
         raise

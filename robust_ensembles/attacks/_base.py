@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .._validation import check_count, check_flag, is_number, one_of
 from ._attack import Attack
 from ._balls import NORMS, Ball, Box
-from ._checks import check_batch, check_box
+from ._checks import check_batch, check_box, check_radius, warn_of_units
 from ._fast_eval import FastEval
 from ._margins import AGGREGATIONS, LOSSES
 from ._mode import untouched
@@ -86,6 +86,7 @@ class BoundedAttack(Attack):
         self._validate()
         box = self._box(module)
         y = check_batch(module, X, y, box)
+        warn_of_units(X, self.eps, self.norm, box)
         seed = self._seed()
         device = device_of(module, X.device)
         results = []
@@ -165,6 +166,7 @@ class BoundedAttack(Attack):
         )
 
     def _ball(self, x: Tensor, box: Box | None) -> Ball:
+        check_radius(self.eps, self.norm, box, type(self).__name__)
         # samples within the tolerance of the box start inside it
         ball = NORMS[self.norm]
         return ball(x if box is None else x.clamp(*box), self.eps, box)

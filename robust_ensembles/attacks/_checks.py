@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -37,6 +38,31 @@ def box_excess(low: float, high: float, box: Box) -> float:
     """How far values from low to high lie outside a box; 0 within the tolerance of rounding."""
     excess = max(box[0] - low, high - box[1])
     return excess if excess > _BOX_TOLERANCE * max(1.0, abs(box[0]), abs(box[1])) else 0.0
+
+
+def check_radius(eps: float, norm: str, box: Box | None, owner: str) -> None:
+    """Raise for a radius in the maximum norm that is larger than the box: of other units."""
+    if norm != "linf" or box is None or eps <= (box[1] - box[0]) * (1 + _BOX_TOLERANCE):
+        return
+    hint = f"; did you mean {eps:g}/255?" if tuple(box) == (0, 1) else ""
+    raise ValueError(
+        f"{owner}: eps={eps:g} is more than X can change, whose values lie in [{box[0]:g}, "
+        f"{box[1]:g}]: eps is in the units of X{hint}"
+    )
+
+
+def warn_of_units(X: Tensor, eps: float, norm: str, box: Box | None) -> None:
+    """Warn where images look like bytes and the radius like one for pixels from 0 to 1."""
+    if norm != "linf" or box is not None or X.ndim != 4 or not X.numel() or not 0 < eps < 0.5:
+        return
+    low, high = float(X.min()), float(X.max())
+    if high - low > 100:
+        warnings.warn(
+            f"X spans [{low:g}, {high:g}], and eps={eps:.3g} is less than half of a grey level: "
+            "eps is in the units of X, so hardly anything is attacked. Give uint8 images or X / "
+            f"255 to an estimator trained on these, or eps={255 * eps:.3g}",
+            stacklevel=3,
+        )
 
 
 def check_batch(module: nn.Module, X: Any, y: Any, box: Box | None) -> Tensor:

@@ -14,6 +14,8 @@ from torchvision.datasets import ImageFolder
 from .._validation import check_count, check_flag
 from ..exceptions import DatasetNotFoundError
 
+_PARTS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+
 
 def load_image_folder(
     path: str | os.PathLike[str],
@@ -52,7 +54,8 @@ def load_image_folder(
     DatasetNotFoundError
         If there is no such folder.
     ValueError
-        If it has no sub-folders, or one without images; if an image cannot be read, or has
+        If it has no sub-folders, or one without images, or if they are called train and test, like
+        parts rather than classes; if an image cannot be read, or has
         another size than the first.
 
     Examples
@@ -73,9 +76,20 @@ def load_image_folder(
             f"{folder} cannot be read as a folder with a sub-folder of images for each class: "
             f"{' '.join(str(error).split())}"
         ) from error
+    _refuse_parts(folder, listed.classes)
     files = [Path(name) for name, _ in listed.samples]
     labels = np.array(listed.classes)[[label for _, label in listed.samples]]
     return _read_all(files, size, grey), labels
+
+
+def _refuse_parts(folder: Path, names: list[str]) -> None:
+    """Raise where the sub-folders are parts of a data set, which would be learnt as classes."""
+    if {name.lower() for name in names} <= _PARTS:
+        raise ValueError(
+            f"the sub-folders of {folder}, {' and '.join(names)}, look like parts of a data set "
+            f"rather than classes: give {folder / names[0]} and the others one by one (on the "
+            f"command line: train {folder / 'train'} --test {folder / 'test'})"
+        )
 
 
 def _read_all(files: list[Path], size: int | None, grey: bool) -> NDArray[np.uint8]:

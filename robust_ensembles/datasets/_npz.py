@@ -30,7 +30,8 @@ def load_image_npz(
 ) -> ImagesAndLabels:
     """Load labelled images from a NumPy archive (``.npz``).
 
-    For each split, the archive has ``{split}_labels``, whole numbers of shape (n,), and either
+    For each split, the archive has ``{split}_labels``, whole numbers of shape (n,) or (n, 1), and
+    either
 
     - ``{split}_images``: uint8 of shape (n, height, width), (n, channels, height, width) or
       (n, height, width, channels), with 1 or 3 channels; or
@@ -117,19 +118,21 @@ def _wanted_names(keys: list[str], split: str) -> tuple[str, ...]:
         if all(f"{split}_{name}" in keys for name in names):
             return names
     raise ValueError(
-        f"for split={split!r} it needs the keys '{split}_images' and '{split}_labels', or "
-        f"'{split}_jpeg', '{split}_offsets' and '{split}_labels'; it has {sorted(keys)}"
+        f"it needs the keys '{split}_images' and '{split}_labels' (or '{split}_jpeg', "
+        f"'{split}_offsets' and '{split}_labels'), but has {sorted(keys)}. Images X and labels y "
+        f"are saved by np.savez(path, {split}_images=X, {split}_labels=y)"
     )
 
 
 def _check_labels(labels: NDArray[Any], path: Path, split: str) -> NDArray[np.int64]:
-    """Return the labels as int64 if they are a vector of whole numbers."""
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+    """Return the labels as an int64 vector if they are whole numbers."""
+    if labels.shape[1:] not in ((), (1,)) or not labels.ndim or labels.dtype.kind not in "iu":
         raise ValueError(
             f"{path}: {split}_labels must be whole numbers of shape (n,), got "
-            f"{labels.dtype} of shape {labels.shape}"
+            f"{labels.dtype} of shape {labels.shape}. Names become numbers by "
+            "np.unique(labels, return_inverse=True)"
         )
-    return labels.astype(np.int64)
+    return labels.reshape(-1).astype(np.int64)
 
 
 def _select(
@@ -159,9 +162,15 @@ def _check_images(images: NDArray[Any], n: int, path: Path, split: str) -> NDArr
     """Return the images with the channels on axis 1."""
     key = f"{path}: {split}_images"
     if images.dtype != np.uint8 or images.shape[:1] != (n,):
+        cure = ""
+        if images.dtype.kind == "f":
+            cure = (
+                ". Pixels from 0 to 1 are to be saved as (255 * images).round().astype(np.uint8), "
+                "those from 0 to 255 as images.round().astype(np.uint8)"
+            )
         raise ValueError(
             f"{key} must be uint8 with one image for each of the {n} labels, got "
-            f"{images.dtype} of shape {images.shape}"
+            f"{images.dtype} of shape {images.shape}{cure}"
         )
     if images.ndim == 3:
         return images[:, None]

@@ -161,9 +161,10 @@ def resolve_clip_values(clip_values: Any, X: Any) -> Box | None:
             return (0.0, 1.0)
         if X.ndim == 4:
             warnings.warn(
-                f"X spans [{low:.4g}, {high:.4g}], so attacks stay in no box. For images give "
-                "raw pixels in [0, 1] (or uint8) and normalise inside the module, or set "
-                "clip_values.",
+                f"X spans [{low:.4g}, {high:.4g}], so attacks stay in no box, and their eps is in "
+                f"these units: 8/255 is {8 / 255 / (high - low) if high > low else 0:.2g} of the "
+                "span. For images give raw pixels in [0, 1] (or uint8) and normalise inside the "
+                "module, or set clip_values.",
                 stacklevel=5,
             )
         return None

@@ -6,7 +6,18 @@ import torch
 from sklearn.base import clone
 from small_models import ensemble, labelled
 
-from robust_ensembles.attacks import BIM, CW, FGSM, MIM, PGD, AutoAttack, UniformNoise, WorstCase
+from robust_ensembles.attacks import (
+    BIM,
+    CW,
+    FAB,
+    FGSM,
+    MIM,
+    PGD,
+    AutoAttack,
+    Square,
+    UniformNoise,
+    WorstCase,
+)
 
 NAN = float("nan")
 
@@ -115,20 +126,42 @@ class TestBox:
         x, y = labelled(module)
         module.clip_values = (0.25, 0.75)
         x = x.clamp(0.25, 0.75)
-        found = FGSM(eps=1.0)(module, x, y, stop_when_broken=False)
+        found = FGSM(eps=0.5)(module, x, y, stop_when_broken=False)
         assert set(found.unique().tolist()) == {0.25, 0.75}
 
     def test_own_box_goes_first(self):
         module = ensemble()
         x, y = labelled(module)
         module.clip_values = (0.25, 0.75)
-        found = FGSM(eps=2.0, clip_values=(0, 1))(module, x, y, stop_when_broken=False)
+        found = FGSM(eps=1.0, clip_values=(0, 1))(module, x, y, stop_when_broken=False)
         assert set(found.unique().tolist()) == {0.0, 1.0}
 
     @pytest.mark.parametrize("box", [[0, 1], np.array([0.0, 1.0])])
     def test_other_pairs(self, box, problem):
-        found = FGSM(eps=2.0, clip_values=box)(*problem, stop_when_broken=False)
+        found = FGSM(eps=1.0, clip_values=box)(*problem, stop_when_broken=False)
         assert set(found.unique().tolist()) == {0.0, 1.0}
+
+    @pytest.mark.parametrize("attack", [PGD, Square, FAB])
+    def test_radius_in_other_units(self, attack, problem):
+        with pytest.raises(ValueError, match=r"eps=8 is more than X can change.*mean 8/255\?"):
+            attack(eps=8, clip_values=(0, 1))(*problem)
+        with pytest.raises(ValueError, match=r"\[-2, 3\]: eps is in the units of X$"):
+            attack(eps=8, clip_values=(-2, 3))(*problem)
+        attack(eps=8, norm="l2", clip_values=(0, 1))(*problem)
+        attack(eps=8)(*problem)  # in no box
+
+    def test_bytes_under_a_radius_for_pixels_in_the_unit_interval(self):
+        class Flat(torch.nn.Module):
+            def forward(self, x):
+                return x.flatten(1)[:, :3]
+
+        X = torch.arange(4 * 12).reshape(4, 1, 3, 4) * 5.0
+        y = torch.zeros(4, dtype=torch.int64)
+        with pytest.warns(UserWarning, match=r"\[0, 235\], and eps=0.0314 .* or eps=8$"):
+            FGSM(eps=8 / 255)(Flat(), X, y)
+        FGSM(eps=8)(Flat(), X, y)
+        FGSM(eps=8 / 255)(Flat(), X / 100, y)
+        FGSM(eps=8 / 255)(Flat(), X.flatten(1), y)
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,17 @@ def test_a_folder_of_images(command, photos):
     assert "labels ['wolf'], of which m.st knows nothing; it knows ['cat', 'dog']" in err
 
 
+def test_grey_images_in_a_folder(command, photos):
+    _, err = train(command, "train photos --method vanilla --epochs 1 -o m.st")
+    assert "grey" not in err
+    for file in Path("photos").rglob("*.png"):
+        Image.open(file).convert("L").save(file)
+    _, err = train(command, "train photos --method vanilla --epochs 1 -o n.st")
+    assert "note: all images of photos are grey: --grey makes one channel" in err
+    _, err = train(command, "train photos --method vanilla --grey --epochs 1 -o o.st")
+    assert "note" not in err
+
+
 def test_other_data_to_hold_out(command, photos):
     Path("apart").mkdir()
     Path("apart/dog").symlink_to(Path("photos/dog").absolute())
@@ -255,8 +266,9 @@ BAD = [
     ),
     ("train digits --method ceat --test-size 1e-9 -o m.st", "cannot be held out"),
     ("train digits --method ceat --test data.npz -o m.st", "images of shape (1, 6, 6)"),
-    ("train one.npz --method ceat -o m.st", "it has ['images']"),
-    ("evaluate none.st data.npz", "none.st"),
+    ("train one.npz --method ceat -o m.st", "but has ['images']"),
+    ("evaluate none.st data.npz", "none.st does not exist; MODEL is a file that train wrote"),
+    ("evaluate data.npz m.safetensors", "m.safetensors is a model, not images"),
     ("evaluate data.npz data.npz", "data.npz cannot be loaded"),
     ("evaluate m.st data.npz --device cuda:99", "torch finds no such device here"),
     ("report m.st m.st data.npz --path r.json", "m.st is given twice"),
@@ -271,6 +283,7 @@ BAD = [
 @pytest.mark.parametrize(("line", "message"), BAD, ids=[line for line, _ in BAD])
 def test_errors_are_one_line(command, npz, line, message):
     np.savez("one.npz", images=npz["test_images"])
+    Path("m.safetensors").touch()
     if " m.st data.npz" in line or "m.st m.st" in line:
         train(command, "train data.npz --method vanilla --epochs 1 -o m.st")
     if "cuda" in line and torch.cuda.device_count() > 99:
@@ -385,6 +398,7 @@ def test_interrupted_with_checkpoints_and_gone_on_with(command, npz):
     status, _, err = command(f"{LONG} -o n.st --checkpoints runs --seed 1", *TINY)
     assert status == 2
     assert "holds the training of another fit" in err
+    assert "stopped" not in err
 
 
 def test_interrupted_without_checkpoints(command, npz):
@@ -398,7 +412,9 @@ def test_interrupted_without_checkpoints(command, npz):
 
 def test_interrupted_before_anything_was_learned(command, npz):
     with interrupted(1, ctrl_c):
-        assert command(f"{LONG} -o m.st", *TINY)[0] == 130
+        status, _, err = command(f"{LONG} -o m.st", *TINY)
+    assert status == 130
+    assert "stopped within the first epoch: nothing is kept" in err
     assert os.listdir() == ["data.npz"]
 
 

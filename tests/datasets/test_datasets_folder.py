@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -64,3 +65,16 @@ def test_bad_folders(folder, tmp_path_factory):
         load_image_folder(path, size=0)
     with pytest.raises(ValueError, match="grey must be True or False"):
         load_image_folder(path, grey="yes")
+
+
+def test_parts_are_no_classes(folder, tmp_path_factory):
+    path, _ = folder
+    X, _ = load_image_folder(path)
+    whole = tmp_path_factory.mktemp("whole")
+    for part in ("train", "Test"):
+        shutil.copytree(path, whole / part)
+    with pytest.raises(ValueError, match=r"Test and train, look like parts .* --test .*test"):
+        load_image_folder(whole)
+    np.testing.assert_array_equal(load_image_folder(whole / "train")[0], X)
+    (whole / "Test").rename(whole / "cat")  # one of them is a class, so both may be
+    assert set(load_image_folder(whole)[1]) == {"train", "cat"}

@@ -105,7 +105,9 @@ def test_wrong_arguments(save, kwargs, match):
     [
         ("labels", lambda a: a[:-1], "test_offsets must be 5 whole numbers for 4 labels"),
         ("labels", lambda a: a.astype(float), "test_labels must be whole numbers"),
-        ("labels", lambda a: a[:, None], "test_labels must be whole numbers of shape"),
+        ("labels", lambda a: np.tile(a[:, None], 2), "test_labels must be whole numbers of shape"),
+        ("labels", lambda a: a[:, None, None], "test_labels must be whole numbers of shape"),
+        ("labels", lambda a: a.astype(str), r"np.unique\(labels, return_inverse=True\)"),
         ("labels", lambda a: a.astype(object), "cannot be read as an image archive"),
         ("offsets", lambda a: a[:-1], "test_offsets must be 6 whole numbers"),
         ("offsets", lambda a: a.astype(float), "test_offsets must be 6 whole numbers"),
@@ -208,3 +210,24 @@ def test_digits():
     np.testing.assert_array_equal(bunch.data, X)
     np.testing.assert_array_equal(bunch.target, y)
     assert bunch.target_names.tolist() == list(range(10))
+
+
+def test_labels_in_a_column(tmp_path):
+    images = np.zeros((3, 4, 4), np.uint8)
+    np.savez(tmp_path / "a.npz", train_images=images, train_labels=np.array([[2], [0], [1]]))
+    _, y = load_image_npz(tmp_path / "a.npz")
+    assert y.tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize("top", [1, 255])
+def test_floats_are_told_how_to_become_bytes(top, tmp_path):
+    images = np.full((3, 4, 4), 0.5 * top)
+    np.savez(tmp_path / "a.npz", train_images=images, train_labels=np.arange(3))
+    with pytest.raises(ValueError, match=r"\(255 \* images\).round\(\).astype\(np.uint8\)"):
+        load_image_npz(tmp_path / "a.npz")
+
+
+def test_other_keys_are_told_their_names(tmp_path):
+    np.savez(tmp_path / "a.npz", X=np.zeros((3, 4, 4), np.uint8), y=np.arange(3))
+    with pytest.raises(ValueError, match=r"np.savez\(path, train_images=X, train_labels=y\)"):
+        load_image_npz(tmp_path / "a.npz")
