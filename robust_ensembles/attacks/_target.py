@@ -159,10 +159,11 @@ def resolve_target(estimator: Any, X: ArrayLike, *, gradient: bool = True) -> Ta
         return _bare(module, X, gradient)
     final = getattr(estimator, "best_estimator_", estimator)
     target = Target(module, np.asarray(estimator.classes_), hasattr(final, "as_module"))
-    rows = _first_rows(target, X)
+    x = _first_rows(target, X)
     if gradient:
-        check_differentiable(module, estimator, rows)
-    elif not _takes_tensors(target, rows) and hasattr(estimator, "predict_proba"):
+        # names of columns, if there are some, are for the estimator
+        check_differentiable(module, estimator, X if hasattr(X, "iloc") else x)
+    elif not _takes(module, x) and hasattr(estimator, "predict_proba"):
         target = replace(target, module=BlackBox(estimator))
     return target
 
@@ -171,7 +172,7 @@ def _bare(module: nn.Module, X: Any, gradient: bool) -> Target:
     """A module that comes without an estimator."""
     dtype = next((p.dtype for p in module.parameters()), None)
     target = Target(module, np.empty(0), scales_uint8=True, dtype=dtype)
-    rows = target.tensor(np.atleast_1d(as_array(X, "X"))[:_CHECKED_ROWS])
+    rows = _first_rows(target, X)
     with untouched(module):
         if gradient:
             check_differentiable(module, module, rows)
@@ -180,20 +181,18 @@ def _bare(module: nn.Module, X: Any, gradient: bool) -> Target:
     return replace(target, classes=np.arange(n_classes))
 
 
-def _first_rows(target: Target, X: Any) -> Any:
-    """Enough of X to check with: as the module takes it, unless columns have names."""
-    if hasattr(X, "iloc"):
-        target.tensor(X.iloc[:_CHECKED_ROWS])
-        return X
+def _first_rows(target: Target, X: Any) -> Tensor:
+    """Enough of X to check with, as the module takes it."""
     # not an array of one number, which has no rows
-    return target.tensor(np.atleast_1d(as_array(X, "X"))[:_CHECKED_ROWS])
+    rows = X.iloc if hasattr(X, "iloc") else np.atleast_1d(as_array(X, "X"))
+    return target.tensor(rows[:_CHECKED_ROWS])
 
 
-def _takes_tensors(target: Target, rows: Any) -> bool:
+def _takes(module: nn.Module, x: Tensor) -> bool:
     """Whether a twin can be called: that of a function shows only then that it cannot."""
     try:
-        with torch.no_grad(), untouched(target.module):
-            target.module(target.tensor(rows[:_CHECKED_ROWS]))
+        with torch.no_grad(), untouched(module):
+            module(x)
     except NotDifferentiableError:
         return False
     except (IndexError, RuntimeError, TypeError, ValueError):
