@@ -38,7 +38,8 @@ class BoundedAttack(Attack):
     Parameters
     ----------
     eps : float, default=8/255
-        Radius of the ball, in the units of X.
+        Radius of the ball, in the units of X. In the maximum norm, more than the box is wide is
+        refused.
     norm : {"linf", "l2"}, default="linf"
         Norm of the perturbation.
     targeted : bool, default=False
