@@ -52,6 +52,14 @@ class AdversarialTrainingMixin(BaseEnsembleClassifier):
         "formulation": [StrOptions({"paper", "released"})],
     }
 
+    def _validate_params(self) -> None:
+        if isinstance(self.attack, str):
+            raise ValueError(
+                "attack must be an attack such as PGD(eps=8/255, n_steps=10), which "
+                f"attack_from_name in robust_ensembles.metrics makes of a name; got {self.attack!r}"
+            )
+        super()._validate_params()
+
     def _default_attack(self) -> BoundedAttack | None:
         return PGD(eps=8 / 255, n_steps=10, step_size=2 / 255)
 

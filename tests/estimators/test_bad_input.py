@@ -267,7 +267,7 @@ def test_parameters(digit_rows, params, match, error):
 @pytest.mark.parametrize(
     ("params", "match"),
     [
-        ({"attack": "pgd"}, "The 'attack' parameter .*BoundedAttack"),
+        ({"attack": 10}, "The 'attack' parameter .*BoundedAttack"),
         ({"attack": PGD(eps=-0.1)}, "PGD: eps must be .* >= 0"),
         ({"attack": PGD(targeted=True)}, "targeted=False"),
         ({"attack": PGD(), "attack_target": "members"}, "'attack_target' parameter"),
@@ -276,6 +276,7 @@ def test_parameters(digit_rows, params, match, error):
         ({"attack": PGD(), "calibration": CollaborativeCalibration(mu=-1)}, "'mu' parameter"),
         ({"attack": PGD(), "calibration": CollaborativeCalibration(peers="all")}, "'peers' param"),
         ({"calibration": CollaborativeCalibration()}, "attack=None; give an attack"),
+        ({"attack": "pgd10"}, "attack_from_name in robust_ensembles.metrics makes of a name"),
         ({"formulation": "printed"}, "'formulation' parameter"),
     ],
     ids=str,
