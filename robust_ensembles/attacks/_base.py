@@ -86,6 +86,7 @@ class BoundedAttack(Attack):
         """Adversarial examples for a torch module; see `Attack`."""
         self._validate()
         box = self._box(module)
+        self.check_radius(box)
         y = check_batch(module, X, y, box)
         warn_of_units(X, self.eps, self.norm, box)
         seed = self._seed()
@@ -125,6 +126,21 @@ class BoundedAttack(Attack):
     def _accelerates(self, stop_when_broken: bool) -> bool:
         """Whether a module that differs by rounding will do, until decisions are checked."""
         return True
+
+    def check_radius(self, box: Box | None) -> None:
+        """Raise for a radius in the maximum norm that is larger than the box.
+
+        Parameters
+        ----------
+        box : tuple of two floats or None
+            Used where the attack has no `clip_values` of its own.
+
+        Raises
+        ------
+        ValueError
+        """
+        box = box if self.clip_values is None else self.clip_values
+        check_radius(self.eps, self.norm, box, type(self).__name__)
 
     def craft(
         self, module: nn.Module, x: Tensor, y: Tensor, *, box: Box | None, seed: int
@@ -167,7 +183,6 @@ class BoundedAttack(Attack):
         )
 
     def _ball(self, x: Tensor, box: Box | None) -> Ball:
-        check_radius(self.eps, self.norm, box, type(self).__name__)
         # samples within the tolerance of the box start inside it
         ball = NORMS[self.norm]
         return ball(x if box is None else x.clamp(*box), self.eps, box)

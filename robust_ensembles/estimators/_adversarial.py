@@ -77,6 +77,7 @@ class AdversarialTrainingMixin(BaseEnsembleClassifier):
         if attack is None:
             return
         attack._validate()
+        attack.check_radius(self.clip_values_)
         if attack.targeted:
             raise ValueError("attack must be untargeted in training; set targeted=False")
 

@@ -270,6 +270,7 @@ def test_parameters(digit_rows, params, match, error):
         ({"attack": 10}, "The 'attack' parameter .*BoundedAttack"),
         ({"attack": PGD(eps=-0.1)}, "PGD: eps must be .* >= 0"),
         ({"attack": PGD(targeted=True)}, "targeted=False"),
+        ({"attack": PGD(eps=8)}, "eps=8 is more than X can change.* did you mean 8/255"),
         ({"attack": PGD(), "attack_target": "members"}, "'attack_target' parameter"),
         ({"attack": PGD(), "craft_bn": "frozen"}, "'craft_bn' parameter"),
         ({"attack": PGD(), "calibration": (1, 5)}, "'calibration' parameter .*Collaborative"),
