@@ -3,6 +3,7 @@
 import signal
 
 import pytest
+import torch
 from sklearn.model_selection import train_test_split
 
 from robust_ensembles.datasets import load_digits_images
@@ -14,6 +15,15 @@ def control_c():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def one_thread():
+    """On a busy machine, more threads of torch would mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -23,18 +23,10 @@ from benchmarks._cases import (  # noqa: E402
 )
 from robust_ensembles.modules import LeNet5  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = {"tiny": NETWORKS["tiny"], "lenet5": Network(LeNet5, (1, 12, 12), 6)}
 # a random start is another one in each: both walk from x itself
 WALK = {"n_steps": 3, "random_start": False}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On a busy machine, more threads of torch would mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

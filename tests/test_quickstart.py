@@ -11,18 +11,10 @@ import torch
 
 pytest.importorskip("matplotlib")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 EXAMPLES = Path(__file__).parents[1] / "examples"
 METHODS = ["Vanilla", "CLDL", "NCEn", "CEAT"]
 TINY = ["--n-train", "96", "--n-test", "30", "--epochs", "1"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On a busy machine, more threads of torch would mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

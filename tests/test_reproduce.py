@@ -41,6 +41,7 @@ from robust_ensembles.modules import CifarResNet  # noqa: E402
 from robust_ensembles.protocols import cldl_split  # noqa: E402
 
 TABLES = [(paper, name) for paper in _published.PAPERS for name in _published.names(paper)]
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = Budget(epochs=1, seeds=1, images=12, train_images=64)
 
 
@@ -56,14 +57,6 @@ def synthetic(dataset, archive=None):
         return np.clip(X, 0, 255).astype(np.uint8), y
 
     return _data.Images("Synthetic", *images(300), *images(10_000))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
