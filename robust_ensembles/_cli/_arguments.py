@@ -8,7 +8,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..attacks._checks import check_radius
+
 _FRACTION = re.compile(r"\s*(\d+(?:\.\d*)?)\s*/\s*(\d+(?:\.\d*)?)\s*")
+# the commands give images to the estimators so
+_PIXELS = (0.0, 1.0)
 _DATA = (
     "a folder with a sub-folder of images for each class; an archive (.npz) with train_images "
     "and train_labels, test_images and test_labels, or one pair of these; or one of digits, "
@@ -145,9 +149,6 @@ def add_threat(parser: argparse.ArgumentParser) -> None:
 
 
 def check_eps(eps: float | None, norm: str = "linf") -> None:
-    """Raise for an eps that was meant in units of 0 to 255."""
-    if eps is not None and norm == "linf" and eps > 1:
-        raise ValueError(
-            f"eps={eps:g} is more than all pixels can change: they go from 0 to 1. "
-            f"Did you mean {eps:g}/255?"
-        )
+    """Raise, before files are read, for an eps that was meant in units of 0 to 255."""
+    if eps is not None:
+        check_radius(eps, norm, _PIXELS, "--eps")

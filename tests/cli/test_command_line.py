@@ -243,7 +243,7 @@ BAD = [
     ("train nothing --method ceat -o m.st", "'nothing' is neither a folder, nor a .npz file"),
     ("train data.npz --method ceat -o no/m.st", "the folder of no/m.st does not exist"),
     ("train data.npz --method ceat -o data.npz", "data.npz exists: give another --output"),
-    ("train data.npz --method ceat --eps 8 -o m.st", "Did you mean 8/255?"),
+    ("train data.npz --method ceat --eps 8 -o m.st", "did you mean 8/255?"),
     ("train data.npz --method ceat --set atack=1 -o m.st", "Did you mean 'attack'?"),
     ("train data.npz --method ceat --set attack__n_step=1 -o m.st", "Did you mean 'n_steps'?"),
     ("train data.npz --method ceat --set lr__x=1 -o m.st", "lr=0.001 has no parameters"),
