@@ -319,7 +319,7 @@ def test_arguments_that_cannot_be_understood(capsys, line, message):
 
 
 def test_traceback_on_demand(npz):
-    with pytest.raises(ValueError, match="Did you mean"):
+    with pytest.raises(ValueError, match="did you mean"):
         main(["train", "data.npz", "--method", "ceat", "--eps", "8", "-o", "m.st", "--traceback"])
 
 
