@@ -197,6 +197,8 @@ def test_budget():
     narrow = Budget(train_images=100, precision="bfloat16")
     assert narrow.trained_on(200) == ", trained on 100 of 200 images, trained in bfloat16"
     assert narrow.trained_on(100) == ", trained in bfloat16"
+    small = replace(narrow, batch_size=32)
+    assert small.trained_on(100) == ", trained in batches of 32, trained in bfloat16"
     full = Budget(seeds=2).title("ceat", epochs=[150, 120], images=5, of_images=5, train="")
     assert full == "at all 120/150 epochs, all 2 seeds, all 5 images"
 
@@ -212,7 +214,20 @@ def test_precision_of_trainings(small_images):
     assert not {model.key for model in wide} & {model.key for model in narrow}
 
 
-@pytest.mark.parametrize("bad", [{"fraction": 0.0}, {"fraction": 1.5}, {"seeds": 0}])
+def test_batches_of_trainings(small_images):
+    table = _published.read("ceat", "4")
+    own, small = (
+        _plan.parts(table, replace(TINY, batch_size=batch_size))[0].models
+        for batch_size in (None, 32)
+    )
+    assert {model.estimator.batch_size for model in own} == {128}
+    assert {model.estimator.batch_size for model in small} == {32}
+    assert not {model.key for model in own} & {model.key for model in small}
+
+
+@pytest.mark.parametrize(
+    "bad", [{"fraction": 0.0}, {"fraction": 1.5}, {"seeds": 0}, {"batch_size": 0}]
+)
 def test_bad_budget(bad):
     with pytest.raises(ValueError, match="must be"):
         Budget(**bad)

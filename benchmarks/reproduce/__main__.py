@@ -14,7 +14,7 @@ tables share what they have in common, and the same command in several processes
 Full work (``--budget 1``) is what the paper says. A budget scales epochs, seeds and test images,
 and stands in the title; ``--epochs``, ``--seeds``, ``--images`` and ``--train-images`` are
 numbers that win over it. ``--precision bfloat16`` halves the time of training on processors that
-compute in it, and stands there too.
+compute in it, ``--batch-size 32`` takes more steps where epochs are few; they stand there too.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _task(options: argparse.ArgumentParser, parsed: argparse.Namespace) -> _run.
     figure = _figures.find(parsed.paper, parsed.figure) if parsed.figure else None
     table = figure.table if figure else _published.read(parsed.paper, parsed.table)
     chosen = table.selected(parsed.dataset, parsed.network)
-    names = ("epochs", "seeds", "images", "train_images", "precision")
+    names = ("epochs", "seeds", "images", "train_images", "precision", "batch_size")
     budget = Budget(parsed.budget, **{name: getattr(parsed, name) for name in names})
     parts = _plan.parts(
         chosen,
@@ -103,6 +103,7 @@ def _options() -> argparse.ArgumentParser:
     add("--seeds", type=int, help="how many seeds")
     add("--images", type=int, help="how many test images")
     add("--train-images", type=int, help="how many training images; all by default")
+    add("--batch-size", type=int, help="of trainings; by default the recipes'")
     add("--precision", default="float32", choices=["float32", "bfloat16"], help="of trainings")
     add("--npz", type=Path, help="archive with the data set's images; see load_image_npz")
     add("--work", type=Path, default=Path("benchmark-models/reproduce"), help="what is kept")

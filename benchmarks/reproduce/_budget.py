@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 # CLDL's tables are said to be averages over five runs; the other papers speak of no repetition
 _SEEDS = {"cldl": 5, "ncen": 1, "ceat": 1}
@@ -22,6 +23,9 @@ class Budget:
         Numbers instead. All training images are taken unless `train_images` says otherwise.
     precision : {"float32", "bfloat16"}, default="float32"
         Of the trainings; attacks that measure always compute in float32.
+    batch_size : int, default=None
+        Of the trainings; None is the recipes'. Few epochs on few images take too few steps to learn
+        anything in batches of 128.
     """
 
     fraction: float = 1.0
@@ -30,11 +34,12 @@ class Budget:
     images: int | None = None
     train_images: int | None = None
     precision: str = "float32"
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
             raise ValueError(f"--budget must be above 0 and at most 1; got {self.fraction}")
-        for name in ("epochs", "seeds", "images", "train_images"):
+        for name in ("epochs", "seeds", "images", "train_images", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1; got {value}")
@@ -81,11 +86,18 @@ class Budget:
         ]
         return f"at {', '.join(parts)}{train}"
 
+    def training(self) -> dict[str, Any]:
+        """Parameters that win over the recipes'."""
+        batches = {} if self.batch_size is None else {"batch_size": self.batch_size}
+        return {"precision": self.precision, **batches}
+
     def trained_on(self, full: int) -> str:
-        """Which part of the training images, where it is not all, and in which precision."""
+        """Which part of the training images, and how, where it is not all and by the recipes."""
         taken = self.train_images_of(full)
-        text = "" if taken == full else f", trained on {taken} of {full} images"
-        return text if self.precision == "float32" else f"{text}, trained in {self.precision}"
+        hows = [] if taken == full else [f"on {taken} of {full} images"]
+        hows += [] if self.batch_size is None else [f"in batches of {self.batch_size}"]
+        hows += [] if self.precision == "float32" else [f"in {self.precision}"]
+        return "".join(f", trained {how}" for how in hows)
 
 
 def _part(done: list[int], full: list[int], what: str) -> str:

@@ -217,7 +217,7 @@ def model(
 ) -> Model:
     """A method with its settings at a budget, and a name for it."""
     epochs = budget.epochs_of(method.estimator(setting).max_epochs)
-    estimator = method.estimator(setting, epochs=epochs, precision=budget.precision, **params)
+    estimator = method.estimator(setting, epochs=epochs, **budget.training(), **params)
     text = f"{described(estimator)} on {len(images.y)} images of {images.label}"
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     seed = estimator.random_state
