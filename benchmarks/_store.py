@@ -10,11 +10,11 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ from robust_ensembles.persistence import load as load_estimator
 from . import _report
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,14 @@ def is_locked(path: Path) -> bool:
         except BlockingIOError:
             return True
     return False
+
+
+def unlocked_first(todo: Iterable[T], lock: Callable[[T], Path]) -> Iterator[T]:
+    """Each once; at every turn one that no other process holds, as long as there is such a one."""
+    left = list(todo)
+    while left:
+        free = (index for index, one in enumerate(left) if not is_locked(lock(one)))
+        yield left.pop(next(free, 0))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -364,6 +364,17 @@ def test_locks_tell_who_works(tmp_path):
     assert not _store.is_locked(path)
 
 
+def test_what_nobody_holds_comes_first(tmp_path):
+    turns = _store.unlocked_first("abcd", lambda one: tmp_path / one)
+    assert next(turns) == "a"
+    with _store.locked(tmp_path / "b"):
+        assert next(turns) == "c"  # locked after the first turn
+    with _store.locked(tmp_path / "d"):
+        assert next(turns) == "b"  # free again
+        assert next(turns) == "d"  # nothing else is left
+    assert list(turns) == []
+
+
 @pytest.mark.parametrize("joint", [True, False])
 def test_numbers_are_measured_once(tmp_path, joint):
     calls = []

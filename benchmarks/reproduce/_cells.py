@@ -79,9 +79,7 @@ def evaluate(
         with _store.locked(cells.lock(unit.name)):
             _measure(unit, missing(), cells, load)
         return
-    for model in sorted(
-        missing(), key=lambda model: _store.is_locked(cells.lock(unit.name, model.key))
-    ):
+    for model in _store.unlocked_first(missing(), lambda one: cells.lock(unit.name, one.key)):
         with _store.locked(cells.lock(unit.name, model.key)):
             if cells.read(model.key, unit.name) is None:
                 _measure(unit, [model], cells, load)

@@ -239,8 +239,8 @@ def train(models: Sequence[Model], folder: Path, device: str) -> dict[str, str]:
     """
     failed = {}
     todo = [model for model in models if not _store.is_trained(folder, model.key)]
-    todo.sort(key=lambda model: _store.is_locked(folder / f"{model.key}.lock"))
-    for number, one in enumerate(todo):
+    turns = _store.unlocked_first(todo, lambda model: folder / f"{model.key}.lock")
+    for number, one in enumerate(turns):
         log.info("model %d of %d to train", number + 1, len(todo))
         one.estimator.set_params(device=device)
         try:
