@@ -275,6 +275,10 @@ BAD = [
     ("evaluate m.st data.npz --attacks pgdd20", "Did you mean 'pgd'?"),
     ("evaluate m.st data.npz --attacks transfer", "needs a surrogate"),
     ("report m.st data.npz --attacks fgsm --path no/r.json", "the folder of no/r.json does not"),
+    # before files are read
+    ("train none.npz --method ceat --eps 8 -o m.st", "did you mean 8/255?"),
+    ("evaluate none.st none.npz --eps 8", "did you mean 8/255?"),
+    ("report none.st none.npz --eps 8 --path r.json", "did you mean 8/255?"),
     ("recipes --dataset cifar", "Did you mean 'cifar10'?"),
     ("recipes --method ceat --dataset mnist", "nobody has published settings"),
 ]
