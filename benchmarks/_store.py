@@ -76,7 +76,7 @@ def train(estimator: Any, X: NDArray[Any], y: NDArray[Any], folder: Path, name: 
         There is one subfolder for each training under way.
     name : str
     """
-    with locked(folder / f"{name}.lock"):
+    with locked(lock_of(folder, name)):
         if is_trained(folder, name):
             return
         checkpoints = folder / f"{name}.checkpoints"
@@ -114,6 +114,11 @@ def load(folder: Path, name: str, **params: Any) -> Stored:
     record = json.loads(_record(folder, name).read_text())
     model = load_estimator(_weights(folder, name), **params)
     return Stored(model, record["seconds"], record["cpu_seconds"], record["machine"])
+
+
+def lock_of(folder: Path, name: str) -> Path:
+    """The file that whoever trains this holds."""
+    return folder / f"{name}.lock"
 
 
 @contextmanager

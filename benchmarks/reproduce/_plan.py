@@ -239,7 +239,7 @@ def train(models: Sequence[Model], folder: Path, device: str) -> dict[str, str]:
     """
     failed = {}
     todo = [model for model in models if not _store.is_trained(folder, model.key)]
-    turns = _store.unlocked_first(todo, lambda model: folder / f"{model.key}.lock")
+    turns = _store.unlocked_first(todo, lambda model: _store.lock_of(folder, model.key))
     for number, one in enumerate(turns):
         log.info("model %d of %d to train", number + 1, len(todo))
         one.estimator.set_params(device=device)
