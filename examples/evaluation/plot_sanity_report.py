@@ -70,7 +70,7 @@ for name, findings in report.findings.items():
         print(textwrap.fill(text, 90, initial_indent="- ", subsequent_indent="  "))
 
 # %%
-# The mend is a better attack. The margin, which is what attacks of this package climb unless they
+# The remedy is a better attack. The margin, which is what attacks of this package climb unless they
 # are told otherwise, does not round to zero.
 again = robustness_report(
     {"overconfident": hidden},

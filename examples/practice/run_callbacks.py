@@ -5,7 +5,7 @@ Watching a training with TensorBoard and MLflow
 An ensemble takes callbacks of skorch. Two of them write what happens to TensorBoard and to MLflow;
 a third scores robust accuracy after each epoch.
 
-Needs ``pip install tensorboard mlflow-skinny``.
+Needs ``pip install tensorboard mlflow-skinny sqlalchemy alembic``.
 """
 
 # %%

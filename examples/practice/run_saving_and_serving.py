@@ -5,7 +5,7 @@ Saving an ensemble and serving it with ONNX
 A trained ensemble becomes one file that can be read anywhere without running code from it, and an
 ONNX model that needs neither this package nor PyTorch.
 
-Needs ``pip install 'robust-ensembles[onnx]'``.
+Needs ``pip install onnx onnxscript onnxruntime``.
 """
 
 # %%

@@ -5,7 +5,7 @@ A search over several processes or machines
 scikit-learn hands the fits of a search to joblib, and joblib to whoever is registered as its
 backend. With Dask the same four lines run on the cores of one machine or on a cluster.
 
-Needs ``pip install 'robust-ensembles[dask]'``.
+Needs ``pip install distributed``.
 """
 
 # %%

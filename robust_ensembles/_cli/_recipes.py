@@ -13,8 +13,8 @@ from ._console import say, show_table
 DESCRIPTION = """\
 Show the settings that were published for each method and data set.
 
-Without arguments, which there are: for each method and data set the sources, the one that is
-taken by default first. With --method or --dataset, all values.
+Without arguments: which settings exist, for each method and data set, by source, the one that
+is taken by default first. With --method or --dataset, all values.
 """
 EXAMPLES = """\
 examples:

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="report as JSON, written after each measurement and gone on with if it exists",
+        help="report as JSON, written after each measurement, resumed if it exists",
     )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the text here, too")
     add_common(parser)

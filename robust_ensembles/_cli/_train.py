@@ -170,7 +170,7 @@ def _kept(estimator: BaseEnsembleClassifier, args: argparse.Namespace) -> Iterat
             _save(estimator, partial)
             tell(
                 f"stopped: {partial} has the ensemble as it was then, after {epochs} whole epochs; "
-                "with --checkpoints DIR a training can be gone on with"
+                "with --checkpoints DIR a training can be resumed"
             )
         elif begun:
             tell("stopped within the first epoch: nothing is kept")

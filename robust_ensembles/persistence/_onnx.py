@@ -122,5 +122,5 @@ def _need(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(
-            f"export_onnx needs {name}: pip install robust-ensembles[onnx]"
+            f"export_onnx needs {name}: pip install onnx onnxscript onnxruntime"
         ) from error

@@ -6,7 +6,7 @@
 (3.0, 2.0, 4.0, 30, [10, 20])
 
 `get` returns an unfitted estimator, `list` a table of all values and where each is from. All
-ensembles have the default three members, which every source reports.
+ensembles have the default three members, for which every source has results.
 """
 
 from __future__ import annotations

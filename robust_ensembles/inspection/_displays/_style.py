@@ -25,9 +25,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib.pyplot  # noqa: F401
     except ImportError as error:
-        raise ImportError(
-            "the displays need matplotlib: pip install robust-ensembles[plot]"
-        ) from error
+        raise ImportError("the displays need matplotlib: pip install matplotlib") from error
 
 
 def axes_for(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
