@@ -207,6 +207,11 @@ def select(results: Sequence[Accuracy], method: str, attack: str, eps: float) ->
     )
 
 
+def deviation(values: NDArray[Any]) -> Any:
+    """Standard deviation over the seeds (the last axis), as a sample's; 0 for a single seed."""
+    return values.std(axis=-1, ddof=min(1, values.shape[-1] - 1))
+
+
 # ----------------------------------------------------------------------------------------- report
 
 
@@ -218,8 +223,8 @@ def table_rows(settings: Settings, results: Sequence[Accuracy]) -> list[list[str
         for attack in COLUMNS:
             eps = 0.0 if attack == "clean" else settings.eps
             values = 100 * select(results, method, attack, eps)
-            deviation = f" ± {values.std():.1f}" if settings.seeds > 1 else ""
-            cells.append(f"{values.mean():.1f}{deviation}")
+            width = f" ± {deviation(values):.1f}" if settings.seeds > 1 else ""
+            cells.append(f"{values.mean():.1f}{width}")
         rows.append(cells)
     return rows
 
@@ -278,8 +283,8 @@ def plot(path: Path, settings: Settings, data: Data, results: Sequence[Accuracy]
         values = 100 * np.stack(
             [select(results, method, a, e) for a, e in zip(attacks, grid, strict=True)]
         )
-        mean, deviation = values.mean(axis=1), values.std(axis=1)
-        low, high = mean - deviation, mean + deviation
+        mean, width = values.mean(axis=1), deviation(values)
+        low, high = mean - width, mean + width
         axes.fill_between(grid, low, high, color=style["color"], alpha=0.15, linewidth=0)
         axes.plot(grid, mean, label=method, markersize=5, clip_on=False, **style)
     axes.set_xlabel("radius of the attack, eps (L-infinity; pixels in [0, 1])")

@@ -67,7 +67,7 @@ def test_the_table_is_the_mean_and_deviation_of_the_csv(load_example, tmp_path):
     assert len(pgd) == 2
     table = (tmp_path / "digits.md").read_text(encoding="utf-8").splitlines()
     cells = next(line for line in table if line.startswith("| CLDL")).split(" | ")
-    assert cells[3] == f"{np.mean(pgd):.1f} ± {np.std(pgd):.1f}"
+    assert cells[3] == f"{np.mean(pgd):.1f} ± {np.std(pgd, ddof=1):.1f}"
 
 
 def test_two_runs_give_the_same_numbers_and_leave_the_threads_alone(load_example, tmp_path):
