@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from .._validation import check_count, check_flag
 from ..exceptions import DatasetNotFoundError
+from ._folder_picture import read_picture
 
+_LOGGER = logging.getLogger("robust_ensembles")
 _PARTS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 
 
@@ -26,8 +30,13 @@ def load_image_folder(
     """Load a folder of images with a sub-folder for each class into memory.
 
     The files are those that torchvision's ``ImageFolder`` takes, in its order: sub-folders and
-    their files by name, whatever lies deeper in a sub-folder included. The labels are the
-    names of the sub-folders, so that they mean the same in another folder with other classes.
+    their files by name, whatever lies deeper in a sub-folder included; but none whose name, or
+    whose folder's name, begins with a dot. How many files of other kinds were not taken is
+    logged. The labels are the names of the sub-folders, so that they mean the same in another
+    folder with other classes.
+
+    Images are turned as their EXIF data say, and transparent ones are put on white. Grey levels
+    of 16 bits, 0 to 65535, are scaled to 0 to 255.
 
     For what does not fit into memory, give an ``ImageFolder`` with a transform to the
     estimator's `fit` instead.
@@ -55,8 +64,8 @@ def load_image_folder(
         If there is no such folder.
     ValueError
         If it has no sub-folders, or one without images, or if they are called train and test, like
-        parts rather than classes; if an image cannot be read, or has
-        another size than the first.
+        parts rather than classes; if an image cannot be read, has pixels of 32 bits, whose range
+        nobody knows, or another size than the first.
 
     Examples
     --------
@@ -70,16 +79,53 @@ def load_image_folder(
     if not folder.is_dir():
         raise DatasetNotFoundError(f"{folder} is no folder; give one with a sub-folder per class")
     try:
-        listed = ImageFolder(folder)
+        listed = _Visible(folder)
     except FileNotFoundError as error:  # no sub-folder, or one without images
         raise ValueError(
             f"{folder} cannot be read as a folder with a sub-folder of images for each class: "
-            f"{' '.join(str(error).split())}"
+            f"{' '.join(str(error).split())} Images end in {', '.join(IMG_EXTENSIONS)}"
         ) from error
     _refuse_parts(folder, listed.classes)
+    listed.tell_of_others()
     files = [Path(name) for name, _ in listed.samples]
     labels = np.array(listed.classes)[[label for _, label in listed.samples]]
     return _read_all(files, size, grey), labels
+
+
+class _Visible(ImageFolder):
+    """What is not hidden: previews and notebooks' copies are no classes, ``._`` files no images."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._others: Counter[str] = Counter()
+        super().__init__(folder, is_valid_file=self._takes)
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        """The sub-folders' names, and their numbers."""
+        names = [name for name in super().find_classes(directory)[0] if name[0] != "."]
+        if not names:
+            raise FileNotFoundError(f"All sub-folders of {directory} are hidden.")
+        return names, {name: number for number, name in enumerate(names)}
+
+    def tell_of_others(self) -> None:
+        """Log how many files were not taken, by their endings."""
+        if self._others:
+            kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(self._others.items()))
+            _LOGGER.warning(
+                "%s: files that are not taken: %s; images are those that end in %s",
+                self._folder,
+                kinds,
+                ", ".join(IMG_EXTENSIONS),
+            )
+
+    def _takes(self, name: str) -> bool:
+        file = Path(name)
+        if any(part.startswith(".") for part in file.parts[len(self._folder.parts) :]):
+            return False
+        if file.suffix.lower() in IMG_EXTENSIONS:
+            return True
+        self._others[file.suffix.lower() or "without an ending"] += 1
+        return False
 
 
 def _refuse_parts(folder: Path, names: list[str]) -> None:
@@ -94,10 +140,10 @@ def _refuse_parts(folder: Path, names: list[str]) -> None:
 
 def _read_all(files: list[Path], size: int | None, grey: bool) -> NDArray[np.uint8]:
     """All images in one array."""
-    first = _read(files[0], size, grey)
+    first = read_picture(files[0], size, grey)
     images = np.empty((len(files), *first.shape), np.uint8)
     for place, file in enumerate(files):
-        pixels = _read(file, size, grey)
+        pixels = read_picture(file, size, grey)
         if pixels.shape != first.shape:
             raise ValueError(
                 f"{file} has {_size(pixels)} pixels, {files[0]} has {_size(first)}: all images "
@@ -106,19 +152,6 @@ def _read_all(files: list[Path], size: int | None, grey: bool) -> NDArray[np.uin
             )
         images[place] = pixels
     return images
-
-
-def _read(file: Path, size: int | None, grey: bool) -> NDArray[np.uint8]:
-    """One image, channels first."""
-    try:
-        with Image.open(file) as picture:
-            image = picture.convert("L" if grey else "RGB")
-    except Exception as error:  # decoders raise whatever a damaged file leads them to
-        raise ValueError(f"{file} cannot be read as an image: {error}") from error
-    if size is not None:
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
-    pixels = np.asarray(image, np.uint8)
-    return pixels[None] if grey else pixels.transpose(2, 0, 1)
 
 
 def _size(pixels: NDArray[Any]) -> str:
