@@ -20,6 +20,8 @@ from .._validation import as_array
 from ..exceptions import DatasetNotFoundError
 from ._home import ImagesAndLabels
 
+_NUMBERED = "names, labels = np.unique(labels, return_inverse=True)"
+
 
 def load_image_npz(
     path: str | os.PathLike[str],
@@ -64,8 +66,9 @@ def load_image_npz(
     DatasetNotFoundError
         If there is no such file.
     ValueError
-        If the file is truncated or not an archive; a key is missing; arrays do not fit one
-        another; an image cannot be decoded; or `n_samples` or `indices` are out of range.
+        If the file is truncated or not an archive; a key is missing; the split is empty; arrays
+        do not fit one another; an image cannot be decoded; or `n_samples` or `indices` are out
+        of range.
 
     Examples
     --------
@@ -87,7 +90,20 @@ def _read_arrays(path: Path, split: str) -> dict[str, NDArray[Any]]:
     """Read the arrays of a split, by their names without the split."""
     with _opened(path) as archive:
         names = _wanted_names(list(archive), split)
-        return {name: archive[f"{split}_{name}"] for name in names}
+        return {name: _read_array(archive, f"{split}_{name}") for name in names}
+
+
+def _read_array(archive: Any, key: str) -> NDArray[Any]:
+    """One array; of Python objects, say how they become numbers."""
+    try:
+        return np.asarray(archive[key])
+    except ValueError as error:
+        if "Object arrays" not in str(error):
+            raise
+        raise ValueError(
+            f"{key} holds Python objects, which are never unpickled. Names become numbers by "
+            f"{_NUMBERED}, a list of images of one size becomes an array by np.stack(images)"
+        ) from error
 
 
 def splits_of(path: str | os.PathLike[str]) -> list[str]:
@@ -129,10 +145,20 @@ def _check_labels(labels: NDArray[Any], path: Path, split: str) -> NDArray[np.in
     if labels.shape[1:] not in ((), (1,)) or not labels.ndim or labels.dtype.kind not in "iu":
         raise ValueError(
             f"{path}: {split}_labels must be whole numbers of shape (n,), got "
-            f"{labels.dtype} of shape {labels.shape}. Names become numbers by "
-            "np.unique(labels, return_inverse=True)"
+            f"{labels.dtype} of shape {labels.shape}{_cure_of_labels(labels)}"
         )
+    if not len(labels):
+        raise ValueError(f"{path}: {split}_labels is empty, so the split {split!r} has no images")
     return labels.reshape(-1).astype(np.int64)
+
+
+def _cure_of_labels(labels: NDArray[Any]) -> str:
+    """What makes whole numbers of labels, if anything does."""
+    if labels.ndim == 2 and labels.dtype.kind in "iufb":
+        return ". One column for each class becomes numbers by labels.argmax(axis=1)"
+    if labels.ndim == 1 and labels.dtype.kind in "fb":
+        return ". They become whole numbers by labels.astype(np.int64)"
+    return f". Names become numbers by {_NUMBERED}"
 
 
 def _select(
@@ -161,16 +187,17 @@ def _select(
 def _check_images(images: NDArray[Any], n: int, path: Path, split: str) -> NDArray[np.uint8]:
     """Return the images with the channels on axis 1."""
     key = f"{path}: {split}_images"
-    if images.dtype != np.uint8 or images.shape[:1] != (n,):
+    if images.dtype != np.uint8:
         cure = ""
         if images.dtype.kind == "f":
             cure = (
                 ". Pixels from 0 to 1 are to be saved as (255 * images).round().astype(np.uint8), "
                 "those from 0 to 255 as images.round().astype(np.uint8)"
             )
+        raise ValueError(f"{key} must be uint8, got {images.dtype} of shape {images.shape}{cure}")
+    if images.shape[:1] != (n,):
         raise ValueError(
-            f"{key} must be uint8 with one image for each of the {n} labels, got "
-            f"{images.dtype} of shape {images.shape}{cure}"
+            f"{key} must have one image for each of the {n} labels, got shape {images.shape}"
         )
     if images.ndim == 3:
         return images[:, None]
@@ -214,27 +241,32 @@ def _decode(
     path: Path,
     split: str,
 ) -> NDArray[np.uint8]:
-    """Decode the chosen images into one array."""
-    images: NDArray[np.uint8] | None = None
+    """Decode the chosen images, of which there is one at least, into one array."""
+
+    def decoded(row: int) -> NDArray[np.uint8]:
+        return _decode_one(jpeg[offsets[row] : offsets[row + 1]], row, path, split)
+
+    shape = decoded(int(rows[0])).shape
+    images = np.empty((len(rows), *shape), np.uint8)
     for place, row in enumerate(rows.tolist()):
-        content = jpeg[offsets[row] : offsets[row + 1]].tobytes()
-        try:
-            # Pillow, not torchvision.io, whose decoders are deprecated since torchvision 0.29.
-            with Image.open(io.BytesIO(content), formats=["JPEG"]) as picture:
-                pixels = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(
-                f"{path}: image {row} of split {split!r} cannot be decoded ({error}); the file "
-                f"is corrupt or {split}_offsets do not belong to {split}_jpeg"
-            ) from error
-        if images is None:
-            images = np.empty((len(rows), *pixels.shape), np.uint8)
-        if pixels.shape != images.shape[1:]:
+        pixels = decoded(row)
+        if pixels.shape != shape:
             raise ValueError(
                 f"{path}: image {row} of split {split!r} has shape {pixels.shape}, others "
-                f"{images.shape[1:]}; all images must have the same size"
+                f"{shape}; all images must have the same size"
             )
         images[place] = pixels
-    if images is None:
-        raise ValueError(f"{path}: split {split!r} has no images")
     return images
+
+
+def _decode_one(content: NDArray[np.uint8], row: int, path: Path, split: str) -> NDArray[np.uint8]:
+    """One image in colour, channels first."""
+    try:
+        # Pillow, not torchvision.io, whose decoders are deprecated since torchvision 0.29.
+        with Image.open(io.BytesIO(content.tobytes()), formats=["JPEG"]) as picture:
+            return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"{path}: image {row} of split {split!r} cannot be decoded ({error}); the file "
+            f"is corrupt or {split}_offsets do not belong to {split}_jpeg"
+        ) from error

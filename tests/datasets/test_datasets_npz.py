@@ -1,4 +1,5 @@
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +109,10 @@ def test_wrong_arguments(save, kwargs, match):
         ("labels", lambda a: np.tile(a[:, None], 2), "test_labels must be whole numbers of shape"),
         ("labels", lambda a: a[:, None, None], "test_labels must be whole numbers of shape"),
         ("labels", lambda a: a.astype(str), r"np.unique\(labels, return_inverse=True\)"),
-        ("labels", lambda a: a.astype(object), "cannot be read as an image archive"),
+        ("labels", lambda a: a.astype(object), r"objects.* np.unique\(labels, return_inverse=True"),
+        ("labels", lambda a: np.eye(5)[a], r"by labels.argmax\(axis=1\)$"),
+        ("labels", lambda a: np.eye(5, dtype=int)[a], r"by labels.argmax\(axis=1\)$"),
+        ("labels", lambda a: a.astype(float), r"by labels.astype\(np.int64\)$"),
         ("offsets", lambda a: a[:-1], "test_offsets must be 6 whole numbers"),
         ("offsets", lambda a: a.astype(float), "test_offsets must be 6 whole numbers"),
         ("offsets", lambda a: a[::-1], "test_offsets must rise"),
@@ -151,12 +155,17 @@ def test_images_of_different_sizes(save):
 
 
 @pytest.mark.parametrize(
-    "images",
-    [np.zeros((4, 5, 5), float), np.zeros((3, 5, 5), np.uint8), np.zeros((4, 5), np.uint8)],
+    ("images", "message"),
+    [
+        (np.zeros((4, 5, 5), float), "must be uint8, got float64"),
+        (np.zeros((3, 5, 5), np.uint8), "one image for each of the 4 labels, got shape (3, 5, 5)"),
+        (np.zeros((4, 5), np.uint8), "must have shape (n, height, width), or four axes"),
+        (np.zeros((4, 5, 5), object), "objects"),
+    ],
 )
-def test_bad_image_arrays(save, images):
+def test_bad_image_arrays(save, images, message):
     path = save(train_images=images, train_labels=np.arange(4))
-    with pytest.raises(ValueError, match="train_images must"):
+    with pytest.raises(ValueError, match=rf"train_images .*{re.escape(message)}"):
         load_image_npz(path)
     path = save(train_images=np.zeros((4, 5, 5, 2), np.uint8), train_labels=np.arange(4))
     with pytest.raises(ValueError, match="1 or 3 channels second or last"):
@@ -171,6 +180,9 @@ def test_empty_split(save):
     }
     with pytest.raises(ValueError, match="has no images"):
         load_image_npz(save(**{f"test_{k}": v for k, v in arrays.items()}), "test")
+    path = save(test_images=np.zeros((0, 5, 5), np.uint8), test_labels=np.zeros((0, 1), int))
+    with pytest.raises(ValueError, match="test_labels is empty, so the split 'test' has no images"):
+        load_image_npz(path, "test")
 
 
 def test_files_that_are_no_archives(save, tmp_path):
