@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import ast
+import math
 import re
 from pathlib import Path
 from typing import Any
 
-from ..attacks._checks import check_radius
-
 _FRACTION = re.compile(r"\s*(\d+(?:\.\d*)?)\s*/\s*(\d+(?:\.\d*)?)\s*")
-# the commands give images to the estimators so
-_PIXELS = (0.0, 1.0)
 _DATA = (
     "a folder with a sub-folder of images for each class; an archive (.npz) with train_images "
     "and train_labels, test_images and test_labels, or one pair of these; or one of digits, "
@@ -37,6 +34,14 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(
             f"{text!r} is neither a number nor a fraction such as 8/255"
         ) from None
+
+
+def radius(text: str) -> float:
+    """Read a finite number or fraction from 0."""
+    value = number(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} must be a number from 0, such as 8/255")
+    return value
 
 
 def share(text: str) -> float:
@@ -125,10 +130,9 @@ def add_threat(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--eps",
-        type=number,
-        default="8/255",
+        type=radius,
         help="radius of the ball around an image: a number or a fraction, for pixels from 0 to 1 "
-        "(images of 0 to 255 are divided by 255)",
+        "(images of 0 to 255 are divided by 255); by default 8/255 in linf, none in l2",
     )
     group.add_argument("--norm", choices=["linf", "l2"], default="linf", help="in which eps is")
     group.add_argument(
@@ -146,9 +150,3 @@ def add_threat(parser: argparse.ArgumentParser) -> None:
         help="how many of the images are attacked, drawn by --seed; or all",
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps; by default the model's own")
-
-
-def check_eps(eps: float | None, norm: str = "linf") -> None:
-    """Raise, before files are read, for an eps that was meant in units of 0 to 255."""
-    if eps is not None:
-        check_radius(eps, norm, _PIXELS, "--eps")

@@ -97,8 +97,8 @@ def read_for_training(args: argparse.Namespace) -> tuple[Images, Images]:
     return _split(source.read("train"), args)
 
 
-def read_for_measuring(args: argparse.Namespace) -> tuple[Images, bool]:
-    """Images to measure on, and whether the model may have been trained on them.
+def read_for_measuring(args: argparse.Namespace) -> tuple[Images, str | None]:
+    """Images to measure on, and why a model may have been trained on them.
 
     Parameters
     ----------
@@ -108,15 +108,31 @@ def read_for_measuring(args: argparse.Namespace) -> tuple[Images, bool]:
     Returns
     -------
     images : Images
-    doubtful : bool
+    doubt : str or None
+        None if training does not take them.
     """
     source = _open(args.data, args)
-    doubtful = args.test_size is None and not source.has_test
     if args.test_size is not None:
         images = _split(source.read("train"), args)[1]
     else:
         images = source.read("test" if source.has_test else "train")
-    return _drawn(images, args.samples, args.seed), doubtful
+    return _drawn(images, args.samples, args.seed), _doubt(source, args.test_size)
+
+
+def _doubt(source: _Source, size: float | None) -> str | None:
+    if not source.has_test and size is None:
+        return (
+            f"{source.name} has no test part, so all of it is taken. If a model was trained on "
+            "some of it, the numbers are too high; --test-size and --seed as in its training take "
+            "what was held out"
+        )
+    if source.has_test and size is not None:
+        return (
+            f"{source.name} has a test part, and only a training with --test-size {size!r} held "
+            "these images out. A model trained without it was trained on them, and its numbers are "
+            "too high; without --test-size, the test part is taken"
+        )
+    return None
 
 
 def check_fits(model: BaseEnsembleClassifier, images: Images, name: str) -> None:
@@ -194,7 +210,7 @@ def _split(images: Images, args: argparse.Namespace) -> tuple[Images, Images]:
             f"{images.about}: {size:g} of {len(images.y)} images cannot be held out with equal "
             f"shares of each class: {error}"
         ) from error
-    words = (*images.words, "--test-size", f"{size:g}", "--seed", str(args.seed))
+    words = (*images.words, "--test-size", repr(size), "--seed", str(args.seed))
     about = f"{100 * size:g}% of {images.about}, held out with seed {args.seed}"
     rest = f"the other {100 - 100 * size:g}% of {images.about}"
     training = Images(images.X[kept], images.y[kept], rest, images.words)

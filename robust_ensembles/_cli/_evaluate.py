@@ -11,10 +11,12 @@ import pandas as pd
 
 from .._files import write_whole
 from ..inspection import RobustnessReport, robustness_report
-from ._arguments import add_common, add_data, add_threat, check_eps
+from ._arguments import add_common, add_data, add_threat
 from ._console import say, show_table, tell
 from ._data import Images, read_for_measuring
 from ._models import load_models, load_surrogates
+from ._outputs import check_outputs
+from ._radius import settle_threat, shown
 
 DESCRIPTION = """\
 Measure what attacks do to a trained ensemble.
@@ -52,12 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and show."""
-    check_eps(args.eps, args.norm)
+    settle_threat(args)
+    inputs = [args.model, args.data, *(args.surrogate or [])]
+    check_outputs({"--json": args.json}, inputs)
     images, report = measure([args.model], args, sanity_checks=False, path=None)
     frame = report.to_frame()
     say(f"{next(iter(report.estimators.values()))['type']} from {args.model}")
     say(f"on {len(images.y)} images: {images.about}")
-    say(f"{args.norm}, eps {args.eps:.4g} ({255 * args.eps:.4g}/255) for pixels from 0 to 1")
+    say(f"{args.norm}, eps {shown(args.eps, args.norm)} for pixels from 0 to 1")
     say()
     show_table(
         ["attack", "accuracy in %", "95% interval", "images right", "seconds"],
@@ -77,13 +81,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure(
-    models: list[Path], args: argparse.Namespace, *, sanity_checks: bool, path: Path | None
+    paths: list[Path], args: argparse.Namespace, *, sanity_checks: bool, path: Path | None
 ) -> tuple[Images, RobustnessReport]:
     """Robust accuracies of models, and the images that they are of.
 
     Parameters
     ----------
-    models : list of Path
+    paths : list of Path
+        Of the models.
     args : Namespace
     sanity_checks : bool
     path : Path or None
@@ -94,21 +99,18 @@ def measure(
     images : Images
     report : RobustnessReport
     """
-    images, doubtful = read_for_measuring(args)
-    if doubtful:
-        tell(
-            f"note: {args.data} has no test part, so all of it is taken. If a model was trained on "
-            "some of it, the numbers are too high; --test-size and --seed as in its training take "
-            "what was held out"
-        )
+    images, doubt = read_for_measuring(args)
+    if doubt is not None:
+        tell(f"note: {doubt}")
+    models = load_models(paths, images, args)
     report = robustness_report(
-        load_models(models, images, args),
+        models,
         images.X,
         images.y,
         args.attacks,
         eps=args.eps,
         norm=args.norm,
-        surrogate=load_surrogates(args),
+        surrogate=load_surrogates(models, images, args),
         sanity_checks=sanity_checks,
         path=path,
         progress=True,
@@ -126,8 +128,18 @@ def _row(row: dict[Any, Any]) -> list[str]:
 
 
 def _seeds(report: RobustnessReport) -> str:
-    seeds = {a["params"].get("random_state") for a in report.attacks.values()}
-    return f"Seed of the attacks: {', '.join(map(str, sorted(seeds, key=str)))}."
+    seeds = {seed for attack in report.attacks.values() for seed in _seeds_of(attack)}
+    return f"Seed of the attacks: {', '.join(sorted(seeds))}."
+
+
+def _seeds_of(attack: Any) -> set[str]:
+    """Seeds of a described attack, or of those that it runs."""
+    if isinstance(attack, list):
+        return {seed for one in attack for seed in _seeds_of(one)}
+    params = attack.get("params", {}) if isinstance(attack, dict) else {}
+    if "random_state" in params:
+        return {str(params["random_state"])}
+    return {seed for value in params.values() for seed in _seeds_of(value)}
 
 
 def _as_json(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..estimators import BaseEnsembleClassifier
 from ..estimators._components import resolve_device
 from ..persistence import load
 from ._console import tell
 from ._data import Images, check_fits
+from ._radius import PIXELS
 
 
 def load_model(path: Path, device: str | None) -> BaseEnsembleClassifier:
@@ -36,17 +39,41 @@ def load_models(
         if name in models:
             raise ValueError(f"{path} is given twice")
         models[name] = load_model(path, args.device)
+        _check_pixels(models[name], path)
         check_fits(models[name], images, str(path))
         _warn_of_other_split(models[name], path, args)
     return models
 
 
-def load_surrogates(args: argparse.Namespace) -> Any:
-    """What transferred attacks are made on, or None."""
+def load_surrogates(
+    models: Mapping[str, BaseEnsembleClassifier], images: Images, args: argparse.Namespace
+) -> Any:
+    """What transferred attacks are made on, which must know what the models know; or None."""
     if args.surrogate is None:
         return None
-    loaded = [load_model(path, args.device) for path in args.surrogate]
+    loaded = []
+    for path in args.surrogate:
+        surrogate = load_model(path, args.device)
+        _check_pixels(surrogate, path)
+        check_fits(surrogate, images, f"the surrogate {path}")
+        for name, model in models.items():
+            if not np.array_equal(surrogate.classes_, model.classes_):
+                raise ValueError(
+                    f"the surrogate {path} knows the classes {surrogate.classes_.tolist()[:10]}, "
+                    f"{name} {model.classes_.tolist()[:10]}: train both on the same labels"
+                )
+        loaded.append(surrogate)
     return loaded if len(loaded) > 1 else loaded[0]
+
+
+def _check_pixels(model: BaseEnsembleClassifier, path: Path) -> None:
+    """Raise for a model of other pixels than the commands give, for which eps means another."""
+    box = model.clip_values_
+    if box is None or tuple(box) != PIXELS:
+        raise ValueError(
+            f"{path} was trained with clip_values={box}, but the commands give pixels from 0 to 1: "
+            "measure it in Python, on X as in its training"
+        )
 
 
 def _warn_of_other_split(

@@ -6,9 +6,11 @@ import argparse
 from pathlib import Path
 
 from .._files import write_whole
-from ._arguments import add_common, add_data, add_threat, check_eps
+from ._arguments import add_common, add_data, add_threat
 from ._console import say
 from ._evaluate import measure
+from ._outputs import check_outputs
+from ._radius import settle_threat
 
 DESCRIPTION = """\
 Compare trained ensembles under attacks, with sanity checks of the numbers.
@@ -50,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, check and show."""
-    check_eps(args.eps, args.norm)
+    settle_threat(args)
+    inputs = [*args.models, args.data, *(args.surrogate or [])]
+    check_outputs({"--path": args.path, "--markdown": args.markdown}, inputs)
     images, report = measure(args.models, args, sanity_checks=True, path=args.path)
     text = f"{report.to_markdown()}\nImages: {images.about}.\n"
     if args.markdown is not None:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
+from itertools import count as count_from
 from pathlib import Path
 
 import numpy as np
 
 from .. import recipes
 from ..estimators import BaseEnsembleClassifier
-from ._arguments import add_common, add_data, count, number, setting
+from ..training._checkpoint import CheckpointFolder
+from ._arguments import add_common, add_data, count, radius, setting
 from ._console import prints_told, say, tell
 from ._data import Images, check_labels, read_for_training
-from ._settings import make_estimator
+from ._outputs import check_outputs
+from ._radius import words_of
+from ._settings import make_estimator, training_attack
 
 DESCRIPTION = """\
 Train an ensemble and write it to a file.
@@ -68,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--eps",
-        type=number,
+        type=radius,
         help="radius of the attack in training, a number or a fraction such as 8/255, for pixels "
         "from 0 to 1; its steps change in proportion; by default the method's or recipe's",
     )
@@ -129,22 +133,16 @@ def _networks(estimator: BaseEnsembleClassifier) -> str:
 def _next_words(
     estimator: BaseEnsembleClassifier, held_out: Images, args: argparse.Namespace
 ) -> list[str]:
-    """The command that attacks what was trained, at the eps that it was trained for."""
-    attack = getattr(estimator, "attack", None)
-    eps = args.eps if args.eps is not None else getattr(attack, "eps", 8 / 255)
-    over = eps * 255
-    text = f"{over:.6g}/255" if abs(over - round(over)) < 1e-9 else f"{eps:.6g}"
+    """The command that attacks what was trained, in the ball that it was trained for."""
     words = ["evaluate", str(args.output), *held_out.words]
-    return [*words, "--attacks", "fgsm", "pgd20", "autoattack", "--eps", text]
+    threat = words_of(training_attack(estimator))
+    return [*words, "--attacks", "fgsm", "pgd20", "autoattack", *threat]
 
 
 def _check_output(args: argparse.Namespace) -> None:
     """Raise, before any training, for a file that could not be written after it."""
-    folder = args.output.absolute().parent
-    if not folder.is_dir():
-        raise FileNotFoundError(f"the folder of {args.output} does not exist: make it first")
-    if args.output.is_dir() or not os.access(folder, os.W_OK):
-        raise OSError(f"{args.output} cannot be written")
+    inputs = [path for path in (args.data, args.test) if path is not None]
+    check_outputs({"--output": args.output}, inputs, folders={"--checkpoints": args.checkpoints})
     if args.output.exists() and not args.overwrite:
         raise FileExistsError(f"{args.output} exists: give another --output, or --overwrite")
 
@@ -163,10 +161,10 @@ def _kept(estimator: BaseEnsembleClassifier, args: argparse.Namespace) -> Iterat
     except BaseException:
         begun = hasattr(estimator, "net_")
         epochs = estimator.n_iter_ if begun else 0
-        if args.checkpoints is not None and begun:
+        if begun and _has_epochs(args.checkpoints):
             tell(f"stopped: {args.checkpoints} has what was finished; the same command goes on")
         elif epochs:
-            partial = args.output.with_name(f"{args.output.stem}.partial{args.output.suffix}")
+            partial = _free_name(args.output)
             _save(estimator, partial)
             tell(
                 f"stopped: {partial} has the ensemble as it was then, after {epochs} whole epochs; "
@@ -175,3 +173,15 @@ def _kept(estimator: BaseEnsembleClassifier, args: argparse.Namespace) -> Iterat
         elif begun:
             tell("stopped within the first epoch: nothing is kept")
         raise
+
+
+def _has_epochs(checkpoints: Path | None) -> bool:
+    """Whether a folder has what training can go on from."""
+    return checkpoints is not None and any(n for n, _ in CheckpointFolder(checkpoints)._files())
+
+
+def _free_name(output: Path) -> Path:
+    """Where an unfinished ensemble goes: an earlier one may be the better."""
+    ends = chain(["partial"], (f"partial-{n}" for n in count_from(2)))
+    names = (output.with_name(f"{output.stem}.{end}{output.suffix}") for end in ends)
+    return next(name for name in names if not name.exists())

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from sklearn.model_selection import train_test_split
 from skorch.callbacks import Callback
+from tiny_training import TINY, train
 
 from robust_ensembles import CEATEnsembleClassifier, VanillaEnsembleClassifier, recipes
 from robust_ensembles._cli import _console, main
@@ -25,52 +26,9 @@ from robust_ensembles.inspection import RobustnessReport
 from robust_ensembles.metrics import robust_accuracy_score
 from robust_ensembles.persistence import load
 from robust_ensembles.training import EnsembleNet
+from robust_ensembles.training._checkpoint import CheckpointFolder
 
-NETWORK = ["--set", "module=mlp", "--set", "module__hidden_sizes=(16,)"]
-TINY = [*NETWORK, "--set", "lr=0.01", "--device", "cpu"]
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def in_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def command(capsys):
-    """Run a command; its status and what it wrote to the two streams."""
-
-    def run(line, *more):
-        status = main([*line.split(), *more])
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
-
-
-@pytest.fixture
-def npz():
-    """100 training and 40 test images of 2 classes, which a mean tells apart."""
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for part, n in (("train", 100), ("test", 40)):
-        labels = np.arange(n) % 2
-        images = rng.integers(0, 120, (n, 6, 6)) + 120 * labels[:, None, None]
-        arrays |= {f"{part}_images": images.astype(np.uint8), f"{part}_labels": labels}
-    np.savez("data.npz", **arrays)
-    return arrays
-
-
-@pytest.fixture
-def photos():
-    """photos/{cat,dog}/*.png, 8 x 8 in colour, 20 each; dogs are bright."""
-    rng = np.random.default_rng(0)
-    for place, name in enumerate(["cat", "dog"]):
-        folder = Path("photos", name)
-        folder.mkdir(parents=True)
-        for i in range(20):
-            pixels = rng.integers(0, 120, (8, 8, 3)) + 120 * place
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
 
 
 def state(estimator):
@@ -79,12 +37,6 @@ def state(estimator):
 
 def same_weights(a, b):
     return all(torch.equal(x, y) for x, y in zip(state(a).values(), state(b).values(), strict=True))
-
-
-def train(command, line, *more):
-    status, out, err = command(line, *TINY, "--quiet", *more)
-    assert status == 0, err
-    return out, err
 
 
 def test_trains_as_the_python_api_does(command):
@@ -242,7 +194,7 @@ def test_recipes(command):
 BAD = [
     ("train nothing --method ceat -o m.st", "'nothing' is neither a folder, nor a .npz file"),
     ("train data.npz --method ceat -o no/m.st", "the folder of no/m.st does not exist"),
-    ("train data.npz --method ceat -o data.npz", "data.npz exists: give another --output"),
+    ("train data.npz --method ceat -o old.st", "old.st exists: give another --output"),
     ("train data.npz --method ceat --eps 8 -o m.st", "did you mean 8/255?"),
     ("train data.npz --method ceat --set atack=1 -o m.st", "Did you mean 'attack'?"),
     ("train data.npz --method ceat --set attack__n_step=1 -o m.st", "Did you mean 'n_steps'?"),
@@ -288,6 +240,7 @@ BAD = [
 def test_errors_are_one_line(command, npz, line, message):
     np.savez("one.npz", images=npz["test_images"])
     Path("m.safetensors").touch()
+    Path("old.st").touch()
     if " m.st data.npz" in line or "m.st m.st" in line:
         train(command, "train data.npz --method vanilla --epochs 1 -o m.st")
     if "cuda" in line and torch.cuda.device_count() > 99:
@@ -337,7 +290,7 @@ def test_help_shows_examples_and_defaults(capsys, name):
     assert "None" not in shown
     assert "{prog}" not in shown
     if name in ("evaluate", "report"):
-        assert "(default: 8/255)" in " ".join(shown.split())
+        assert "by default 8/255 in linf, none in l2" in " ".join(shown.split())
 
 
 def examples():
@@ -412,6 +365,34 @@ def test_interrupted_without_checkpoints(command, npz):
     assert "m.partial.st has the ensemble as it was then, after 2 whole epochs" in err
     assert load("m.partial.st").n_iter_ == 2
     assert not Path("m.st").exists()
+    # a worse one does not replace it
+    for number, epoch in ((2, 2), (3, 3)):
+        with interrupted(epoch, ctrl_c):
+            _, _, err = command(f"{LONG} -o m.st", *TINY)
+        assert f"m.partial-{number}.st has the ensemble as it was then, after {epoch - 1}" in err
+        assert load(f"m.partial-{number}.st").n_iter_ == epoch - 1
+    assert load("m.partial.st").n_iter_ == 2
+
+
+def test_interrupted_before_the_first_checkpoint(command, npz):
+    with interrupted(1, ctrl_c):
+        status, _, err = command(f"{LONG} -o m.st --checkpoints runs", *TINY)
+    assert status == 130
+    assert "stopped within the first epoch: nothing is kept" in err
+    assert "has what was finished" not in err
+
+
+def test_checkpoints_that_cannot_be_written(command, npz, monkeypatch):
+    def fail(self, epoch, *args, **kwargs):
+        if epoch == 2:
+            raise OSError("on purpose")
+        return  # none is written
+
+    monkeypatch.setattr(CheckpointFolder, "write", fail)
+    status, _, err = command(f"{LONG} -o m.st --checkpoints runs", *TINY)
+    assert status == 2
+    assert "m.partial.st has the ensemble as it was then, after 2 whole epochs" in err
+    assert load("m.partial.st").n_iter_ == 2
 
 
 def test_interrupted_before_anything_was_learned(command, npz):
