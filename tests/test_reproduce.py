@@ -1,5 +1,6 @@
 """Reproduction of the papers' tables: what is printed, planned, kept and written."""
 
+import hashlib
 import json
 import math
 import sys
@@ -311,8 +312,42 @@ def test_compressed_images_are_called_so(tmp_path):
         np.savez(tmp_path / name, **content)
         assert _data.load("cifar10", tmp_path / name).label == label
     assert _data.load("mnist", tmp_path / "cifar10_jpeg75.npz").label.startswith("MNIST")
+    [own] = planned("ceat", "4", archive=tmp_path / "own.npz")
+    assert own.images.digest
+    assert _data.load("cifar10", tmp_path / "cifar10_jpeg75.npz").digest == ""
     with pytest.raises(ValueError, match=r"--npz holds one data set.*cifar10 and cifar100"):
         planned("ceat", "1", archive=tmp_path / "own.npz")
+
+
+@pytest.mark.parametrize("changed", ["train_images", "train_labels", "test_images", "test_labels"])
+def test_archives_of_one_name_do_not_share_models(tmp_path, changed):
+    content = {
+        "train_images": np.zeros((20, 8, 8, 3), np.uint8),
+        "train_labels": np.arange(20) % 10,
+        "test_images": np.zeros((20, 8, 8, 3), np.uint8),
+        "test_labels": np.arange(20) % 10,
+    }
+    other = content[changed].copy()
+    other.flat[-1] ^= 1  # what the plan below does not even take
+    keys = []
+    for folder, last in (("a", {}), ("b", {changed: other}), ("c", {})):
+        (tmp_path / folder).mkdir()
+        np.savez(tmp_path / folder / "own.npz", **{**content, **last})
+        budget = replace(TINY, train_images=10, images=10)
+        [part] = planned("ceat", "4", budget, archive=tmp_path / folder / "own.npz")
+        keys.append({model.key for model in part.models})
+    assert not keys[0] & keys[1]
+    assert keys[0] == keys[2]
+
+
+def test_names_of_what_was_trained_stay():
+    images = _data.Images("CIFAR-10 (JPEG q75)", *synthetic("cifar10").head(64, range(12))[1:])
+    setting = _published.Setting("cifar10", "resnet20", 3)
+    method = _methods.published("ceat", "CEAT[none]")
+    model = _plan.model(method, setting, TINY, images, random_state=0)
+    text = f"{_plan.described(model.estimator)} on 64 images of CIFAR-10 (JPEG q75)"
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    assert model.key == f"ceat-cifar10-3-seed0-{digest}"
 
 
 # ------------------------------------------------------------------------------- what is kept

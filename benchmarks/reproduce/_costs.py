@@ -212,7 +212,7 @@ def _clock() -> float:
 def _kind(model: Model) -> str:
     """Everything that decides how long an epoch takes."""
     anyhow = clone(model.estimator).set_params(random_state=None, max_epochs=1, device="auto")
-    return f"{described(anyhow)} {model.images.label}"
+    return f"{described(anyhow)} {model.images.identity}"
 
 
 def _label(part: Part, model: Model) -> str:

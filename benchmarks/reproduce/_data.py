@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,8 @@ class Images(NamedTuple):
         What numbers made with them are called.
     X, y, X_test, y_test : ndarray
         uint8 images, int64 labels.
+    digest : str, default=""
+        Of all of them, where the label does not tell which they are.
     """
 
     label: str
@@ -48,6 +51,12 @@ class Images(NamedTuple):
     y: NDArray[Any]
     X_test: NDArray[Any]
     y_test: NDArray[Any]
+    digest: str = ""
+
+    @property
+    def identity(self) -> str:
+        """What names of models are made of: no other images have the same."""
+        return f"{self.label} {self.digest}".rstrip()
 
     def head(self, n_train: int, index: NDArray[np.int64]) -> Images:
         """The first training images, and some of the test images."""
@@ -57,6 +66,7 @@ class Images(NamedTuple):
             self.y[:n_train],
             self.X_test[index],
             self.y_test[index],
+            self.digest,
         )
 
 
@@ -79,8 +89,12 @@ def load(dataset: str, archive: Path | None = None) -> Images:
     found = archive or _found(dataset)
     if found is not None:
         train, test = (load_image_npz(found, split) for split in ("train", "test"))
-        label = _LABELS.get((dataset, found.stem), f"{DATASETS[dataset]} ({found.name})")
-        return Images(label, *train, *test)
+        known = _LABELS.get((dataset, found.stem))
+        if known is not None:
+            return Images(known, *train, *test)
+        # others may have the same file name
+        label = f"{DATASETS[dataset]} ({found.name})"
+        return Images(label, *train, *test, digest=_digest(*train, *test))
     try:
         train, test = (_LOADERS[dataset](split, download=False) for split in ("train", "test"))
     except DatasetNotFoundError as error:
@@ -89,6 +103,14 @@ def load(dataset: str, archive: Path | None = None) -> Images:
             "robust_ensembles.datasets.load_image_npz reads it."
         ) from None
     return Images(DATASETS[dataset], *train, *test)
+
+
+def _digest(*arrays: NDArray[Any]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:12]
 
 
 def _found(dataset: str) -> Path | None:

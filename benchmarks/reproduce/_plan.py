@@ -218,7 +218,7 @@ def model(
     """A method with its settings at a budget, and a name for it."""
     epochs = budget.epochs_of(method.estimator(setting).max_epochs)
     estimator = method.estimator(setting, epochs=epochs, **budget.training(), **params)
-    text = f"{described(estimator)} on {len(images.y)} images of {images.label}"
+    text = f"{described(estimator)} on {len(images.y)} images of {images.identity}"
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     seed = estimator.random_state
     key = f"{method.method}-{setting.dataset}-{setting.members}-seed{seed}-{digest}"
