@@ -16,6 +16,8 @@ if not (ROOT / "benchmarks").exists():
     pytest.skip("the benchmarks are not in the source distribution", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
+from small_reproduction import TINY, fill, planned, synthetic, task  # noqa: E402
+
 from benchmarks import _report, _store  # noqa: E402
 from benchmarks.reproduce import (  # noqa: E402
     __main__ as command,
@@ -43,21 +45,6 @@ from robust_ensembles.protocols import cldl_split  # noqa: E402
 
 TABLES = [(paper, name) for paper in _published.PAPERS for name in _published.names(paper)]
 pytestmark = pytest.mark.usefixtures("one_thread")
-TINY = Budget(epochs=1, seeds=1, images=12, train_images=64)
-
-
-def synthetic(dataset, archive=None):
-    """Ten patterns with noise, 8 x 8 pixels; as many test images as the real ones."""
-    rng = np.random.default_rng(0)
-    channels = 1 if "mnist" in dataset else 3
-    patterns = rng.integers(0, 256, (10, channels, 8, 8))
-
-    def images(n):
-        y = np.arange(n) % 10
-        X = patterns[y] + rng.normal(0, 40, (n, channels, 8, 8))
-        return np.clip(X, 0, 255).astype(np.uint8), y
-
-    return _data.Images("Synthetic", *images(300), *images(10_000))
 
 
 @pytest.fixture
@@ -232,10 +219,6 @@ def test_batches_of_trainings(small_images):
 def test_bad_budget(bad):
     with pytest.raises(ValueError, match="must be"):
         Budget(**bad)
-
-
-def planned(paper, name, budget=TINY, **settings):
-    return _plan.parts(_published.read(paper, name), budget, **settings)
 
 
 @pytest.mark.usefixtures("small_images")
@@ -444,37 +427,6 @@ def test_spread_is_of_seeds_and_images():
     assert _measured.Number((50.0, 54.0), 10**12).spread == pytest.approx(2 * math.sqrt(8))
     both = _measured.Number((48.0, 52.0), 100).spread
     assert both == pytest.approx(2 * math.sqrt(8 + 25))
-
-
-def task(paper, name, budget, figure=None, **settings):
-    table = figure.table if figure else _published.read(paper, name)
-    parts = _plan.parts(table, budget, **settings)
-    ablations = settings.get("ablations", False)
-    return _run.Task(table, budget, parts, ablations, f"{paper}_{table.name}", "how", figure)
-
-
-def fill(job, shop, value):
-    """Keep numbers as if they had been measured; `value` gives fractions."""
-    for part in job.parts:
-        for unit in job.units(part, list):
-            for row in part.rows:
-                for seed, model in enumerate(row.models):
-                    rows = [
-                        {
-                            "attack": column.attack,
-                            "eps": column.eps,
-                            "metric": metric,
-                            "faithful": value(row.name, seed) + (metric == "conditional") * 0.1,
-                            "sound": value(row.name, seed) - 0.1,
-                            "n_samples": 10_000,
-                            "published": metric == "conditional" or part.paper != "cldl",
-                        }
-                        for column in [Column("clean", 0.0), *part.columns]
-                        for metric in ("conditional", "unconditional")
-                    ]
-                    if part.paper != "cldl":
-                        rows = [row for row in rows if row["metric"] == "unconditional"]
-                    shop.cells.write(model.key, unit.name, rows, 1.0, ["a quirk"])
 
 
 @pytest.mark.usefixtures("small_images")

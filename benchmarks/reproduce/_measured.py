@@ -92,6 +92,8 @@ class Line:
         CLDL's tables: accuracy under PGD-20 on two losses.
     losses : dict of Number
         CLDL's tables: conditional accuracy by the losses of the transferred examples.
+    complete : tuple of int
+        Seeds of which all was measured.
     measured : bool
         Whether anything was.
     """
@@ -101,12 +103,17 @@ class Line:
     clean: Number | None = None
     white_box: Number | None = None
     losses: dict[str, Number] | None = None
+    complete: tuple[int, ...] = ()
     measured: bool = False
 
     @property
     def attacked(self) -> list[Cell]:
         """Those cells that have an attack."""
         return [cell for cell in self.cells if cell.column.attack != "clean"]
+
+    def over(self, columns: Sequence[Column]) -> list[Cell]:
+        """Those cells of some columns."""
+        return [cell for cell in self.cells if cell.column in columns]
 
 
 class Claim(NamedTuple):
@@ -146,6 +153,17 @@ def claims(lines: Sequence[Line], best: Line) -> list[Claim]:
     return [_claim(best, line) for line in lines if line is not best and line.measured]
 
 
+def shared(lines: Sequence[Line]) -> list[Column]:
+    """Attacks that every row has that has any: means over different ones do not compare."""
+    present = [
+        {cell.column for cell in line.attacked if getattr(cell, way) is not None}
+        for line in lines
+        for way in ("published", "faithful", "of_all", "sound")
+    ]
+    attacked = [cell.column for cell in lines[0].attacked]
+    return [column for column in attacked if all(column in some for some in present if some)]
+
+
 def mean(numbers: Sequence[float | None]) -> float | None:
     """Of those that there are."""
     found = [number for number in numbers if number is not None]
@@ -153,34 +171,52 @@ def mean(numbers: Sequence[float | None]) -> float | None:
 
 
 def _line(part: Part, row: Row, units: Sequence[Unit], cells: Cells) -> Line:
-    found = [_rows(model, units, cells) for model in row.models]
-    complete = [rows for rows in found if rows]
-    made = [_cell(column, row.published.get(column), complete) for column in part.columns]
-    if not complete:
+    found = [(model, _rows(model, units, cells)) for model in row.models]
+    seeds = [[row for rows in kept for row in rows] for _, kept in found if kept]
+    made = [_cell(column, row.published.get(column), seeds) for column in part.columns]
+    if not seeds:
         return Line(row, made)
     n_images = len(part.images.y_test)
-    white = [one["white box"] for rows in complete for one in rows if "white box" in one]
-    labels = dict.fromkeys(one["losses"] for rows in complete for one in rows if "losses" in one)
-    losses = {
-        label: _number(
-            [
-                one["conditional"]
-                for rows in complete
-                for one in rows
-                if one.get("losses") == label and not math.isnan(one["conditional"])
-            ],
-            n_images,
-        )
-        for label in labels
-    }
-    clean = _cell(Column("clean", 0.0), None, complete).faithful
-    return Line(row, made, clean, _number(white, n_images), _present(losses), measured=True)
+    white = tuple(100 * one["white box"] for rows in seeds for one in rows if "white box" in one)
+    return Line(
+        row,
+        made,
+        clean=_cell(Column("clean", 0.0), None, seeds).faithful,
+        white_box=Number(white, n_images) if white else None,
+        losses=_losses(seeds, n_images),
+        complete=tuple(m.estimator.random_state for m, kept in found if len(kept) == len(units)),
+        measured=True,
+    )
 
 
-def _rows(model: Model, units: Sequence[Unit], cells: Cells) -> Rows:
-    """All that was measured of a model."""
+def _rows(model: Model, units: Sequence[Unit], cells: Cells) -> list[Rows]:
+    """All that was measured of a model, by units."""
     kept = [cells.read(model.key, unit.name) for unit in units]
-    return [row for content in kept if content is not None for row in content["rows"]]
+    return [content["rows"] for content in kept if content is not None]
+
+
+def _losses(seeds: Sequence[Rows], n_images: int) -> dict[str, Number]:
+    """Conditional accuracies by the losses of the transferred examples."""
+    found: dict[str, Rows] = {}
+    for row in (row for rows in seeds for row in rows):
+        if "losses" in row and not math.isnan(row["conditional"]):
+            found.setdefault(row["losses"], []).append(row)
+    return {
+        label: Number(
+            tuple(100 * row["conditional"] for row in rows),
+            min(_n_right(row, n_images) for row in rows),
+        )
+        for label, rows in found.items()
+    }
+
+
+def _n_right(row: dict[str, Any], n_images: int) -> int:
+    """Images that a conditional accuracy is a fraction of."""
+    if "n_samples" in row:
+        return int(row["n_samples"])
+    # cells of before it was kept; an accuracy of 0 has no spread, whatever it is a fraction of
+    part = row["conditional"]
+    return round(n_images * row["unconditional"] / part) if part else n_images
 
 
 def _cell(column: Column, published: float | None, seeds: Sequence[Rows]) -> Cell:
@@ -206,14 +242,6 @@ def _find(rows: Rows, column: Column, where: dict[str, Any]) -> dict[str, Any] |
         if here and all(row[name] == value for name, value in where.items()):
             return row
     return None
-
-
-def _number(fractions: Sequence[float], n_samples: int) -> Number | None:
-    return Number(tuple(100 * value for value in fractions), n_samples) if fractions else None
-
-
-def _present(numbers: dict[str, Number | None]) -> dict[str, Number]:
-    return {name: number for name, number in numbers.items() if number is not None}
 
 
 def _claim(best: Line, other: Line) -> Claim:

@@ -170,7 +170,7 @@ def write(
         task.command,
         rows,
         text="\n\n".join(texts),
-        about=_about(task, shop),
+        about=_about(task, lines, shop),
         quirks="\n".join(f"- {quirk}" for quirk in _quirks(task, shop)),
         numbers=[
             {"setting": part.label, "cells": _tables.cells(mine)}
@@ -199,8 +199,10 @@ def _without(part: Part, failed: dict[str, str]) -> Part:
     return replace(part, rows=rows)
 
 
-def _about(task: Task, shop: Workshop) -> str:
+def _about(task: Task, lines: Sequence[Sequence[_measured.Line]], shop: Workshop) -> str:
     """Time and machine."""
+    planned = task.budget.seeds_of(task.table.paper)
+    seeds = sorted({seed for mine in lines for line in mine for seed in line.complete})
     keys = {model.key: model for part in task.parts for model in part.models}
     trained = [m for m in keys.values() if _store.is_trained(shop.models, m.key)]
     stored = [m.load(shop.models, shop.device) for m in trained]
@@ -210,9 +212,10 @@ def _about(task: Task, shop: Workshop) -> str:
     machines = {s.machine for s in stored} | {content["machine"] for content in measured}
     labels = ", ".join(dict.fromkeys(part.images.label for part in task.parts))
     return (
-        f"Data: {labels}. Seeds: {task.budget.seeds_of(task.table.paper)}. {len(stored)} models "
-        f"were trained in {seconds / 3600:.2f} hours ({cpu / 3600:.2f} of the processor), and "
-        f"measured in {evaluation / 3600:.2f}, on {'; '.join(sorted(machines)) or 'no machine'}."
+        f"Data: {labels}. Seeds: {seeds}{'' if seeds == planned else f' of {planned}'}. "
+        f"{len(stored)} models were trained in {seconds / 3600:.2f} hours "
+        f"({cpu / 3600:.2f} of the processor), and measured in {evaluation / 3600:.2f}, "
+        f"on {'; '.join(sorted(machines)) or 'no machine'}."
     )
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from .. import _report
 from . import _methods
-from ._measured import Claim, Line, Number, claims, mean
+from ._measured import Claim, Line, Number, claims, mean, shared
 from ._plan import Part
+from ._published import Column
 from ._units import second_radius
 
 _COUNTED = {
@@ -48,10 +49,11 @@ def sections(
     text : str
         Markdown.
     """
-    rows = [_summary(part, line) for line in lines]
+    columns = shared(lines)
+    rows = [_summary(part, line, columns) for line in lines]
     if what is not None:
-        return rows, f"{what}\n\n{_SPREAD}\n\n{_cells(lines)}"
-    texts = [_how_to_read(part), _orders(lines)]
+        return rows, f"{what}\n\nAbove: {_means(lines, columns)}. {_SPREAD}\n\n{_cells(lines)}"
+    texts = [_how_to_read(part, _means(lines, columns)), _orders(lines, columns)]
     best = _best(part, lines)
     if best is not None:
         texts.append(_claims(best, claims(lines, best)))
@@ -78,14 +80,14 @@ def cells(lines: Sequence[Line]) -> list[dict[str, Any]]:
     ]
 
 
-def _summary(part: Part, line: Line) -> dict[str, Any]:
-    """Means over the attacks."""
-    attacked = line.attacked
+def _summary(part: Part, line: Line, columns: Sequence[Column]) -> dict[str, Any]:
+    """Means over some attacks."""
+    attacked = line.over(columns)
     both = [cell for cell in attacked if cell.difference is not None]
     within = sum(bool(cell.within) for cell in both)
     row = {
         "method": line.row.name,
-        "seeds": len(line.row.models) if line.measured else "not run",
+        "seeds": _seeds(line),
         "clean": _shown(line.clean),
         "published": _plain(mean([cell.published for cell in attacked])),
         "faithful": _plain(_mean_of([cell.faithful for cell in attacked])),
@@ -99,10 +101,26 @@ def _summary(part: Part, line: Line) -> dict[str, Any]:
     return row
 
 
-def _how_to_read(part: Part) -> str:
+def _seeds(line: Line) -> int | str:
+    """Of how many all was measured."""
+    planned, complete = len(line.row.models), len(line.complete)
+    if not line.measured:
+        return "not run"
+    return planned if complete == planned else f"{complete} of {planned}"
+
+
+def _means(lines: Sequence[Line], columns: Sequence[Column]) -> str:
+    """What the means are over."""
+    n, n_all = len(columns), len(lines[0].attacked)
+    which = "all" if n == n_all else f"the {n} of {n_all}"
+    rest = "" if n == n_all else " that every measured row has"
+    return f"means over {which} attacks and radii{rest}"
+
+
+def _how_to_read(part: Part, means: str) -> str:
     return (
-        f"**{part.label}.** Percent; means over all attacks and radii, which the last table has "
-        f"one by one. Published and faithful: {_COUNTED[part.paper]}. Of all images: the same "
+        f"**{part.label}.** Percent; {means}, which the last table has one by one. "
+        f"Published and faithful: {_COUNTED[part.paper]}. Of all images: the same "
         f"attacks. Sound: {_SOUND[part.paper]}"
         + (
             "; the white box is PGD-20 on two losses, of all images. "
@@ -113,12 +131,12 @@ def _how_to_read(part: Part) -> str:
     )
 
 
-def _orders(lines: Sequence[Line]) -> str:
+def _orders(lines: Sequence[Line], columns: Sequence[Column]) -> str:
     """Methods from the best to the worst, by each count."""
     ways = {
-        "published": lambda line: mean([cell.published for cell in line.attacked]),
-        "faithful": lambda line: _mean_of([cell.faithful for cell in line.attacked]),
-        "sound": lambda line: _mean_of([cell.sound for cell in line.attacked]),
+        "published": lambda line: mean([cell.published for cell in line.over(columns)]),
+        "faithful": lambda line: _mean_of([cell.faithful for cell in line.over(columns)]),
+        "sound": lambda line: _mean_of([cell.sound for cell in line.over(columns)]),
         "white box": lambda line: line.white_box and line.white_box.mean,
     }
     items = []
@@ -128,7 +146,7 @@ def _orders(lines: Sequence[Line]) -> str:
         if ordered:
             shown = " > ".join(f"{name} ({found[name]:.1f})" for name in ordered)
             items.append(f"- {way}: {shown}")
-    return "Best to worst by the mean over attacks:\n\n" + "\n".join(items)
+    return "Best to worst by the mean over attacks:\n\n" + "\n".join(items) if items else ""
 
 
 def _best(part: Part, lines: Sequence[Line]) -> Line | None:

@@ -129,6 +129,7 @@ def _loss_unit(part: Part, surrogates: Surrogates) -> Unit:
                     "eps": eps,
                     "conditional": fraction(together, target.clean),
                     "unconditional": float(together.mean()),
+                    "n_samples": int(target.clean.sum()),
                 }
                 for label, losses in _LOSSES.items()
                 for together in [np.logical_and.reduce([masks[loss][i] for loss in losses])]
