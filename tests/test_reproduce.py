@@ -26,7 +26,6 @@ from benchmarks.reproduce import (  # noqa: E402
     _cells,
     _costs,
     _data,
-    _figures,
     _measured,
     _methods,
     _plan,
@@ -479,30 +478,6 @@ def test_gains_against_chance():
     assert (one.faithful, one.signs, one.within) == (-1.0, 0, 1)
     assert (two.published, two.faithful, two.signs, two.within) == (20.0, 20.0, 1, 0)
     assert (three.published, three.sound, three.n) == (None, 30.0, 0)
-
-
-@pytest.mark.usefixtures("small_images")
-@pytest.mark.parametrize(
-    ("paper", "number"),
-    [(paper, number) for paper in ("ncen", "ceat") for number in _figures.numbers(paper)],
-)
-def test_figures_are_drawn(paper, number, tmp_path, results):
-    pytest.importorskip("matplotlib")
-    job = task(paper, number, TINY, _figures.find(paper, number))
-    shop = _run.Workshop(tmp_path, "cpu")
-    fill(job, shop, lambda name, seed: 0.4 + len(name) / 100)
-    _run.run(job, shop, so_far=True)
-    name = f"{paper}_{job.table.name}"
-    assert 1000 < (results / f"{name}.png").stat().st_size < 300_000
-    payload = json.loads((results / f"{name}.json").read_text())
-    assert job.table.title in payload["title"]
-
-
-def test_what_a_figure_shows_is_not_made_up():
-    with pytest.raises(ValueError, match=r"CEAT's Fig. 4 prints no numbers.*weights"):
-        _figures.find("ceat", "4")
-    with pytest.raises(ValueError, match="has no figure '9' here; it has 3, 4"):
-        _figures.find("ncen", "9")
 
 
 @pytest.mark.parametrize(

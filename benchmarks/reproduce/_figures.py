@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from robust_ensembles.inspection import transferability_matrix
 
 from . import _drawing, _published
 from ._cells import Outcome, Rows, Unit
-from ._measured import Line
+from ._measured import TRANSFER, Line
 from ._plan import Part
 from ._published import Column, PublishedRow, PublishedTable, Setting
 from ._units import images_name, of_protocol, units
@@ -88,7 +88,7 @@ def _ncen_transfer() -> Figure:
             MIM(eps=eps, n_steps=40, step_size=0.01, clip_values=_BOX),
         ),
     }
-    columns = [Column(f"{name} {cell}", 0.0) for name in attacks for cell in _pairs(3)]
+    columns = [Column(f"{name} {cell}", eps) for name in attacks for cell in _pairs(3)]
     return Figure(
         "Accuracy of member j (column) on examples made for member i (row), of the images that i "
         "has right; eps 0.05. The steps are not stated: faithful are those of the paper's tables, "
@@ -111,7 +111,7 @@ def _ceat_transfer() -> Figure:
         "Success rate on member j (column) of examples made for member i (row), of the images "
         "that both have right. Attack and eps are not stated: PGD-20 at 0.031 here. Sound is the "
         "margin by steps of eps / 4. A higher success rate is worse.",
-        _published.read_figure("ceat", "3"),
+        _at(_published.read_figure("ceat", "3"), walk["eps"]),
         lambda part: [_transfer(part, attacks, "success_rate", "correct_for_pair")],
         _drawing.heat_maps,
     )
@@ -159,12 +159,22 @@ def _table(
     return PublishedTable(paper, name, rows, tuple(columns))
 
 
+def _at(table: PublishedTable, eps: float) -> PublishedTable:
+    """A figure that states no radius, at ours."""
+    rows = (
+        row._replace(values={Column(c.attack, eps): value for c, value in row.values.items()})
+        for row in table.rows
+    )
+    return replace(table, rows=tuple(rows))
+
+
 def _pairs(n: int) -> list[str]:
     return [f"{i}->{j}" for i, j in itertools.product(range(1, n + 1), repeat=2)]
 
 
 def _transfer(part: Part, attacks: Attacks, measure: str, samples: str) -> Unit:
-    """Matrices of what is made for one member and tried on another."""
+    """Matrices of what is made for one member and tried on another, at one radius."""
+    [eps] = {attack.eps for several in attacks.values() for attack in several}
 
     def run(estimators: Mapping[str, Any]) -> Outcome:
         return {key: _matrices(estimator) for key, estimator in estimators.items()}, []
@@ -188,8 +198,8 @@ def _transfer(part: Part, attacks: Attacks, measure: str, samples: str) -> Unit:
                 rows.append(
                     {
                         "attack": f"{name} {i + 1}->{j + 1}".strip(),
-                        "eps": 0.0,
-                        "metric": "unconditional",
+                        "eps": eps,
+                        "metric": TRANSFER,
                         "faithful": float(faithful.values[i, j]),
                         "sound": float(sound.values[i, j]),
                         "n_samples": int(faithful.n_samples[i, j]),
@@ -198,7 +208,7 @@ def _transfer(part: Part, attacks: Attacks, measure: str, samples: str) -> Unit:
                 )
         return rows
 
-    return Unit(f"transfer-{images_name(part)}", run)
+    return Unit(f"transfer-{images_name(part)}-eps{eps:g}", run)
 
 
 def _radius(part: Part, eps: float) -> Unit:

@@ -12,6 +12,9 @@ from ._cells import Cells, Rows, Unit
 from ._plan import Model, Part, Row
 from ._published import Column
 
+TRANSFER = "transfer"
+"""The metric of what is tried on another member: of images that some member has right."""
+
 
 class Number(NamedTuple):
     """An accuracy in percent, of some seeds.
@@ -53,7 +56,7 @@ class Cell(NamedTuple):
     of_all : Number or None
         By the paper's protocol, of all images.
     sound : Number or None
-        Of all images, under sound attacks too.
+        Of all images, under sound attacks too; of matrices, as `faithful` counts.
     """
 
     column: Column
@@ -231,9 +234,8 @@ def _cell(column: Column, published: float | None, seeds: Sequence[Rows]) -> Cel
     everyone = {"metric": "unconditional"}
     clean = column.attack == "clean"
     faithful = number("faithful", **(everyone if clean else {"published": True}))
-    return Cell(
-        column, published, faithful, number("faithful", **everyone), number("sound", **everyone)
-    )
+    sound = number("sound", **everyone) or number("sound", metric=TRANSFER)
+    return Cell(column, published, faithful, number("faithful", **everyone), sound)
 
 
 def _find(rows: Rows, column: Column, where: dict[str, Any]) -> dict[str, Any] | None:

@@ -50,7 +50,7 @@ def sections(
         Markdown.
     """
     columns = shared(lines)
-    rows = [_summary(part, line, columns) for line in lines]
+    rows = _fitting([_summary(part, line, columns) for line in lines], lines)
     if what is not None:
         return rows, f"{what}\n\nAbove: {_means(lines, columns)}. {_SPREAD}\n\n{_cells(lines)}"
     texts = [_how_to_read(part, _means(lines, columns)), _orders(lines, columns)]
@@ -217,7 +217,15 @@ def _cells(lines: Sequence[Line]) -> str:
         for line in lines
         for cell in line.cells
     ]
-    return "Every number:\n\n" + _report.markdown_table(rows)
+    return "Every number:\n\n" + _report.markdown_table(_fitting(rows, lines))
+
+
+def _fitting(rows: list[dict[str, Any]], lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """Matrices have no numbers of all images."""
+    cells = [cell for line in lines for cell in line.cells]
+    if any(cell.of_all for cell in cells) or not any(cell.faithful for cell in cells):
+        return rows
+    return [{name: row[name] for name in row if name != "of all images"} for row in rows]
 
 
 def _mean_of(numbers: Sequence[Number | None]) -> float | None:
