@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from skorch.callbacks import Callback
 
 from robust_ensembles._files import replacing
+from robust_ensembles.exceptions import NonFiniteLossError
 from robust_ensembles.persistence import load as load_estimator
 
 from . import _report
@@ -67,6 +68,9 @@ def is_trained(folder: Path, name: str) -> bool:
 def train(estimator: Any, X: NDArray[Any], y: NDArray[Any], folder: Path, name: str) -> None:
     """Train a model and keep it as ``folder/name.*``, unless it is there already.
 
+    A loss that becomes infinite does so each time, so that is kept too: without
+    ``folder/name.failed.json`` the training is tried again.
+
     Parameters
     ----------
     estimator : unfitted estimator
@@ -75,26 +79,49 @@ def train(estimator: Any, X: NDArray[Any], y: NDArray[Any], folder: Path, name: 
     folder : Path
         There is one subfolder for each training under way.
     name : str
+
+    Raises
+    ------
+    NonFiniteLossError
+        Now or at an earlier try.
     """
     with locked(lock_of(folder, name)):
         if is_trained(folder, name):
             return
+        before = failure(folder, name)
+        if before is not None:
+            raise NonFiniteLossError(before)
         checkpoints = folder / f"{name}.checkpoints"
         log.info("%s: training", name)
-        estimator.set_params(callbacks=[_ProcessorTime()], checkpoint_dir=checkpoints).fit(X, y)
-        estimator.set_params(callbacks=None, checkpoint_dir=None).save(_weights(folder, name))
-        history = estimator.history_
-        record = {
-            "estimator": " ".join(repr(estimator).split()),
-            "n_train": len(y),
-            "seconds": sum(history[:, "dur"]),
-            "cpu_seconds": sum(history[:, "cpu_dur"]),
-            "machine": machine(),
-        }
-        write_json(_record(folder, name), record)
+        try:
+            estimator.set_params(callbacks=[_ProcessorTime()], checkpoint_dir=checkpoints).fit(X, y)
+        except NonFiniteLossError as error:
+            write_json(_failed(folder, name), {"error": str(error), "machine": machine()})
+            raise
+        _keep(estimator, len(y), folder, name)
         shutil.rmtree(checkpoints)
-        last = {k: round(float(v), 4) for k, v in history[-1].items() if k.startswith("train_")}
-        log.info("%s: %.0f s, %s", name, record["seconds"], last)
+
+
+def _keep(estimator: Any, n_train: int, folder: Path, name: str) -> None:
+    """Write the weights and, last, what tells that the model is trained."""
+    estimator.set_params(callbacks=None, checkpoint_dir=None).save(_weights(folder, name))
+    history = estimator.history_
+    record = {
+        "estimator": " ".join(repr(estimator).split()),
+        "n_train": n_train,
+        "seconds": sum(history[:, "dur"]),
+        "cpu_seconds": sum(history[:, "cpu_dur"]),
+        "machine": machine(),
+    }
+    write_json(_record(folder, name), record)
+    last = {k: round(float(v), 4) for k, v in history[-1].items() if k.startswith("train_")}
+    log.info("%s: %.0f s, %s", name, record["seconds"], last)
+
+
+def failure(folder: Path, name: str) -> str | None:
+    """What is wrong with the loss of a model that cannot be trained; None if nothing is known."""
+    path = _failed(folder, name)
+    return str(json.loads(path.read_text())["error"]) if path.exists() else None
 
 
 def load(folder: Path, name: str, **params: Any) -> Stored:
@@ -165,6 +192,10 @@ def machine() -> str:
 
 def _weights(folder: Path, name: str) -> Path:
     return folder / f"{name}.safetensors"
+
+
+def _failed(folder: Path, name: str) -> Path:
+    return folder / f"{name}.failed.json"
 
 
 def _record(folder: Path, name: str) -> Path:

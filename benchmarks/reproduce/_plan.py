@@ -229,16 +229,25 @@ def _each_once(models: Sequence[Model]) -> list[Model]:
     return list({model.key: model for model in models}.values())
 
 
+def failures(models: Sequence[Model], folder: Path) -> dict[str, str]:
+    """What happened to those models whose loss became infinite, by their keys."""
+    known = {model.key: _store.failure(folder, model.key) for model in models}
+    return {key: error for key, error in known.items() if error is not None}
+
+
 def train(models: Sequence[Model], folder: Path, device: str) -> dict[str, str]:
-    """Train what is not there yet; what others train at the moment comes last.
+    """Train what is not there yet and did not fail; what others train now comes last.
 
     Returns
     -------
     failed : dict of str
         By the key of a model whose loss became infinite, what happened.
     """
-    failed = {}
-    todo = [model for model in models if not _store.is_trained(folder, model.key)]
+    failed = failures(models, folder)
+    for key in failed:
+        log.warning("%s could not be trained; without its .failed.json it is tried again", key)
+    done = {model.key for model in models if _store.is_trained(folder, model.key)}
+    todo = [model for model in models if model.key not in done | failed.keys()]
     turns = _store.unlocked_first(todo, lambda model: _store.lock_of(folder, model.key))
     for number, one in enumerate(turns):
         log.info("model %d of %d to train", number + 1, len(todo))

@@ -115,7 +115,8 @@ def dry_run(task: Task, shop: Workshop) -> list[dict[str, Any]]:
     """
     rows = []
     seen: set[str] = set()
-    for part in task.parts:
+    for whole in task.parts:
+        part = _without(whole, _plan.failures(whole.models, shop.models))
         costs = _costs.estimate(part, task.units, shop.models, shop.cells, shop.device)
         for cost in costs:
             what = f"{part.label}: {cost.what}"
@@ -141,8 +142,11 @@ def run(task: Task, shop: Workshop, *, so_far: bool = False) -> None:
     lines: list[list[_measured.Line]] = []
     parts = []
     for part in task.parts:
-        if not so_far:
-            part = _without(part, _plan.train(part.models, shop.models, shop.device))
+        if so_far:
+            failed = _plan.failures(part.models, shop.models)
+        else:
+            failed = _plan.train(part.models, shop.models, shop.device)
+        part = _without(part, failed)
         made = _units_of(part, task, shop)
         for unit in made if not so_far else ():
             evaluate(unit, part.targets, shop.cells, shop.fitted)
