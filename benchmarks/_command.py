@@ -30,6 +30,8 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 def parse(options: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
     """Arguments, with logging and torch set up for them."""
     parsed = options.parse_args(arguments)
+    if parsed.threads < 0:
+        options.error(f"--threads must be 0 or more; got {parsed.threads}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if parsed.threads:
         torch.set_num_threads(parsed.threads)

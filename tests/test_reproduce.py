@@ -26,6 +26,7 @@ from benchmarks.reproduce import (  # noqa: E402
     _cells,
     _costs,
     _data,
+    _figures,
     _measured,
     _methods,
     _plan,
@@ -162,6 +163,7 @@ def test_ablations_differ_in_what_they_settle():
     without = _methods.ablations("cldl", cifar)[2]
     assert without.name == "CLDL(4,2,4) without noise and LeakyReLU"
     assert len(without.estimator(cifar).augmentation) == 2
+    assert _methods.ablations("cldl", cifar)[1].estimator(cifar).augmentation[-1].sigma == 0.045
     on_logits = _methods.ablations("ncen", cifar)[1].estimator(cifar)
     assert on_logits.ce_on_probabilities is False
 
@@ -267,6 +269,12 @@ def test_rows_that_are_not_run_keep_their_numbers():
     assert len({row.name for row in fourth.rows}) == len(fourth.rows) == 5
     with pytest.raises(ValueError, match="the table has no SoE; it has ADP"):
         planned("cldl", "VIII", methods=["SoE"])
+    with pytest.raises(ValueError, match=r"the table has no foo, PGD20; it has BIM, .*PGD$"):
+        planned("cldl", "VIII", attacks=["foo", "fgsm", "PGD20"])
+    with pytest.raises(ValueError, match=r"the table has no clean, PGD; it has PGD20, MIM$"):
+        planned("ceat", "4", attacks=["clean", "PGD"])
+    with pytest.raises(ValueError, match=r"the table has no PGD; it has PGD 1->1, "):
+        _plan.parts(_figures.find("ncen", "3").table, TINY, attacks=["PGD"])
     [some] = planned("ceat", "1", attacks=["pgd20"])[:1]
     assert [str(column) for column in some.columns] == ["clean", "PGD20 0.031"]
     assert [unit.name for unit in _units.units(some, list, ablations=False)] == ["ceat-12test-PGD"]
@@ -463,21 +471,39 @@ def test_measured_beside_published(tmp_path, results):
     assert "a quirk" in text
 
 
-def test_gains_against_chance():
+def test_an_archive_that_the_split_does_not_fit(monkeypatch):
+    few = synthetic("fashion-mnist").head(64, np.arange(9_999))
+    monkeypatch.setattr(_data, "load", lambda *args: few)
+    with pytest.raises(ValueError, match=r"split is of .* 10000 test images, .* there are 9999"):
+        planned("cldl", "VIII")
+    [part] = planned("ncen", "II")[:1]
+    assert part.of_images == 9_999
+
+
+def test_gains_that_can_be_told_apart():
     def line(name, published, measured):
         number = _measured.Number((measured, measured), 10_000)
         cell = _measured.Cell(Column("PGD", 0.1), published, number, number, number)
         return _measured.Line(_plan.Row(name, None, {}), [cell], measured=True)
 
     best = line("CLDL", 50.0, 40.0)
-    one, two, three = _measured.claims(
-        [best, line("GAL", 48.8, 41.0), line("ADP", 30.0, 20.0), line("Vanilla", None, 10.0)], best
+    one, two, three, four = _measured.claims(
+        [
+            best,
+            line("GAL", 48.8, 41.0),
+            line("ADP", 30.0, 20.0),
+            line("Vanilla", None, 10.0),
+            line("TRS", 48.4, 40.0),
+        ],
+        best,
     )
     # the spread is 1.0 points here, that of a difference 1.4
     assert one.published == pytest.approx(1.2)
     assert (one.faithful, one.signs, one.within) == (-1.0, 0, 1)
     assert (two.published, two.faithful, two.signs, two.within) == (20.0, 20.0, 1, 0)
     assert (three.published, three.sound, three.n) == (None, 30.0, 0)
+    assert four.published == pytest.approx(1.6)
+    assert four.within == 0
 
 
 @pytest.mark.parametrize(
@@ -491,6 +517,12 @@ def test_gains_against_chance():
 def test_wrong_commands(given, message):
     with pytest.raises(SystemExit, match=message):
         command.main(given)
+
+
+def test_wrong_numbers_of_threads(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--list", "--threads", "-1"])
+    assert "--threads must be 0 or more; got -1" in capsys.readouterr().err
 
 
 def test_list_names_everything(caplog):

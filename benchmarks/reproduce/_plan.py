@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from ._published import Column, PublishedTable, Setting
 log = logging.getLogger(__name__)
 
 SURROGATES = (3, 5)
+_SPLIT_IMAGES = 10_000
 _TUNING_TABLES = ("XII", "XIII", "XIV")
 
 
@@ -148,23 +149,38 @@ def parts(
     Raises
     ------
     ValueError
-        For methods that the table does not have.
+        For methods and attacks that the table does not have, several data sets for one archive,
+        and test images that the paper's split does not fit.
     DatasetNotFoundError
     """
-    known = list(dict.fromkeys(row.method for row in table.rows))
-    unknown = [name for name in methods or () if name not in known]
-    if unknown:
-        raise ValueError(f"the table has no {', '.join(unknown)}; it has {', '.join(known)}")
-    datasets = list(dict.fromkeys(setting.dataset for setting in table.settings))
-    if archive is not None and len(datasets) > 1:
-        raise ValueError(
-            f"--npz holds one data set, but the table needs {' and '.join(datasets)}: choose one "
-            "by --dataset"
-        )
+    _refuse_unknown(methods or (), [row.method for row in table.rows])
+    printed = [column for setting in table.settings for column in table.columns(setting)]
+    known = [column.attack for column in printed if column.attack != "clean"]
+    _refuse_unknown(attacks or (), known, fold=str.lower)
+    if archive is not None:
+        _refuse_several([setting.dataset for setting in table.settings])
     return [
         part(table, setting, budget, methods, ablations, attacks, archive)
         for setting in table.settings
     ]
+
+
+def _refuse_unknown(
+    names: Sequence[str], known: Sequence[str], fold: Callable[[str], str] = str
+) -> None:
+    folded = set(map(fold, known))
+    unknown = [name for name in names if fold(name) not in folded]
+    if unknown:
+        listed = ", ".join(dict.fromkeys(known))
+        raise ValueError(f"the table has no {', '.join(unknown)}; it has {listed}")
+
+
+def _refuse_several(datasets: Sequence[str]) -> None:
+    if len(set(datasets)) > 1:
+        listed = " and ".join(dict.fromkeys(datasets))
+        raise ValueError(
+            f"--npz holds one data set, but the table needs {listed}: choose one by --dataset"
+        )
 
 
 def part(
@@ -202,14 +218,21 @@ def part(
         model(_methods.surrogate(n), setting._replace(members=n), budget, images)
         for n in (SURROGATES if table.paper == "cldl" else ())
     ]
-    columns = [
-        column
-        for column in table.columns(setting)
-        if attacks is None or column.attack.lower() in [*map(str.lower, attacks), "clean"]
-    ]
+    columns = _columns(table, setting, attacks)
     return Part(
         table.paper, setting, columns, rows, surrogates, images, len(index), len(everything.y)
     )
+
+
+def _columns(
+    table: PublishedTable, setting: Setting, attacks: Sequence[str] | None
+) -> list[Column]:
+    """Those of some attacks, and without one."""
+    every = table.columns(setting)
+    if attacks is None:
+        return every
+    wanted = {"clean", *map(str.lower, attacks)}
+    return [column for column in every if column.attack.lower() in wanted]
 
 
 def model(
@@ -264,5 +287,10 @@ def _test_index(table: PublishedTable, n_images: int) -> NDArray[np.int64]:
     """Which test images the paper takes, in its order."""
     if table.paper != "cldl":
         return np.arange(n_images)
+    if n_images != _SPLIT_IMAGES:
+        raise ValueError(
+            f"the paper's split is of the data set's {_SPLIT_IMAGES} test images, in its order, "
+            f"but there are {n_images}: give an archive that has them all"
+        )
     tuning, evaluation = cldl_split()
     return tuning if table.name in _TUNING_TABLES else evaluation
