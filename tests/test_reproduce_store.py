@@ -102,6 +102,16 @@ def test_two_workers_share_the_models_of_a_unit(tmp_path):
     assert sorted(work.done) == list("abcd")
 
 
+def test_timings_of_two_processes_are_both_kept(tmp_path):
+    first, second = (_costs._Timings(tmp_path / "timings.json") for _ in range(2))
+    assert first.get("x", lambda: 1.0) == 1.0
+    assert second.get("y", lambda: 2.0) == 2.0
+    # and what another process has timed in the meantime is the time of both
+    assert first.get("z", lambda: second.get("z", lambda: 3.0) + 1) == 3.0
+    anew = _costs._Timings(tmp_path / "timings.json")
+    assert [anew.get(what, lambda: 1 / 0) for what in "xyz"] == [1.0, 2.0, 3.0]
+
+
 # ----------------------------------------------------------------------------- what cannot be had
 
 

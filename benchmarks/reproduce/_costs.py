@@ -57,10 +57,6 @@ class Cost(NamedTuple):
     number: int
     seconds: float
 
-    @property
-    def total(self) -> float:
-        return self.number * self.seconds
-
 
 def estimate(
     part: Part, make_units: MakeUnits, models: Path, cells: Cells, device: str
@@ -171,18 +167,23 @@ class _Fit:
 
 
 class _Timings:
-    """Seconds that were measured on this machine, kept in a file."""
+    """Seconds that were measured on this machine, kept in a file that several may write."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
 
     def get(self, what: str, measure: Callable[[], float]) -> float:
         key = f"{_store.machine()}: {what}"
-        if key not in self.known:
-            self.known[key] = measure()
-            _store.write_json(self.path, self.known)
-        return self.known[key]
+        known = self._read()
+        if key not in known:
+            seconds = measure()
+            with _store.locked(self.path.with_suffix(".lock")):
+                known = {key: seconds, **self._read()}
+                _store.write_json(self.path, known)
+        return known[key]
+
+    def _read(self) -> dict[str, float]:
+        return json.loads(self.path.read_text()) if self.path.exists() else {}
 
 
 def _time_unit(unit: Unit, example: _Fit) -> float:
