@@ -131,7 +131,8 @@ class Claim(NamedTuple):
     signs : int
         Columns where the measured difference has the sign of the published one.
     within : int
-        Columns whose published difference is no larger than the spread of a difference here.
+        Columns whose published difference is no larger than the spread of a difference here:
+        smaller than this measurement can tell apart, whatever the paper's could.
     n : int
         Columns.
     """
@@ -263,7 +264,7 @@ def _claim(best: Line, other: Line) -> Claim:
 
 
 class _Gain(NamedTuple):
-    """How much better one method is than another under an attack, and by how much by chance."""
+    """How much better one method is than another under an attack, and what can be told apart."""
 
     published: float | None
     faithful: float

@@ -175,8 +175,8 @@ def _claims(best: Line, found: list[Claim]) -> str:
     ]
     return (
         f"What {best.row.name} gains, in points, mean over attacks. The last column counts the "
-        "published differences that are no larger than the spread of a difference here: they "
-        "could be chance.\n\n" + _report.markdown_table(rows)
+        "published differences that are no larger than the spread of a difference here: smaller "
+        "than this measurement can tell apart.\n\n" + _report.markdown_table(rows)
     )
 
 
