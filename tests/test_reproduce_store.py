@@ -17,8 +17,8 @@ sys.path.insert(0, str(ROOT))
 from small_reproduction import TINY, synthetic, task  # noqa: E402
 
 from benchmarks import _report, _store  # noqa: E402
-from benchmarks.reproduce import _cells, _costs, _data, _plan, _run  # noqa: E402
-from robust_ensembles import VanillaEnsembleClassifier  # noqa: E402
+from benchmarks.reproduce import _cells, _costs, _data, _plan, _run, _training  # noqa: E402
+from robust_ensembles import VanillaEnsembleClassifier, recipes  # noqa: E402
 from robust_ensembles.datasets import load_digits_images  # noqa: E402
 from robust_ensembles.exceptions import NonFiniteLossError  # noqa: E402
 
@@ -124,7 +124,7 @@ def diverging(monkeypatch):
         tried.append(type(self).__name__)
         raise NonFiniteLossError("the loss became infinite")
 
-    monkeypatch.setattr(_plan._methods.recipes.METHODS["gal"], "fit", fit)
+    monkeypatch.setattr(recipes.METHODS["gal"], "fit", fit)
     monkeypatch.setattr(_data, "load", synthetic)
     return tried
 
@@ -182,8 +182,12 @@ def test_results_tell_of_a_failed_training(tmp_path, diverging, monkeypatch, cap
 
     assert left()["train GAL, 1 epochs"] == 1
     [model] = part.models
-    assert _plan.train(part.models, shop.models, "cpu") == {model.key: "the loss became infinite"}
-    assert _plan.train(part.models, shop.models, "cpu") == {model.key: "the loss became infinite"}
+    assert _training.train(part.models, shop.models, "cpu") == {
+        model.key: "the loss became infinite"
+    }
+    assert _training.train(part.models, shop.models, "cpu") == {
+        model.key: "the loss became infinite"
+    }
     assert len(diverging) == 1
     assert f"{model.key} could not be trained; without its .failed.json" in caplog.text
     assert left() == {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from robust_ensembles.exceptions import NonFiniteLossError
 from robust_ensembles.protocols import cldl_split
 from robust_ensembles.protocols._settings import described
 
@@ -21,8 +19,6 @@ from . import _data, _methods
 from ._budget import Budget
 from ._methods import Method
 from ._published import Column, PublishedTable, Setting
-
-log = logging.getLogger(__name__)
 
 SURROGATES = (3, 5)
 _SPLIT_IMAGES = 10_000
@@ -154,9 +150,7 @@ def parts(
     DatasetNotFoundError
     """
     _refuse_unknown(methods or (), [row.method for row in table.rows])
-    printed = [column for setting in table.settings for column in table.columns(setting)]
-    known = [column.attack for column in printed if column.attack != "clean"]
-    _refuse_unknown(attacks or (), known, fold=str.lower)
+    _refuse_unknown(attacks or (), table.attacks, fold=str.lower)
     if archive is not None:
         _refuse_several([setting.dataset for setting in table.settings])
     return [
@@ -250,37 +244,6 @@ def model(
 
 def _each_once(models: Sequence[Model]) -> list[Model]:
     return list({model.key: model for model in models}.values())
-
-
-def failures(models: Sequence[Model], folder: Path) -> dict[str, str]:
-    """What happened to those models whose loss became infinite, by their keys."""
-    known = {model.key: _store.failure(folder, model.key) for model in models}
-    return {key: error for key, error in known.items() if error is not None}
-
-
-def train(models: Sequence[Model], folder: Path, device: str) -> dict[str, str]:
-    """Train what is not there yet and did not fail; what others train now comes last.
-
-    Returns
-    -------
-    failed : dict of str
-        By the key of a model whose loss became infinite, what happened.
-    """
-    failed = failures(models, folder)
-    for key in failed:
-        log.warning("%s could not be trained; without its .failed.json it is tried again", key)
-    done = {model.key for model in models if _store.is_trained(folder, model.key)}
-    todo = [model for model in models if model.key not in done | failed.keys()]
-    turns = _store.unlocked_first(todo, lambda model: _store.lock_of(folder, model.key))
-    for number, one in enumerate(turns):
-        log.info("model %d of %d to train", number + 1, len(todo))
-        one.estimator.set_params(device=device)
-        try:
-            _store.train(one.estimator, one.images.X, one.images.y, folder, one.key)
-        except NonFiniteLossError as error:
-            log.warning("%s: %s", one.key, error)
-            failed[one.key] = str(error)
-    return failed
 
 
 def _test_index(table: PublishedTable, n_images: int) -> NDArray[np.int64]:

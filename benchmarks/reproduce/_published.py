@@ -100,6 +100,12 @@ class PublishedTable:
         """All that are compared, in the order of the table."""
         return list(dict.fromkeys(row.setting for row in self.rows))
 
+    @property
+    def attacks(self) -> list[str]:
+        """All of any setting."""
+        columns = [column for setting in self.settings for column in self.columns(setting)]
+        return list(dict.fromkeys(c.attack for c in columns if c.attack != "clean"))
+
     def columns(self, setting: Setting) -> list[Column]:
         """All that are printed for a setting."""
         mine = [row.values for row in self.rows if row.setting == setting]

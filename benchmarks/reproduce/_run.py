@@ -11,7 +11,7 @@ from typing import Any
 from robust_ensembles.protocols._settings import described
 
 from .. import _report, _store
-from . import _costs, _measured, _plan, _tables
+from . import _costs, _measured, _tables, _training
 from ._budget import Budget
 from ._cells import Cells, Unit, evaluate
 from ._figures import Figure
@@ -116,7 +116,7 @@ def dry_run(task: Task, shop: Workshop) -> list[dict[str, Any]]:
     rows = []
     seen: set[str] = set()
     for whole in task.parts:
-        part = _without(whole, _plan.failures(whole.models, shop.models))
+        part = _without(whole, _training.failures(whole.models, shop.models))
         costs = _costs.estimate(part, task.units, shop.models, shop.cells, shop.device)
         for cost in costs:
             what = f"{part.label}: {cost.what}"
@@ -143,9 +143,9 @@ def run(task: Task, shop: Workshop, *, so_far: bool = False) -> None:
     parts = []
     for part in task.parts:
         if so_far:
-            failed = _plan.failures(part.models, shop.models)
+            failed = _training.failures(part.models, shop.models)
         else:
-            failed = _plan.train(part.models, shop.models, shop.device)
+            failed = _training.train(part.models, shop.models, shop.device)
         part = _without(part, failed)
         made = _units_of(part, task, shop)
         for unit in made if not so_far else ():
