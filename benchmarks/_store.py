@@ -68,7 +68,7 @@ def is_trained(folder: Path, name: str) -> bool:
 def train(estimator: Any, X: NDArray[Any], y: NDArray[Any], folder: Path, name: str) -> None:
     """Train a model and keep it as ``folder/name.*``, unless it is there already.
 
-    A loss that becomes infinite does so each time, so that is kept too: without
+    A loss that becomes infinite would do so again from the same seed, so that is kept too; without
     ``folder/name.failed.json`` the training is tried again.
 
     Parameters

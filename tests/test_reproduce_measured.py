@@ -65,6 +65,10 @@ def test_rows_are_compared_by_what_all_of_them_have():
     assert "- published: TRS (35.0) > ADP (25.0) > GAL (25.0)\n" in text
     assert "- faithful: ADP (55.0) > GAL (55.0) > Vanilla (1.0)\n" in text
     assert "means over the 2 of 3 attacks and radii that every measured row has" in text
+    adp, vanilla = lines[0], lines[2]
+    [claim] = [c for c in _measured.claims(lines, adp) if c.other == "Vanilla"]
+    assert claim.faithful == 54.0
+    assert _measured.claims([adp, vanilla], adp)[0].faithful == 38.0
 
 
 def test_nothing_in_common_is_not_compared():

@@ -153,8 +153,9 @@ def lines(part: Part, units: Sequence[Unit], cells: Cells) -> list[Line]:
 
 
 def claims(lines: Sequence[Line], best: Line) -> list[Claim]:
-    """One method against each other."""
-    return [_claim(best, line) for line in lines if line is not best and line.measured]
+    """One method against each other, by what all rows have."""
+    columns = shared(lines)
+    return [_claim(best, line, columns) for line in lines if line is not best and line.measured]
 
 
 def shared(lines: Sequence[Line]) -> list[Column]:
@@ -247,8 +248,8 @@ def _find(rows: Rows, column: Column, where: dict[str, Any]) -> dict[str, Any] |
     return None
 
 
-def _claim(best: Line, other: Line) -> Claim:
-    found = [_gain(*pair) for pair in zip(best.attacked, other.attacked, strict=True)]
+def _claim(best: Line, other: Line, columns: Sequence[Column]) -> Claim:
+    found = [_gain(*pair) for pair in zip(best.over(columns), other.over(columns), strict=True)]
     gains = [gain for gain in found if gain is not None]
     printed = [gain for gain in gains if gain.published is not None]
     return Claim(
