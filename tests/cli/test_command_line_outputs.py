@@ -29,6 +29,7 @@ BAD = [
     (f"{EVALUATE} --json m", "m cannot be written"),
     (f"{EVALUATE} --json /dev/null", "/dev/null cannot be written"),
     (f"{REPORT} --markdown n.st", f"--markdown n.st {DESTROYED}"),
+    (f"{REPORT} --surrogate s.st --markdown s.st", f"--markdown s.st {DESTROYED}"),
     (f"{REPORT} --markdown no/r.md", "the folder of no/r.md does not exist"),
     (f"{REPORT} --markdown ../{{here}}/r.json", "is what --path is, too"),
     ("report m.st n.st data.npz --attacks fgsm --path m.st", f"--path m.st {DESTROYED}"),
