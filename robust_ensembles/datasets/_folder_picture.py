@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-# a palette may have transparent colours, too
-_WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La", "P")
+_WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 # from 0 to 65535 to 0 to 255
 _PER_LEVEL = 257
 
