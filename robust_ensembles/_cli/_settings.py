@@ -85,7 +85,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"--set verbose={value!r}: epochs are shown unless --quiet is given")
         if name in _BOXES and value not in (PIXELS, list(PIXELS)):
             raise ValueError(
-                f"--set {name}={value!r}: leave it away, as the commands give pixels from 0 to 1, "
+                f"--set {name}={value!r}: leave it out, as the commands give pixels from 0 to 1, "
                 "which no attack may leave"
             )
         settings[name] = value
@@ -140,7 +140,7 @@ def _of_eps(
         way = (
             "give it attacks to train on with --set attack=pgd10"
             if hasattr(estimator, "attack")
-            else "leave --eps away, and give it to evaluate"
+            else "leave --eps out, and give it to evaluate"
         )
         raise ValueError(
             f"--eps is the radius of attacks in training, but {args.method} trains on images as "

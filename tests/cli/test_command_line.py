@@ -208,7 +208,7 @@ BAD = [
         "give --eps or --set attack__eps=..., not both",
     ),
     ("train data.npz --method gal --eps 0.1 -o m.st", "with --set attack=pgd10"),
-    ("train data.npz --method vanilla --eps 0.1 -o m.st", "leave --eps away"),
+    ("train data.npz --method vanilla --eps 0.1 -o m.st", "leave --eps out"),
     ("train data.npz --method ceat --source ceat -o m.st", "give --recipe, too"),
     ("train data.npz --method ceat --recipe mnist -o m.st", "there are no published settings"),
     ("train data.npz --method ceat --size 8 -o m.st", "--size 8: for a folder of images only"),
