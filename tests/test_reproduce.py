@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from small_reproduction import TINY, fill, planned, synthetic, task  # noqa: E402
 
-from benchmarks import _report, _store  # noqa: E402
+from benchmarks import _store  # noqa: E402
 from benchmarks.reproduce import (  # noqa: E402
     __main__ as command,
 )
@@ -45,17 +45,6 @@ from robust_ensembles.protocols import cldl_split  # noqa: E402
 
 TABLES = [(paper, name) for paper in _published.PAPERS for name in _published.names(paper)]
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def results(tmp_path, monkeypatch):
-    monkeypatch.setattr(_report, "RESULTS", tmp_path / "results")
-    return tmp_path / "results" / "reproduce"
-
-
-@pytest.fixture
-def small_images(monkeypatch):
-    monkeypatch.setattr(_data, "load", synthetic)
 
 
 # ------------------------------------------------------------------------------ what is printed

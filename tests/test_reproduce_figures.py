@@ -14,25 +14,13 @@ if not (ROOT / "benchmarks").exists():
     pytest.skip("the benchmarks are not in the source distribution", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
-from small_reproduction import TINY, fill, synthetic, task  # noqa: E402
+from small_reproduction import TINY, fill, task  # noqa: E402
 
-from benchmarks import _report  # noqa: E402
-from benchmarks.reproduce import _data, _drawing, _figures, _measured, _plan, _run  # noqa: E402
+from benchmarks.reproduce import _drawing, _figures, _measured, _plan, _run  # noqa: E402
 from benchmarks.reproduce._published import Column  # noqa: E402
 from robust_ensembles.attacks import MIM  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_images")
-
-
-@pytest.fixture
-def small_images(monkeypatch):
-    monkeypatch.setattr(_data, "load", synthetic)
-
-
-@pytest.fixture
-def results(tmp_path, monkeypatch):
-    monkeypatch.setattr(_report, "RESULTS", tmp_path / "results")
-    return tmp_path / "results" / "reproduce"
 
 
 @pytest.fixture

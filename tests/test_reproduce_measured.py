@@ -15,19 +15,14 @@ if not (ROOT / "benchmarks").exists():
     pytest.skip("the benchmarks are not in the source distribution", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
-from small_reproduction import TINY, planned, synthetic, task  # noqa: E402
+from small_reproduction import TINY, planned, task  # noqa: E402
 
 from benchmarks import _report  # noqa: E402
-from benchmarks.reproduce import _data, _measured, _plan, _run, _tables, _units  # noqa: E402
+from benchmarks.reproduce import _measured, _plan, _run, _tables, _units  # noqa: E402
 from benchmarks.reproduce._cells import Cells, Unit  # noqa: E402
 from benchmarks.reproduce._published import Column  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_images")
-
-
-@pytest.fixture
-def small_images(monkeypatch):
-    monkeypatch.setattr(_data, "load", synthetic)
 
 
 def number(value, n=10_000):
