@@ -62,7 +62,19 @@ class _ProcessorTime(Callback):
 
 def is_trained(folder: Path, name: str) -> bool:
     """Whether the folder has the model of that name."""
-    return _record(folder, name).exists()
+    return _record(folder, name).exists() and _weights(folder, name).exists()
+
+
+def record(folder: Path, name: str) -> dict[str, Any] | None:
+    """How the model was trained: settings, seconds, machine; None if nothing is known."""
+    path = _record(folder, name)
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def take_over(folder: Path, name: str, known: dict[str, Any]) -> None:
+    """Keep the record of a model that was trained elsewhere, without its weights."""
+    if not _record(folder, name).exists():
+        write_json(_record(folder, name), known)
 
 
 def train(estimator: Any, X: NDArray[Any], y: NDArray[Any], folder: Path, name: str) -> None:
@@ -106,16 +118,16 @@ def _keep(estimator: Any, n_train: int, folder: Path, name: str) -> None:
     """Write the weights and, last, what tells that the model is trained."""
     estimator.set_params(callbacks=None, checkpoint_dir=None).save(_weights(folder, name))
     history = estimator.history_
-    record = {
+    made = {
         "estimator": " ".join(repr(estimator).split()),
         "n_train": n_train,
         "seconds": sum(history[:, "dur"]),
         "cpu_seconds": sum(history[:, "cpu_dur"]),
         "machine": machine(),
     }
-    write_json(_record(folder, name), record)
+    write_json(_record(folder, name), made)
     last = {k: round(float(v), 4) for k, v in history[-1].items() if k.startswith("train_")}
-    log.info("%s: %.0f s, %s", name, record["seconds"], last)
+    log.info("%s: %.0f s, %s", name, made["seconds"], last)
 
 
 def failure(folder: Path, name: str) -> str | None:
@@ -138,9 +150,9 @@ def load(folder: Path, name: str, **params: Any) -> Stored:
     -------
     stored : Stored
     """
-    record = json.loads(_record(folder, name).read_text())
+    made = json.loads(_record(folder, name).read_text())
     model = load_estimator(_weights(folder, name), **params)
-    return Stored(model, record["seconds"], record["cpu_seconds"], record["machine"])
+    return Stored(model, made["seconds"], made["cpu_seconds"], made["machine"])
 
 
 def lock_of(folder: Path, name: str) -> Path:
@@ -187,7 +199,8 @@ def write_json(path: Path, content: Any) -> None:
 def machine() -> str:
     """This one, in a line."""
     here = _report.environment()
-    return f"{here['gpu'] or here['processor']}, {torch.get_num_threads()} threads"
+    where = here["gpu"] or here["processor"]
+    return f"{where}, {torch.get_num_threads()} threads, torch {here['torch']}"
 
 
 def _weights(folder: Path, name: str) -> Path:

@@ -2,11 +2,14 @@
 
 What a table needs is trained with the recipes and measured by the paper's protocol and by sound
 attacks. Models and numbers are kept in ``--work``: a run that was killed goes on where it was,
-tables share what they have in common, and the same command in several processes shares the work::
+tables share what they have in common, and the same command in several processes shares the work.
+A result keeps what it was written from: on another machine ``--known`` goes on from there::
 
     python -m benchmarks.reproduce --list
     python -m benchmarks.reproduce --paper cldl --table VIII --dry-run
     python -m benchmarks.reproduce --paper cldl --table VIII --budget 0.1 --ablations
+    python -m benchmarks.reproduce --paper cldl --table VIII --epochs 30 --seeds 2 \\
+        --images 500 --train-images 6000 --known benchmarks/results/reproduce/cldl_VIII.json
     python -m benchmarks.reproduce --paper ceat --figure 3 --budget 0.1
     python -m benchmarks.reproduce --paper ncen --table II --dataset fashion-mnist \\
         --network resnet20 --epochs 4 --train-images 6000 --images 500
@@ -55,6 +58,7 @@ def _start(options: argparse.ArgumentParser, parsed: argparse.Namespace) -> None
         raise ValueError("give --paper and either --table or --figure; --list names them")
     shop = _run.Workshop(parsed.work, parsed.device)
     task = _task(options, parsed)
+    _run.take_over(parsed.known, task, shop)
     if parsed.dry_run:
         log.info("%s", task.title)
         _command.show(_run.dry_run(task, shop))
@@ -107,6 +111,7 @@ def _options() -> argparse.ArgumentParser:
     add("--precision", default="float32", choices=["float32", "bfloat16"], help="of trainings")
     add("--npz", type=Path, help="archive with the data set's images; see load_image_npz")
     add("--work", type=Path, default=Path("benchmark-models/reproduce"), help="what is kept")
+    add("--known", nargs="+", type=Path, default=[], help="results (.json) to go on from")
     add("--device", default="auto")
     add("--threads", type=int, default=0, help="torch threads; 0 leaves them")
     add("--dry-run", action="store_true", help="say what would be done and how long it takes")

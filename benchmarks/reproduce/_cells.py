@@ -59,6 +59,11 @@ class Cells:
         }
         _store.write_json(self._path(key, unit), content)
 
+    def take_over(self, key: str, unit: str, content: dict[str, Any]) -> None:
+        """Keep what was measured elsewhere, unless it was measured here."""
+        if self.read(key, unit) is None:
+            _store.write_json(self._path(key, unit), content)
+
     def lock(self, unit: str, key: str = "joint") -> Path:
         """A file that whoever measures this holds."""
         return self.folder / "locks" / f"{key}-{unit}.lock"
@@ -67,19 +72,23 @@ class Cells:
         return self.folder / key / f"{unit}.json"
 
 
+def unmeasured(models: Sequence[Model], units: Sequence[Unit], cells: Cells) -> list[Model]:
+    """Those models of which some number is missing."""
+    return [
+        model for model in models if any(cells.read(model.key, one.name) is None for one in units)
+    ]
+
+
 def evaluate(
     unit: Unit, models: Sequence[Model], cells: Cells, load: Callable[[Model], Any]
 ) -> None:
     """Measure a unit on those models that it has not been measured on yet."""
-
-    def missing() -> list[Model]:
-        return [model for model in models if cells.read(model.key, unit.name) is None]
-
     if unit.joint:
         with _store.locked(cells.lock(unit.name)):
-            _measure(unit, missing(), cells, load)
+            _measure(unit, unmeasured(models, [unit], cells), cells, load)
         return
-    for model in _store.unlocked_first(missing(), lambda one: cells.lock(unit.name, one.key)):
+    missing = unmeasured(models, [unit], cells)
+    for model in _store.unlocked_first(missing, lambda one: cells.lock(unit.name, one.key)):
         with _store.locked(cells.lock(unit.name, model.key)):
             if cells.read(model.key, unit.name) is None:
                 _measure(unit, [model], cells, load)

@@ -20,6 +20,7 @@ from robust_ensembles.attacks import PGD
 from robust_ensembles.protocols._settings import described
 
 from .. import _store
+from . import _training
 from ._cells import Cells, Unit
 from ._plan import Model, Part
 from ._units import Surrogates
@@ -81,9 +82,10 @@ def estimate(
     groups: dict[str, list[Model]] = {}
     for model in part.models:
         groups.setdefault(_kind(model), []).append(model)
+    needed = {model.key for model in _training.needed(part, make_units(part, list), cells)}
     costs, fitted = [], {}
     for kind, several in groups.items():
-        left = [model for model in several if not _store.is_trained(models, model.key)]
+        left = [m for m in several if m.key in needed and not _store.is_trained(models, m.key)]
         fit = _Fit(several[0], device)
         per_image = timings.get(f"train {kind}", fit.seconds_per_image)
         epochs = several[0].estimator.max_epochs

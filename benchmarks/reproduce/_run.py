@@ -11,7 +11,7 @@ from typing import Any
 from robust_ensembles.protocols._settings import described
 
 from .. import _report, _store
-from . import _costs, _measured, _tables, _training
+from . import _costs, _known, _measured, _tables, _training
 from ._budget import Budget
 from ._cells import Cells, Unit, evaluate
 from ._figures import Figure
@@ -129,6 +129,12 @@ def dry_run(task: Task, shop: Workshop) -> list[dict[str, Any]]:
     return rows
 
 
+def take_over(results: Sequence[Path], task: Task, shop: Workshop) -> None:
+    """Go on from results that were written elsewhere."""
+    for result in results:
+        _known.take_over(result, _work(task, shop), shop.models, shop.cells)
+
+
 def run(task: Task, shop: Workshop, *, so_far: bool = False) -> None:
     """Train and measure what is missing, and write the table.
 
@@ -142,12 +148,12 @@ def run(task: Task, shop: Workshop, *, so_far: bool = False) -> None:
     lines: list[list[_measured.Line]] = []
     parts = []
     for part in task.parts:
-        if so_far:
-            failed = _training.failures(part.models, shop.models)
-        else:
-            failed = _training.train(part.models, shop.models, shop.device)
-        part = _without(part, failed)
         made = _units_of(part, task, shop)
+        failed = _training.failures(part.models, shop.models)
+        if not so_far:
+            needed = _training.needed(part, made, shop.cells)
+            failed |= _training.train(needed, shop.models, shop.device)
+        part = _without(part, failed)
         for unit in made if not so_far else ():
             evaluate(unit, part.targets, shop.cells, shop.fitted)
         parts.append(part)
@@ -186,6 +192,7 @@ def write(
             for row in part.rows
             if row.models
         },
+        known=_known.gathered(_work(task, shop), shop.models, shop.cells),
     )
     log.info("%s", _report.markdown_table(rows))
 
@@ -207,17 +214,17 @@ def _about(task: Task, lines: Sequence[Sequence[_measured.Line]], shop: Workshop
     """Time and machine."""
     planned = task.budget.seeds_of(task.table.paper)
     seeds = sorted({seed for mine in lines for line in mine for seed in line.complete})
-    keys = {model.key: model for part in task.parts for model in part.models}
-    trained = [m for m in keys.values() if _store.is_trained(shop.models, m.key)]
-    stored = [m.load(shop.models, shop.device) for m in trained]
-    seconds, cpu = (sum(getattr(s, n) for s in stored) for n in ("seconds", "cpu_seconds"))
+    keys = dict.fromkeys(model.key for part in task.parts for model in part.models)
+    records = [_store.record(shop.models, key) for key in keys]
+    trained = [record for record in records if record is not None]
+    seconds, cpu = (sum(one[name] for one in trained) for name in ("seconds", "cpu_seconds"))
     measured = [content for content in _contents(task, shop) if content is not None]
     evaluation = sum(content["seconds"] for content in measured)
-    machines = {s.machine for s in stored} | {content["machine"] for content in measured}
+    machines = {content["machine"] for content in [*trained, *measured]}
     labels = ", ".join(dict.fromkeys(part.images.label for part in task.parts))
     return (
         f"Data: {labels}. Seeds: {seeds}{'' if seeds == planned else f' of {planned}'}. "
-        f"{len(stored)} models were trained in {seconds / 3600:.2f} hours "
+        f"{len(trained)} models were trained in {seconds / 3600:.2f} hours "
         f"({cpu / 3600:.2f} of the processor), and measured in {evaluation / 3600:.2f}, "
         f"on {'; '.join(sorted(machines)) or 'no machine'}."
     )
@@ -236,6 +243,10 @@ def _contents(task: Task, shop: Workshop) -> list[dict[str, Any] | None]:
         for unit in _units_of(part, task, shop)
         for model in part.targets
     ]
+
+
+def _work(task: Task, shop: Workshop) -> _known.Work:
+    return [(part, _units_of(part, task, shop)) for part in task.parts]
 
 
 def _units_of(part: Part, task: Task, shop: Workshop) -> list[Unit]:

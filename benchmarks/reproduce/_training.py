@@ -9,9 +9,17 @@ from pathlib import Path
 from robust_ensembles.exceptions import NonFiniteLossError
 
 from .. import _store
-from ._plan import Model
+from ._cells import Cells, Unit, unmeasured
+from ._plan import Model, Part
 
 log = logging.getLogger(__name__)
+
+
+def needed(part: Part, units: Sequence[Unit], cells: Cells) -> list[Model]:
+    """Models that the missing numbers of a part take."""
+    targets = unmeasured(part.targets, units, cells)
+    keys = {model.key for model in [*part.surrogates, *targets] if targets}
+    return [model for model in part.models if model.key in keys]
 
 
 def failures(models: Sequence[Model], folder: Path) -> dict[str, str]:
