@@ -10,7 +10,9 @@ from typing import Any
 import pandas as pd
 
 from .._files import write_whole
+from ..attacks import Transfer
 from ..inspection import RobustnessReport, robustness_report
+from ..metrics import attack_from_name
 from ._arguments import add_common, add_data, add_threat
 from ._console import say, show_table, tell
 from ._data import Images, read_for_measuring
@@ -55,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure and show."""
     settle_threat(args)
+    _refuse_idle_surrogates(args)
     inputs = [args.model, args.data, *(args.surrogate or [])]
     check_outputs({"--json": args.json}, inputs)
     images, report = measure([args.model], args, sanity_checks=False, path=None)
@@ -78,6 +81,19 @@ def run(args: argparse.Namespace) -> int:
     for attack, error in failed.items():
         tell(f"{attack} failed, and has no number: {' '.join(error.split())}")
     return 1 if failed else 0
+
+
+def _refuse_idle_surrogates(args: argparse.Namespace) -> None:
+    """Raise for surrogates that no attack takes; a report has checks that do."""
+    transfers = (
+        isinstance(attack_from_name(name, surrogate=args.surrogate), Transfer)
+        for name in args.attacks
+    )
+    if args.surrogate is not None and not any(transfers):
+        raise ValueError(
+            "--surrogate: examples are made on it by attacks named transfer only, and --attacks "
+            "has none: add transfer_pgd20, or leave --surrogate out"
+        )
 
 
 def measure(

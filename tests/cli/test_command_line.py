@@ -228,6 +228,7 @@ BAD = [
     ("evaluate m.st data.npz --attacks transfer", "needs a surrogate"),
     ("report m.st data.npz --attacks fgsm --path no/r.json", "the folder of no/r.json does not"),
     # before files are read
+    ("evaluate none.st none.npz --attacks fgsm --surrogate s.st", "--attacks has none"),
     ("train none.npz --method ceat --eps 8 -o m.st", "did you mean 8/255?"),
     ("evaluate none.st none.npz --eps 8", "did you mean 8/255?"),
     ("report none.st none.npz --eps 8 --path r.json", "did you mean 8/255?"),

@@ -9,7 +9,7 @@ from robust_ensembles._cli._outputs import check_outputs
 
 TRAIN = "train data.npz --method vanilla --epochs 1"
 # the models and data need not be readable: outputs are judged before
-EVALUATE = "evaluate m.st data.npz --attacks fgsm --surrogate s.st"
+EVALUATE = "evaluate m.st data.npz --attacks transfer_fgsm --surrogate s.st"
 REPORT = "report m.st n.st data.npz --attacks fgsm --path r.json"
 DESTROYED = "is read, and would be destroyed"
 BAD = [
