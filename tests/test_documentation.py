@@ -1,13 +1,16 @@
 """The documentation is complete, and what it shows runs."""
 
 import ast
+import functools
 import importlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from collections import Counter
+from configparser import ConfigParser
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -83,6 +86,68 @@ def test_every_block_of_code_compiles(path):
 def test_pages_have_code_at_all():
     assert len(WITH_CODE) > 15
     assert len(EXAMPLES) >= 14
+
+
+def commands(path):
+    """Lines of blocks for a shell, without their comments, and the languages of all blocks."""
+    text = path.read_text(encoding="utf-8")
+    found = re.findall(r"^ *```(\w+)\n(.*?)^ *```$", text, flags=re.MULTILINE | re.DOTALL)
+    shell = [block for language, block in found if language != "python"]
+    lines = [shlex.split(line, comments=True) for block in shell for line in block.splitlines()]
+    return [words for words in lines if words], {language for language, _ in found}
+
+
+@functools.cache
+def options_of(module):
+    """What a script says that it takes."""
+    done = run(["-W", "default", "-m", module, "--help"], ROOT)
+    assert done.returncode == 0, done.stderr
+    return set(re.findall(r"--[\w-]+", done.stdout))
+
+
+def check_command(words):
+    """Raise for a command that this repository does not have."""
+    match words:
+        case ["make", target, *_]:
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        case ["python", "-m", "pip", "install", what]:
+            asked = what.removeprefix(".").strip("[]")
+            extras = ConfigParser()
+            extras.read(ROOT / "setup.cfg")
+            assert set(filter(None, asked.split(","))) <= set(extras["options.extras_require"])
+        case ["python", "-m", module, *options] if module.startswith("benchmarks."):
+            asked = {word for word in options if word.startswith("--")}
+            assert asked <= options_of(module)
+        case ["robust-ensembles", command, *_]:
+            assert command in ("train", "evaluate", "report", "recipes")
+        case ["torchrun", _, script]:
+            assert (ROOT / "examples" / script).is_file()
+        case [*settings, "python", "train.py"]:
+            assert all("=" in setting for setting in settings)
+        case _:
+            raise AssertionError(f"nothing checks {shlex.join(words)}")
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_every_command_exists(path):
+    """They are run too: by the tests of the command line and of examples, by make and in CI."""
+    lines, languages = commands(path)
+    assert languages <= {"python", "sh", "text"}
+    for words in lines:
+        check_command(words)
+
+
+def test_commands_that_do_not_exist():
+    for line in (
+        "make coffee",
+        "python -m pip install '.[coffee]'",
+        "python -m benchmarks.reproduce --coffee",
+        "python -m benchmarks.coffee",
+        "robust-ensembles coffee",
+        "coffee",
+    ):
+        with pytest.raises(AssertionError):
+            check_command(shlex.split(line))
 
 
 def toctree_entries(path):

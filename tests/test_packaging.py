@@ -22,11 +22,11 @@ def python_blocks(name="README.md"):
     return re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def run_code(code, folder):
+def run_code(code, folder, *, warnings="error"):
     # one thread: more would only wait for those of other tests
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
+        [sys.executable, "-W", warnings, "-c", code],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -50,6 +50,18 @@ def test_all_code_of_the_readme_runs_in_its_order(tmp_path):
     assert len(blocks) == len(python_blocks()) - 1
     done = run_code("\n".join(blocks), tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.oracle
+def test_the_code_of_the_readme_for_foolbox_runs(tmp_path):
+    pytest.importorskip("foolbox")
+    [block] = [block for block in python_blocks() if "foolbox" in block]
+    # what foolbox warns of is its own
+    done = run_code("\n".join([python_blocks()[0], block]), tmp_path, warnings="default")
+    assert done.returncode == 0, done.stderr
+    ours, theirs = re.findall(r"(?:PGD-20 at eps 0\.1 |^)(0\.\d+)$", done.stdout, re.MULTILINE)
+    # the same ensemble under the same kind of attack
+    assert float(theirs) == pytest.approx(float(ours), abs=0.1)
 
 
 def test_readme_names_every_estimator_and_attack():
