@@ -54,7 +54,7 @@ class Normalize(nn.Module):
                 f"mean has {len(mean_values)} channels and std has {len(std_values)}; "
                 f"give both the same length, or one number for all channels"
             )
-        device = torch.get_default_device()
+        device = torch.empty(0).device  # get_default_device of torch 2.6 misses the context
         self.register_buffer("mean", mean_values.to(device))
         self.register_buffer("std", std_values.to(device))
 

@@ -42,6 +42,6 @@ class RawInput(nn.Module):
         return log_proba
 
     def _prepare(self, x: Tensor) -> Tensor:
-        scaled = x / 255 if x.dtype == torch.uint8 else x
+        scaled = x.to(torch.float32) / 255 if x.dtype == torch.uint8 else x
         dtype = next(self.ensemble.parameters()).dtype
         return scaled.to(dtype).reshape(x.shape[0], *self.input_shape)

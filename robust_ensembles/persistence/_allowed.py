@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import GenericAlias
+
 import torch
 from sklearn.base import BaseEstimator
 
@@ -29,7 +31,9 @@ OBJECTS: dict[str, type[BaseEstimator]] = {
         name: kind
         for room in (_attacks, _training, _estimators)
         for name in room.__all__
+        # on Python 3.10, aliases such as dict[str, Tensor] pass for types as well
         if isinstance(kind := getattr(room, name), type)
+        and not isinstance(kind, GenericAlias)
         and issubclass(kind, (_attacks.Attack, _training.BatchTransform))
         and kind not in _NOT_FROM_PARAMETERS
         and not kind.__abstractmethods__

@@ -57,7 +57,8 @@ def export_onnx(
     ImportError
         Without onnx, onnxscript and onnxruntime.
     RuntimeError
-        If the outputs differ by more; nothing is written.
+        If the outputs differ by more, or torch cannot write the networks as ONNX (2.6 cannot write
+        ResNets); nothing is written.
     """
     check_is_fitted(estimator)
     one_of(input_dtype, _INPUT_DTYPES, "input_dtype")
@@ -73,15 +74,21 @@ def export_onnx(
 
 def _program(module: nn.Module, X: NDArray[Any]) -> Any:
     """The ONNX program of a module, for any number of samples."""
-    return torch.onnx.export(
-        module,
-        (torch.from_numpy(X),),
-        dynamo=True,
-        verbose=False,
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-        dynamic_shapes=({0: torch.export.Dim("n_samples")},),
-    )
+    try:
+        return torch.onnx.export(
+            module,
+            (torch.from_numpy(X),),
+            dynamo=True,
+            verbose=False,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("n_samples")},),
+        )
+    except torch.onnx.OnnxExporterError as error:
+        raise RuntimeError(
+            f"torch {torch.__version__} could not write these networks as ONNX. Newer releases of "
+            "torch and onnxscript can write more; what it stumbled over stands above"
+        ) from error
 
 
 def _inputs(estimator: BaseEnsembleClassifier, n: int, dtype: str) -> NDArray[Any]:

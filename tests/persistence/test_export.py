@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from file_parts import small
+from packaging.version import Version
 from sklearn.exceptions import NotFittedError
 
 from robust_ensembles.persistence import export_onnx
@@ -42,6 +43,9 @@ def test_torch_export_takes_any_number_of_samples(dtype, digit_images):
             torch.testing.assert_close(program.module()(x[:n]), module(x[:n]))
 
 
+@pytest.mark.skipif(
+    Version(torch.__version__) < Version("2.7"), reason="torch 2.6 cannot write ResNets as ONNX"
+)
 def test_onnx_computes_what_the_estimator_does(digit_images, runtime, path):
     X, X_test, y, _ = digit_images
     estimator = small(module="resnet20", n_estimators=2, module_params={"normalize": (0.5, 0.2)})
@@ -77,6 +81,18 @@ def test_onnx_leaves_the_estimator_and_an_older_file_alone(digit_rows, runtime, 
     assert path.read_text() == "older"
     assert list(path.parent.iterdir()) == [path]
     np.testing.assert_array_equal(estimator.predict_log_proba(X), before)
+
+
+def test_networks_that_torch_cannot_write(digit_rows, runtime, path, monkeypatch):
+    X, _, y, _ = digit_rows
+
+    def export(*args, **kwargs):
+        raise torch.onnx.OnnxExporterError("no decomposition of such an operator")
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    with pytest.raises(RuntimeError, match=r"torch \S+ could not write these networks as ONNX"):
+        small().fit(X, y).export_onnx(path)
+    assert not path.exists()
 
 
 def test_what_cannot_be_exported(digit_rows, path, monkeypatch):
