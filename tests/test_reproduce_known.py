@@ -16,7 +16,7 @@ from small_reproduction import TINY, fill, task  # noqa: E402
 
 from benchmarks import _store  # noqa: E402
 from benchmarks.reproduce import __main__ as command  # noqa: E402
-from benchmarks.reproduce import _run, _training  # noqa: E402
+from benchmarks.reproduce import _known, _run, _training  # noqa: E402
 from robust_ensembles import VanillaEnsembleClassifier  # noqa: E402
 from robust_ensembles.datasets import load_digits_images  # noqa: E402
 
@@ -137,3 +137,14 @@ def test_the_command_goes_on_from_a_result(result, results, tmp_path):
         METHODS, "1 of 2"
     )
     assert "--known known.json" in written["command"]
+
+
+def test_every_committed_result_can_be_gone_on_from():
+    files = sorted((ROOT / "benchmarks" / "results" / "reproduce").glob("*.json"))
+    assert len(files) >= 5
+    for path in files:
+        known = _known._read(path)
+        assert set(known["measured"]) <= set(known["trained"])
+        assert all(
+            content["rows"] for units in known["measured"].values() for content in units.values()
+        )
