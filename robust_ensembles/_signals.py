@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from multiprocessing import current_process
 from typing import Any, NoReturn
 
 # what a shell reports of a process that SIGTERM has ended
 _STATUS = 128 + int(signal.SIGTERM)
 _PARENT = os.getppid()
+# seconds between two looks at whether the main process lives
+_PAUSE = 1.0
 
 
 @contextmanager
@@ -64,3 +68,20 @@ def in_worker() -> bool:
 def is_orphan() -> bool:
     """Whether this is a worker process whose main process has died: nobody waits for it."""
     return in_worker() and os.getppid() != _PARENT
+
+
+@cache
+def end_with_main_process() -> None:
+    """Let a worker process get SIGTERM once its main process has died, whatever it does then.
+
+    Between two fits it would wait for the next task, for ever if the main process was killed while
+    it wrote that task.
+    """
+    if in_worker():
+        threading.Thread(target=_watch_main_process, daemon=True).start()
+
+
+def _watch_main_process() -> None:
+    while not is_orphan():
+        time.sleep(_PAUSE)
+    os.kill(os.getpid(), signal.SIGTERM)

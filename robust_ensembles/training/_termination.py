@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from skorch.callbacks import Callback
 
-from .._signals import exit_by_sigterm, handled_sigterm, in_worker, is_orphan
+from .._signals import (
+    end_with_main_process,
+    exit_by_sigterm,
+    handled_sigterm,
+    in_worker,
+    is_orphan,
+)
 from ._distributed import any_rank
 
 if TYPE_CHECKING:
@@ -60,6 +66,7 @@ def stopped_by_sigterm(net: EnsembleNet) -> Iterator[None]:
     ----------
     net : EnsembleNet
     """
+    end_with_main_process()
     stop = _StopBetweenBatches()
     entry = ("stop_on_sigterm", stop)
     with handled_sigterm(stop.ask) as handled:
