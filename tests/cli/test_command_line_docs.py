@@ -24,11 +24,14 @@ def make_data():
     exec(compile(code, "command_line.md", "exec"), {})
 
 
+def shell_lines(text):
+    found = [block.splitlines() for language, block in blocks(text) if language == "sh"]
+    return [line for lines in found for line in lines]
+
+
 def run_commands(text, capsys):
     """Run all of our commands in a page; how many there are."""
-    lines = [
-        line for language, block in blocks(text) if language == "sh" for line in block.split("\n")
-    ]
+    lines = shell_lines(text)
     ours = [shlex.split(line)[1:] for line in lines if line.startswith("robust-ensembles ")]
     for words in ours:
         assert main(words) == 0, capsys.readouterr().err
@@ -38,6 +41,7 @@ def run_commands(text, capsys):
 @pytest.mark.slow
 def test_all_commands_of_the_guide(tmp_path, capsys):
     make_data()
+    assert {shlex.split(line)[0] for line in shell_lines(GUIDE)} == {"robust-ensembles"}
     assert run_commands(GUIDE, capsys) == GUIDE.count("\nrobust-ensembles ") > 5
     assert {"ceat.safetensors", "vanilla.json", "report.md"} <= {p.name for p in tmp_path.iterdir()}
 
