@@ -1,5 +1,6 @@
 """Small data that several test folders share."""
 
+import multiprocessing
 import signal
 
 import pytest
@@ -15,6 +16,16 @@ def control_c():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def children():
+    """The processes that the test has started and that still run.
+
+    Those of earlier tests do not count: joblib keeps its workers for the next search.
+    """
+    before = set(multiprocessing.active_children())
+    return lambda: set(multiprocessing.active_children()) - before
 
 
 @pytest.fixture

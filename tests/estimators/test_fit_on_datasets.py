@@ -1,6 +1,5 @@
 """Fits on data sets that are read sample by sample."""
 
-import multiprocessing
 import os
 import pickle
 import signal
@@ -81,7 +80,7 @@ def assert_same_fit(first, second):
         (FASTENEnsembleClassifier, {"class_weight": "balanced"}),
     ],
 )
-def test_same_as_the_array(cls, params, num_workers, data):
+def test_same_as_the_array(cls, params, num_workers, data, children):
     X, y = data
     params = {"module": torch_mlp, **params}
     weight = np.linspace(0.5, 2, len(y))
@@ -94,7 +93,7 @@ def test_same_as_the_array(cls, params, num_workers, data):
         np.testing.assert_array_equal(
             column(on_dataset, "valid_loss"), column(on_array, "valid_loss")
         )
-    assert not multiprocessing.active_children()
+    assert not children()
 
 
 def test_images_of_bytes(digit_images):
@@ -232,17 +231,17 @@ def test_checkpoints(data, tmp_path):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, RuntimeError])
-def test_interrupted(error, data):
+def test_interrupted(error, data, children):
     X, y = data
     clf = make(num_workers=2, callbacks=[RaiseAt("on_batch_end", error, 9)])
     with pytest.raises(error):
         clf.fit(tensors(X, y))
-    assert not multiprocessing.active_children()
+    assert not children()
     assert clf.n_iter_ == 1
     assert clf.predict(tensors(X, y)).shape == (200,)
 
 
-def test_process_that_dies_in_the_second_epoch(data, tmp_path):
+def test_process_that_dies_in_the_second_epoch(data, tmp_path, children):
     X, y = data
 
     def die():
@@ -258,7 +257,7 @@ def test_process_that_dies_in_the_second_epoch(data, tmp_path):
         clf.fit(dataset, y)
     assert clf.n_iter_ == 1
     assert 0 <= clf.score(X, y) <= 1
-    assert not multiprocessing.active_children()
+    assert not children()
 
 
 def test_pickle_holds_no_data(data):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import warnings
 
 import joblib
@@ -67,12 +68,14 @@ def ray(workers_see_this_folder):
         # else it writes one into the user's home
         patch.setenv("RAY_AUTH_TOKEN", os.urandom(16).hex())
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        handler = signal.getsignal(signal.SIGTERM)
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
         try:
             register_ray()
             yield
         finally:
             ray.shutdown()
+            signal.signal(signal.SIGTERM, handler)  # Ray leaves its own
 
 
 @pytest.mark.slow

@@ -135,12 +135,12 @@ def test_data_set_that_reads_many_at_once():
         (None, "sample 4 of the data set is NoneType"),
     ],
 )
-def test_bad_samples_are_named(num_workers, value, message):
+def test_bad_samples_are_named(num_workers, value, message, children):
     X = streamed(Samples(rows(), odd={4: value}), num_workers)
     X.box = (0.0, 100.0)
     with pytest.raises(BadSampleError, match=message):
         list(X.in_order(3))
-    assert not multiprocessing.active_children()
+    assert not children()
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
@@ -157,19 +157,19 @@ def test_randomness_of_the_data_set(num_workers):
     assert not torch.equal(seen[0], other)
 
 
-def test_a_process_that_reads_dies():
+def test_a_process_that_reads_dies(children):
     X = streamed(Samples(rows(), odd={20: killed}), num_workers=2)
     with pytest.raises(RuntimeError, match=r"data has died.*num_workers=0"):
         X.labels()
-    assert not multiprocessing.active_children()
+    assert not children()
 
 
-def test_processes_end_with_the_iterator():
+def test_processes_end_with_the_iterator(children):
     X = streamed(Samples(rows()), num_workers=2)
     with closing(iter(mini_batches(X, paired=True))) as batches:
         next(batches)
-        assert len(multiprocessing.active_children()) == 4
-    assert not multiprocessing.active_children()
+        assert len(children()) == 4
+    assert not children()
 
 
 class Failing(Samples):
@@ -178,10 +178,10 @@ class Failing(Samples):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_errors_of_the_data_set_are_its_own(num_workers):
+def test_errors_of_the_data_set_are_its_own(num_workers, children):
     with pytest.raises(KeyError, match="on purpose"):
         list(streamed(Failing(rows()), num_workers).in_order(5))
-    assert not multiprocessing.active_children()
+    assert not children()
 
 
 def test_fingerprint():
