@@ -22,12 +22,12 @@ from robust_ensembles import (
     VanillaEnsembleClassifier,
 )
 from robust_ensembles.attacks import PGD
+from robust_ensembles.contrib.cuda_graph import replayed_steps
 from robust_ensembles.estimators.base import BaseEnsembleClassifier
 from robust_ensembles.modules import CifarResNet, LabelConfusionModel, LeNet5
+from robust_ensembles.speed import accelerated
 from robust_ensembles.training import Batch, preserve_global_rng
-from robust_ensembles.training._acceleration import accelerated
 from robust_ensembles.training._meter import EpochMeter
-from robust_ensembles.training._static_step import replayed_steps
 
 from ._released_steps import RELEASED, ReleasedStep
 

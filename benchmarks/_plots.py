@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from robust_ensembles.inspection._displays._style import light_frame, series_style
+from robust_ensembles.inspection.displays.style import light_frame, series_style
 
 Rows = list[dict[str, Any]]
 _QUANTITIES = {"seconds": "seconds", "MiB": "peak memory (MiB)"}

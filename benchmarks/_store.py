@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from skorch.callbacks import Callback
 
-from robust_ensembles._files import replacing
+from robust_ensembles._system import replacing
 from robust_ensembles.exceptions import NonFiniteLossError
 from robust_ensembles.persistence import load as load_estimator
 

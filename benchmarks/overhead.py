@@ -16,8 +16,8 @@ import torch
 from sklearn.base import clone
 from torch import nn
 
+from robust_ensembles.speed import accelerated
 from robust_ensembles.training import Batch, EnsembleDataset, TrainingStep
-from robust_ensembles.training._acceleration import accelerated
 
 from . import _command, _report
 from ._cases import NETWORKS, OwnStep, make_estimator, random_images

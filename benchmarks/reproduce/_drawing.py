@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robust_ensembles.inspection import TransferabilityDisplay
-from robust_ensembles.inspection._displays._style import light_frame, series_style
+from robust_ensembles.inspection.displays.style import light_frame, series_style
 
 from ._measured import Cell, Line, mean
 from ._plan import Part

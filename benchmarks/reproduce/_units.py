@@ -10,14 +10,8 @@ import numpy as np
 
 from robust_ensembles import protocols
 from robust_ensembles.protocols import ProtocolResult
-from robust_ensembles.protocols._cldl import transfer_attacks
-from robust_ensembles.protocols._shared import (
-    Subject,
-    fraction,
-    sound_attacks,
-    subject,
-    subjects,
-)
+from robust_ensembles.protocols.cldl import transfer_attacks
+from robust_ensembles.protocols.shared import Subject, fraction, sound_attacks, subject, subjects
 
 from ._cells import Outcome, Rows, Unit
 from ._plan import Part

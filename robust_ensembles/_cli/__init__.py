@@ -1,5 +1,5 @@
 """The command line: the package's estimators, attacks and report for who has files, not arrays."""
 
-from ._main import main
+from .main import main
 
 __all__ = ["main"]

@@ -13,8 +13,8 @@ from ..estimators import BaseEnsembleClassifier
 from ..estimators._components import resolve_device
 from ..persistence import load
 from ._console import tell
-from ._data import Images, check_fits
 from ._radius import PIXELS
+from .data import Images, check_fits
 
 
 def load_model(path: Path, device: str | None) -> BaseEnsembleClassifier:

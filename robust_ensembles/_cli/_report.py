@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .._files import write_whole
-from ._arguments import add_common, add_data, add_threat
+from .._system import write_whole
 from ._console import say
-from ._evaluate import measure
 from ._outputs import check_outputs
 from ._radius import settle_threat
+from .common import add_common, add_data, add_threat
+from .evaluate import measure
 
 DESCRIPTION = """\
 Compare trained ensembles under attacks, with sanity checks of the numbers.

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from .. import recipes
-from .._validation import one_of
+from .._checks import one_of
 from ..attacks import BoundedAttack
 from ..attacks._checks import check_radius
 from ..estimators import BaseEnsembleClassifier

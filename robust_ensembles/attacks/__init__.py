@@ -4,23 +4,23 @@
 anything fitted that ends in an estimator of this package.
 """
 
-from ._apgd import APGD, TargetedAPGD
-from ._attack import Attack
-from ._autoattack import AutoAttack, EnsembleAutoAttack
+from ..twins import as_torch, check_differentiable
 from ._base import BoundedAttack
-from ._carlini_wagner import CarliniWagnerL2
-from ._combined import UniformNoise, WorstCase
-from ._deepfool import DeepFool
-from ._external import External
-from ._fab import FAB
-from ._gradient import BIM, CW, FGSM, MIM, PGD, GradientAttack
-from ._mora import MORA
-from ._nearest import MinimumNormAttack
 from ._objective import is_broken
-from ._square import Square
-from ._target import Target, resolve_target
-from ._transfer import Transfer
-from ._twins import as_torch, check_differentiable
+from .apgd import APGD, TargetedAPGD
+from .autoattack import AutoAttack, EnsembleAutoAttack
+from .base import Attack
+from .carlini_wagner import CarliniWagnerL2
+from .combined import UniformNoise, WorstCase
+from .deepfool import DeepFool
+from .engine.target import Target, resolve_target
+from .external import External
+from .fab import FAB
+from .gradient import BIM, CW, FGSM, MIM, PGD, GradientAttack
+from .minimum_norm import MinimumNormAttack
+from .mora import MORA
+from .square import Square
+from .transfer import Transfer
 
 __all__ = [
     "APGD",

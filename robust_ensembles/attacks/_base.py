@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._validation import check_count, check_flag, is_number, one_of
-from ._attack import Attack
-from ._balls import NORMS, Ball, Box
+from .._checks import check_count, check_flag, is_number, one_of
 from ._checks import check_batch, check_box, check_radius, warn_of_units
-from ._fast_eval import FastEval
-from ._margins import AGGREGATIONS, LOSSES
 from ._mode import untouched
 from ._objective import Objective, device_of
 from ._passes import Passes
+from .base import Attack
+from .engine.balls import NORMS, Ball, Box
+from .engine.fast_eval import FastEval
+from .engine.margins import AGGREGATIONS, LOSSES
 
 # values of X attacked together, whatever the batch size: few large batches late in an attack, when
 # most samples are broken, instead of many small ones

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._checks import is_number
 from .._memory_errors import is_out_of_memory
-from .._validation import is_number
-from ._balls import Box
-from ._margins import member_logits
 from ._mode import untouched
 from ._objective import device_of
+from .engine.balls import Box
+from .engine.margins import member_logits
 
 # X may lie this part of the box's size outside it: what float32 does to a scaled image
 _BOX_TOLERANCE = 1e-6

@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .._exchange import exchanged
-from ._balls import exact
-from ._margins import member_logits
+from .engine.balls import exact
+from .engine.margins import member_logits
 
 Forward = Callable[[Tensor], Tensor]
 

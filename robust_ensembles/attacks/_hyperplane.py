@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._balls import Box
 from ._filling import fill
+from .engine.balls import Box
 
 
 def project_onto_hyperplane(

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ..losses import ensemble_log_proba
-from ._ascent import Climbable
-from ._margins import LOSSES, aggregate, member_logits
 from ._mode import untouched
 from ._passes import Passes
+from .engine.ascent import Climbable
+from .engine.margins import LOSSES, aggregate, member_logits
 
 TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 

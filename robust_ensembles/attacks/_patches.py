@@ -8,8 +8,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from ._balls import Ball
 from ._noise import uniform
+from .engine.balls import Ball
 
 _TINY = 1e-12
 

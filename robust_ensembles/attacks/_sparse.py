@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ._balls import L1Ball, per_sample
 from ._momentum import FIRST_STEP, WalkState, count_moved
+from .engine.balls import L1Ball, per_sample
 
 # of the paper: radii and parts of the steps before the ball itself; the step size and the
 # sparsity are looked at after each 4% of the steps

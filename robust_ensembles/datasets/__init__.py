@@ -4,11 +4,11 @@ The loaders return pixels as uint8, 0 to 255, which the estimators scale to [0, 
 `load_digits_images`, whose pixels are float32 in [0, 1]. No data comes with the package.
 """
 
-from ._cifar import load_cifar10, load_cifar100
-from ._digits import load_digits_images
-from ._folder import load_image_folder
-from ._mnist import load_fashion_mnist, load_mnist
-from ._npz import load_image_npz
+from .cifar import load_cifar10, load_cifar100
+from .digits import load_digits_images
+from .folder import load_image_folder
+from .mnist import load_fashion_mnist, load_mnist
+from .npz import load_image_npz
 
 __all__ = [
     "load_cifar10",

@@ -1,21 +1,21 @@
 """What a user fits: one file per paper, read from top to bottom like the paper."""
 
-from ._adversarial import AdversarialTrainingMixin, CalibrationMixin, DiversityMixin
 from ._calibration import CalibrationParameters, CollaborativeCalibration
-from ._distilling import DistillationMixin
-from ._parameters import EnsembleParameters
 from ._pretrained import PretrainedMixin
 from .adp import ADPEnsembleClassifier
 from .adversarial import AdversarialEnsembleClassifier
+from .adversarial_training import AdversarialTrainingMixin, CalibrationMixin, DiversityMixin
 from .base import BaseEnsembleClassifier
 from .ceat import CEATEnsembleClassifier
 from .cldl import CLDLEnsembleClassifier
 from .dverge import DVERGEEnsembleClassifier
 from .fasten import FASTENEnsembleClassifier
+from .feature_space import DistillationMixin
 from .gal import GALEnsembleClassifier
 from .gpmr import GPMREnsembleClassifier
 from .lafed import LAFEDEnsembleClassifier
 from .ncen import NCEnEnsembleClassifier
+from .parameters import EnsembleParameters
 from .trs import TRSEnsembleClassifier
 from .vanilla import VanillaEnsembleClassifier
 

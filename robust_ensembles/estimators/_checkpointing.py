@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..training import Checkpoints, locked
-from ._identity import describe_fit, fit_folder
+from .identity import describe_fit, fit_folder
 
 
 class CheckpointingMixin:

@@ -14,7 +14,7 @@ from torch import nn
 from ..modules import Ensemble, RawInput
 from ..training import EnsembleNet, log_proba, member_log_proba
 from ._datasets import is_dataset
-from ._inputs import check_X
+from .inputs import check_X
 
 
 class PredictionMixin:

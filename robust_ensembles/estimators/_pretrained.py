@@ -18,8 +18,8 @@ from torch import nn
 
 from ..modules import build_members
 from ..training import derive_seed
-from ._parameters import EnsembleParameters
 from .base import BaseEnsembleClassifier
+from .parameters import EnsembleParameters
 from .vanilla import VanillaEnsembleClassifier
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..losses import adp_regularizer, member_cross_entropy
 from ..training import TrainingStep
-from ._adversarial import DiversityMixin, Reduce
+from .adversarial_training import DiversityMixin, Reduce
 from .base import BaseEnsembleClassifier
 
 

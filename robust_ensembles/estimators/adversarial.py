@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..training import TrainingStep
-from ._adversarial import CalibrationMixin
+from .adversarial_training import CalibrationMixin
 from .base import BaseEnsembleClassifier
 
 

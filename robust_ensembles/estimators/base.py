@@ -32,11 +32,11 @@ from ._components import (
     resolve_milestones,
     resolve_optimizer,
 )
-from ._identity import check_same_fit
-from ._inputs import check_classes, check_weights, check_X, resolve_clip_values
-from ._parameters import EnsembleParameters
 from ._prediction import PredictionMixin
 from ._storage import StorageMixin
+from .identity import check_same_fit
+from .inputs import check_classes, check_weights, check_X, resolve_clip_values
+from .parameters import EnsembleParameters
 
 
 @dataclass(kw_only=True, repr=False, eq=False)

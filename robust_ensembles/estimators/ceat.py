@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..losses import member_cross_entropy
 from ..training import TrainingStep
-from ._adversarial import AdversarialTrainingMixin
 from ._calibration import CalibrationParameters, warn_without_peers
+from .adversarial_training import AdversarialTrainingMixin
 from .base import BaseEnsembleClassifier
 
 

@@ -19,7 +19,7 @@ from ..losses import (
 )
 from ..modules import Ensemble, LabelConfusionModel
 from ..training import TrainingStep, captured_embedding, embedding_size, input_gradients
-from ._adversarial import DiversityMixin
+from .adversarial_training import DiversityMixin
 from .base import BaseEnsembleClassifier
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..losses import member_cross_entropy
 from ..training import TrainingStep
-from ._adversarial import DiversityMixin
-from ._distilling import DistillationMixin
+from .adversarial_training import DiversityMixin
 from .base import BaseEnsembleClassifier
+from .feature_space import DistillationMixin
 
 
 @dataclass(kw_only=True, repr=False, eq=False)

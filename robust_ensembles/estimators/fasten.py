@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from sklearn.utils._param_validation import Interval
 from torch import Tensor
 
-from ..attacks._ascent import Steps
-from ..attacks._balls import LinfBall
+from ..attacks.engine.ascent import Steps
+from ..attacks.engine.balls import LinfBall
 from ..losses import (
     inter_model_divergence,
     intra_model_divergence,
@@ -30,9 +30,9 @@ from ..training import (
     generator,
     repel,
 )
-from ._adversarial import DiversityMixin
-from ._distilling import DistillationMixin
+from .adversarial_training import DiversityMixin
 from .base import BaseEnsembleClassifier
+from .feature_space import DistillationMixin
 
 # of the released code: weight of the inter-model term relative to beta
 _INTER_SHARE = 0.05

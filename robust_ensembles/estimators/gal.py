@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..losses import CosineEpsMode, gal_regularizer, member_cross_entropy
 from ..training import TrainingStep
-from ._adversarial import DiversityMixin, over_members
+from .adversarial_training import DiversityMixin, over_members
 from .base import BaseEnsembleClassifier
 
 

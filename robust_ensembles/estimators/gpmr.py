@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..losses import gpmr_regularizer, member_cross_entropy
 from ..training import TrainingStep
-from ._adversarial import DiversityMixin
+from .adversarial_training import DiversityMixin
 from .base import BaseEnsembleClassifier
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..losses import batch_mean, hierarchical_labels, soft_cross_entropy
 from ..training import TrainingStep, derive_seed, features, generator, replaced_output
-from ._adversarial import DiversityMixin
-from ._distilling import DistillationMixin
+from .adversarial_training import DiversityMixin
 from .base import BaseEnsembleClassifier
+from .feature_space import DistillationMixin
 
 
 @dataclass(kw_only=True, repr=False, eq=False)

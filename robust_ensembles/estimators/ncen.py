@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..losses import member_cross_entropy, nceen_regularizer
 from ..training import TrainingStep, input_gradients
-from ._adversarial import DiversityMixin
+from .adversarial_training import DiversityMixin
 from .base import BaseEnsembleClassifier
 
 

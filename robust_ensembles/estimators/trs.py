@@ -10,11 +10,11 @@ import torch
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from torch import Tensor
 
-from ..attacks._ascent import Climbable, Steps, ascend
-from ..attacks._balls import LinfBall
+from ..attacks.engine.ascent import Climbable, Steps, ascend
+from ..attacks.engine.balls import LinfBall
 from ..losses import CosineEpsMode, member_cross_entropy, trs_similarity, trs_smoothness
 from ..training import TrainingStep
-from ._adversarial import DiversityMixin, over_members
+from .adversarial_training import DiversityMixin, over_members
 from .base import BaseEnsembleClassifier
 
 

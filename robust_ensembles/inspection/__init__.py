@@ -1,13 +1,13 @@
 """Looking closely at fitted ensembles: transfer between members, and displays."""
 
-from ._displays._attack_comparison import AttackComparisonDisplay
-from ._displays._decision_region import DecisionRegionDisplay
-from ._displays._robustness_curve import RobustnessCurveDisplay
-from ._displays._transferability_display import TransferabilityDisplay
-from ._report._report import RobustnessReport
-from ._report._robustness import robustness_report
-from ._sanity import Finding
-from ._transferability import TransferabilityMatrix, transferability_matrix
+from .displays.attack_comparison import AttackComparisonDisplay
+from .displays.decision_region import DecisionRegionDisplay
+from .displays.robustness_curve import RobustnessCurveDisplay
+from .displays.transferability import TransferabilityDisplay
+from .report import robustness_report
+from .results import RobustnessReport
+from .sanity import Finding
+from .transferability import TransferabilityMatrix, transferability_matrix
 
 __all__ = [
     "AttackComparisonDisplay",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..attacks import BoundedAttack, is_broken, resolve_target
 from ..attacks._objective import count_members
-from ..attacks._twins import HasMemberLogits
+from ..twins import HasMemberLogits
 
 
 class Member(nn.Module):

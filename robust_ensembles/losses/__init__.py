@@ -4,10 +4,10 @@ Throughout, `g` are input gradients of shape (n_members, n_samples, n_features),
 shape (n_members, n_samples, n_classes), `y` are class indices of shape (n_samples,).
 """
 
-from ._adp import adp_regularizer, non_true_log_determinant
-from ._ceat import Peers, disparity_weights, squared_distance, weighted_distance
-from ._cldl import cldl_gradient_diversity, cldl_label_diversity, soft_label_divergence
-from ._ensemble import (
+from .adp import adp_regularizer, non_true_log_determinant
+from .ceat import Peers, disparity_weights, squared_distance, weighted_distance
+from .cldl import cldl_gradient_diversity, cldl_label_diversity, soft_label_divergence
+from .ensemble import (
     Formulation,
     batch_mean,
     ensemble_log_proba,
@@ -15,13 +15,13 @@ from ._ensemble import (
     member_cross_entropy,
     without_true_class,
 )
-from ._fasten import inter_model_divergence, intra_model_divergence
-from ._gal import gal_regularizer
-from ._geometry import CosineEpsMode, cosine, pair_cosines, safe_norm
-from ._gpmr import gpmr_regularizer
-from ._lafed import hierarchical_labels, soft_cross_entropy
-from ._ncen import gradient_correlations, nceen_regularizer
-from ._trs import trs_similarity, trs_smoothness
+from .fasten import inter_model_divergence, intra_model_divergence
+from .gal import gal_regularizer
+from .geometry import CosineEpsMode, cosine, pair_cosines, safe_norm
+from .gpmr import gpmr_regularizer
+from .lafed import hierarchical_labels, soft_cross_entropy
+from .ncen import gradient_correlations, nceen_regularizer
+from .trs import trs_similarity, trs_smoothness
 
 __all__ = [
     "CosineEpsMode",

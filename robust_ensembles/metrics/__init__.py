@@ -1,9 +1,9 @@
 """Robust accuracy and scorers that scikit-learn's searches take."""
 
 from ..attacks import as_torch
-from ._names import attack_from_name
-from ._robust import robust_accuracy_score, robust_mask
-from ._scorers import (
+from ..attacks.names import attack_from_name
+from .robust import robust_accuracy_score, robust_mask
+from .scorers import (
     RobustScorer,
     get_robust_scorer,
     make_robust_scorer,

@@ -13,11 +13,11 @@ import joblib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._validation import as_array
+from .._checks import as_array
 from ..attacks import Attack
 from ..attacks._black_box import BlackBox
-from ..attacks._target import as_classifier, refuse_dataset
-from ._robust import correct_mask, robust_mask
+from ..attacks.engine.target import as_classifier, refuse_dataset
+from .robust import correct_mask, robust_mask
 
 Mask = NDArray[np.bool_]
 _MAX_PASSES = 4

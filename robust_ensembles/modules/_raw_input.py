@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ._ensemble import Ensemble
+from .ensemble import Ensemble
 
 
 class RawInput(nn.Module):

@@ -1,7 +1,7 @@
 """One fit on many machines, and many fits on many workers."""
 
-from ._data_parallel import data_parallel
-from ._killed_workers import survive_killed_workers
-from ._one_fit_per_gpu import one_fit_per_gpu
+from .data_parallel import data_parallel
+from .killed_workers import survive_killed_workers
+from .one_fit_per_gpu import one_fit_per_gpu
 
 __all__ = ["data_parallel", "one_fit_per_gpu", "survive_killed_workers"]

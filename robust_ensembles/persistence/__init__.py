@@ -5,7 +5,7 @@ machine, without running any code from the file.
 """
 
 from ._load import load
-from ._onnx import export_onnx
-from ._save import save
+from .files import save
+from .onnx import export_onnx
 
 __all__ = ["export_onnx", "load", "save"]

@@ -11,12 +11,12 @@ from skorch.history import History
 from .._logging import tell_once
 from ..estimators import BaseEnsembleClassifier
 from ..estimators._components import resolve_device
+from ..state.container import Table, parse_json, read_tensors, read_text, refused
 from ..training import EnsembleNet, preserve_global_rng, resolve_layers
-from ._container import Table, parse_json, read_tensors, read_text, refused
-from ._header import Header, read_header, read_history, set_fitted, unfitted
 from ._members import build_given, build_own, fill, under
-from ._optimizer import PREFIX, restore_state
-from ._save import AUXILIARY, KEY, MODULE
+from .files import AUXILIARY, KEY, MODULE
+from .header import Header, read_header, read_history, set_fitted, unfitted
+from .optimizer import PREFIX, restore_state
 
 # without these, the file's weights belong to nothing
 _NEEDED = ("module", "module_params")

@@ -14,8 +14,8 @@ from torch.nn.parameter import is_lazy
 
 from ..estimators import BaseEnsembleClassifier
 from ..modules import Ensemble, build_members
+from ..state.container import Entry, Table, read_tensors
 from ..training import preserve_global_rng
-from ._container import Entry, Table, read_tensors
 
 Components = tuple[Ensemble, nn.Module | None]
 

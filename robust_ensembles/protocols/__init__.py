@@ -9,11 +9,11 @@ with the numbers as the paper or its code computes them (``faithful``) and as th
 [6311, 6890, 663]
 """
 
-from ._ceat import ceat
-from ._cldl import cldl
-from ._ncen import ncen
 from ._result import ProtocolResult
 from ._split import cldl_split
 from ._surrogates import train_surrogates
+from .ceat import ceat
+from .cldl import cldl
+from .ncen import ncen
 
 __all__ = ["ProtocolResult", "ceat", "cldl", "cldl_split", "ncen", "train_surrogates"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..attacks import BoundedAttack
 from ..attacks._mode import untouched
 from ._result import Mask
-from ._shared import Subject
+from .shared import Subject
 
 _BATCH_SIZE = 64
 _LAYERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -8,8 +8,8 @@ from typing import Any
 
 from sklearn.base import BaseEstimator
 
-from .._validation import one_of
-from ._shared import by_name
+from .._checks import one_of
+from .shared import by_name
 
 
 def fixed_radii(

@@ -7,8 +7,8 @@ import random
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._validation import one_of
-from ._shared import Subject
+from .._checks import one_of
+from .shared import Subject
 
 _SUBSETS = ("evaluation", "hyper-parameters", "all", "common_correct")
 _N_IMAGES, _N_TUNING = 10_000, 1_000

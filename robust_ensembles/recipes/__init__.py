@@ -21,7 +21,7 @@ from typing import Any
 
 import pandas as pd
 
-from .._validation import one_of
+from .._checks import one_of
 from ..attacks import PGD
 from ..estimators import (
     ADPEnsembleClassifier,
@@ -39,7 +39,7 @@ from ..estimators import (
     VanillaEnsembleClassifier,
 )
 from ..estimators.base import BaseEnsembleClassifier
-from ._published import PUBLISHED
+from .published import PUBLISHED
 
 __all__ = ["DATASETS", "METHODS", "SOURCES", "get", "list"]
 

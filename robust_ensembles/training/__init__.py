@@ -4,25 +4,14 @@ Where a step runs: `EnsembleNet.train_step` asks an estimator's objective for it
 objective sees a `TrainingStep`. What makes it fast: `accelerated` in ``_acceleration.py``.
 """
 
-from ._acceleration import TECHNIQUES, resolve_acceleration
-from ._data import Batch, EnsembleDataset, MiniBatches, to_float
+from ..distributed import check_same, current_ranks, shared
+from ..speed import TECHNIQUES, resolve_acceleration
 from ._distillation import distill, repel
-from ._distributed import check_same, current_ranks, shared
 from ._features import captured_embedding, embedding_size, final_linear
 from ._inference import log_proba, member_log_proba
-from ._layers import feature_layers, features, replaced_output, resolve_layers
 from ._lock import locked
 from ._memory import PerturbationMemory
-from ._net import EnsembleNet
-from ._random import (
-    derive_seed,
-    generator,
-    preserve_global_rng,
-    private_global_rng,
-    seeded_global_rng,
-)
 from ._resume import Checkpoints, differences
-from ._step import Objective, TrainingStep, input_gradients
 from ._streaming import BadSampleError, StreamedX, split_item, to_tensor
 from .augmentation import (
     AugmentationPipeline,
@@ -32,6 +21,17 @@ from .augmentation import (
     RandomCrop,
     RandomHorizontalFlip,
 )
+from .data import Batch, EnsembleDataset, MiniBatches, to_float
+from .features import feature_layers, features, replaced_output, resolve_layers
+from .net import EnsembleNet
+from .random import (
+    derive_seed,
+    generator,
+    preserve_global_rng,
+    private_global_rng,
+    seeded_global_rng,
+)
+from .step import Objective, TrainingStep, input_gradients
 
 __all__ = [
     "TECHNIQUES",

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..attacks._ascent import Climbable, Steps, ascend
-from ..attacks._balls import LinfBall
-from ._layers import features
+from ..attacks.engine.ascent import Climbable, Steps, ascend
+from ..attacks.engine.balls import LinfBall
+from .features import features
 
 if TYPE_CHECKING:
-    from ._step import TrainingStep
+    from .step import TrainingStep
 
 
 class FeatureDistance(Climbable):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from ._distributed import whole
+from ..distributed import whole
 from ._precision import full_precision
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ._distributed import on_first_rank
+from ..distributed import on_first_rank
 
 _LOGGER = logging.getLogger("robust_ensembles")
 _NAME = ".lock"

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from .._memory_errors import is_out_of_memory
 from ..exceptions import TrainingMemoryError
-from ._data import MiniBatches
+from .data import MiniBatches
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from skorch.callbacks import Callback, PrintLog
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ._net import EnsembleNet
+    from .net import EnsembleNet
 
 
 def state_of_callbacks(net: EnsembleNet) -> dict[str, dict[str, Any]]:

@@ -13,12 +13,12 @@ import numpy as np
 from skorch.callbacks import Callback
 from torch import Tensor
 
-from ._checkpoint import CheckpointFolder
-from ._distributed import on_first_rank
+from ..distributed import on_first_rank
+from ..state.checkpoints import CheckpointFolder
 from ._plain_state import plain, restore_callbacks, state_of_callbacks
 
 if TYPE_CHECKING:
-    from ._net import EnsembleNet
+    from .net import EnsembleNet
 
 _LOGGER = logging.getLogger("robust_ensembles")
 _FORMAT = 1

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..attacks._checks import box_excess
-from ._random import derive_seed, private_global_rng
+from .random import derive_seed, private_global_rng
 
 # samples of a pass that is not cut into training batches
 _CHUNK = 256

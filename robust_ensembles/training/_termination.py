@@ -16,10 +16,10 @@ from .._signals import (
     in_worker,
     is_orphan,
 )
-from ._distributed import any_rank
+from ..distributed import any_rank
 
 if TYPE_CHECKING:
-    from ._net import EnsembleNet
+    from .net import EnsembleNet
 
 
 class _StopBetweenBatches(Callback):

@@ -19,18 +19,18 @@ from robust_ensembles.attacks import (
     External,
     Square,
     TargetedAPGD,
+    fab,
     is_broken,
 )
 from robust_ensembles.attacks import _base as base
-from robust_ensembles.attacks import _fab as fab
 from robust_ensembles.attacks import _momentum as momentum
-from robust_ensembles.attacks._balls import LinfBall
-from robust_ensembles.attacks._fast_eval import FastEval
 from robust_ensembles.attacks._filling import fill
 from robust_ensembles.attacks._folding import observe, plain_layers
 from robust_ensembles.attacks._mode import untouched
-from robust_ensembles.attacks._nearest import Nearest
 from robust_ensembles.attacks._passes import Passes
+from robust_ensembles.attacks.engine.balls import LinfBall
+from robust_ensembles.attacks.engine.fast_eval import FastEval
+from robust_ensembles.attacks.minimum_norm import Nearest
 from robust_ensembles.modules import Ensemble, LeNet5, ResNet20
 
 ATTACKS = {

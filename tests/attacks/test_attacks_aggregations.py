@@ -6,11 +6,11 @@ from small_models import ensemble, labelled, mlp, random
 from torch import nn
 
 from robust_ensembles.attacks import APGD, FAB, MORA, PGD, Square, TargetedAPGD, is_broken
-from robust_ensembles.attacks._balls import LinfBall
-from robust_ensembles.attacks._margins import aggregate, difference, targeted_dlr
 from robust_ensembles.attacks._momentum import WalkState
-from robust_ensembles.attacks._mora import ReweighedMembers
 from robust_ensembles.attacks._objective import Evaluation, Objective, TowardsClass
+from robust_ensembles.attacks.engine.balls import LinfBall
+from robust_ensembles.attacks.engine.margins import aggregate, difference, targeted_dlr
+from robust_ensembles.attacks.mora import ReweighedMembers
 
 
 class Alone(nn.Module):
@@ -129,7 +129,7 @@ def test_targeted_dlr_by_hand():
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
 def test_dlr_does_not_see_the_scale(scale):
     """On logits of one member; log-probabilities are logits shifted."""
-    from robust_ensembles.attacks._margins import dlr
+    from robust_ensembles.attacks.engine.margins import dlr
 
     z, y = random(1, 8, 5), torch.arange(8) % 5
     torch.testing.assert_close(dlr(scale * z, y), dlr(z, y), rtol=1e-6, atol=1e-6)

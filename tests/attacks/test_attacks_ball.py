@@ -21,7 +21,7 @@ from robust_ensembles.attacks import (
     TargetedAPGD,
     UniformNoise,
 )
-from robust_ensembles.attacks._balls import NORMS, L2Ball, LinfBall
+from robust_ensembles.attacks.engine.balls import NORMS, L2Ball, LinfBall
 
 EPS = st.one_of(
     st.sampled_from([8 / 255, 4 / 255, 1 / 255, 0.031, 0.1, 0.3, 1e-3, 1e-7, 0.0]),

@@ -23,7 +23,7 @@ from robust_ensembles.attacks import (
     WorstCase,
     is_broken,
 )
-from robust_ensembles.attacks._balls import NORMS
+from robust_ensembles.attacks.engine.balls import NORMS
 
 ATTACKS = {
     "fgsm": FGSM(eps=0.2),

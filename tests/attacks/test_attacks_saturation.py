@@ -8,7 +8,7 @@ from small_models import ensemble, labelled, random
 from torch import nn
 
 from robust_ensembles.attacks import CW, PGD, is_broken
-from robust_ensembles.attacks._margins import LOSSES
+from robust_ensembles.attacks.engine.margins import LOSSES
 from robust_ensembles.modules import Ensemble
 
 

@@ -5,7 +5,7 @@ import torch
 from small_models import ensemble, labelled, random
 
 from robust_ensembles.attacks import BIM, CW, FGSM, MIM, PGD, UniformNoise, is_broken
-from robust_ensembles.attacks._balls import NORMS
+from robust_ensembles.attacks.engine.balls import NORMS
 
 EPS, STEP = 1 / 16, 1 / 64  # sums of these with a coarse grid are exact
 

@@ -24,9 +24,9 @@ from sklearn.preprocessing import (
 from sklearn.utils.fixes import parse_version
 from torch import nn
 
-from robust_ensembles.attacks._twins import as_torch, check_differentiable
-from robust_ensembles.attacks._twins._preprocessing import StandardTwin
 from robust_ensembles.exceptions import NotDifferentiableError
+from robust_ensembles.twins import as_torch, check_differentiable
+from robust_ensembles.twins.steps import StandardTwin
 
 N_FEATURES = 5
 

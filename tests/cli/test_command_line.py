@@ -25,8 +25,8 @@ from robust_ensembles.datasets import load_digits_images
 from robust_ensembles.inspection import RobustnessReport
 from robust_ensembles.metrics import robust_accuracy_score
 from robust_ensembles.persistence import load
+from robust_ensembles.state.checkpoints import CheckpointFolder
 from robust_ensembles.training import EnsembleNet
-from robust_ensembles.training._checkpoint import CheckpointFolder
 
 ROOT = Path(__file__).parents[2]
 
@@ -295,7 +295,18 @@ def test_help_shows_examples_and_defaults(capsys, name):
 
 
 def examples():
-    from robust_ensembles._cli import _evaluate, _recipes, _report, _train
+    from robust_ensembles._cli import (
+        _report,
+    )
+    from robust_ensembles._cli import (
+        evaluate as _evaluate,
+    )
+    from robust_ensembles._cli import (
+        recipes as _recipes,
+    )
+    from robust_ensembles._cli import (
+        train as _train,
+    )
 
     for command in (_train, _evaluate, _report, _recipes):
         text = command.EXAMPLES.replace("\\\n", " ")
@@ -306,8 +317,8 @@ def examples():
 
 @pytest.mark.parametrize("line", list(examples()))
 def test_examples_of_the_help_can_be_understood(line):
-    from robust_ensembles._cli._main import _parser
     from robust_ensembles._cli._settings import make_estimator
+    from robust_ensembles._cli.main import _parser
 
     args = _parser("x").parse_args(line.split())
     if args.command == "train":

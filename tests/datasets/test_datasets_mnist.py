@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torchvision.datasets
 
-from robust_ensembles.datasets import _mnist, load_fashion_mnist, load_mnist
+from robust_ensembles.datasets import load_fashion_mnist, load_mnist
+from robust_ensembles.datasets import mnist as _mnist
 from robust_ensembles.exceptions import DatasetNotFoundError
 
 LOADERS = {"MNIST": load_mnist, "FashionMNIST": load_fashion_mnist}

@@ -41,7 +41,8 @@ from robust_ensembles import (
     LAFEDEnsembleClassifier,
 )
 from robust_ensembles.attacks import PGD
-from robust_ensembles.estimators import _distilling, fasten
+from robust_ensembles.estimators import fasten
+from robust_ensembles.estimators import feature_space as _distilling
 from robust_ensembles.modules import Ensemble
 from robust_ensembles.training import PerturbationMemory, TrainingStep, derive_seed
 

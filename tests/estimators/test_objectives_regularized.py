@@ -31,7 +31,7 @@ from robust_ensembles import (
     TRSEnsembleClassifier,
 )
 from robust_ensembles.attacks import PGD
-from robust_ensembles.attacks._balls import LinfBall
+from robust_ensembles.attacks.engine.balls import LinfBall
 
 MEMBERS = [2, 3, 4]
 ATTACK = PGD(eps=0.2, n_steps=2)

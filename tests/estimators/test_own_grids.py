@@ -23,7 +23,7 @@ from robust_ensembles import (
     VanillaEnsembleClassifier,
 )
 from robust_ensembles.attacks import FGSM
-from robust_ensembles.estimators._parameters import EnsembleParameters
+from robust_ensembles.estimators.parameters import EnsembleParameters
 
 FORMULATION = {"formulation": ["paper", "released"]}
 COSINES = {"cos_eps_mode": ["torch1", "torch2"]}

@@ -18,8 +18,7 @@ from skorch.callbacks import EpochTimer
 
 from robust_ensembles import VanillaEnsembleClassifier
 from robust_ensembles.attacks import FGSM, PGD, External, Square, Transfer, UniformNoise, WorstCase
-from robust_ensembles.inspection import RobustnessReport, robustness_report
-from robust_ensembles.inspection import _sanity as sanity
+from robust_ensembles.inspection import RobustnessReport, robustness_report, sanity
 from robust_ensembles.inspection._report._fingerprint import describe, digest_of_model
 from robust_ensembles.metrics import robust_accuracy_score, robust_mask
 

@@ -481,7 +481,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(digit_rows, path, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr("robust_ensembles._files.os.fsync", fail)
+    monkeypatch.setattr("robust_ensembles._system.os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         estimator.save(path)
     assert path.read_bytes() == before

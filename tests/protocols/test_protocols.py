@@ -12,9 +12,9 @@ from torch import nn
 from robust_ensembles import GALEnsembleClassifier, VanillaEnsembleClassifier, protocols
 from robust_ensembles.attacks import BIM, CW, FGSM, MIM, PGD, AutoAttack, Transfer, is_broken
 from robust_ensembles.modules import Ensemble
-from robust_ensembles.protocols._ceat import published_attacks
-from robust_ensembles.protocols._cldl import transfer_attacks
-from robust_ensembles.protocols._ncen import released_attacks
+from robust_ensembles.protocols.ceat import published_attacks
+from robust_ensembles.protocols.cldl import transfer_attacks
+from robust_ensembles.protocols.ncen import released_attacks
 
 EPS = 0.15
 BOX = (0.0, 1.0)

@@ -14,10 +14,10 @@ from robust_ensembles import (
     TRSEnsembleClassifier,
 )
 from robust_ensembles.attacks import PGD
+from robust_ensembles.contrib.cuda_graph import replayed_steps
 from robust_ensembles.training import EnsembleNet, TrainingStep
 from robust_ensembles.training._capture_rules import capture_rules
 from robust_ensembles.training._replay import Recorder
-from robust_ensembles.training._static_step import replayed_steps
 
 CRAFTING = (AdversarialEnsembleClassifier, CEATEnsembleClassifier)
 

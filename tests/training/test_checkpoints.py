@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 
-from robust_ensembles.training._checkpoint import CheckpointFolder, _digest
+from robust_ensembles.state.checkpoints import CheckpointFolder, _digest
 
 EPOCH_2 = {"epoch": 2, "weight": torch.arange(50.0), "name": "two"}
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from robust_ensembles.attacks._ascent import Steps
+from robust_ensembles.attacks.engine.ascent import Steps
 from robust_ensembles.modules import MLP, Ensemble, ResNet20
 from robust_ensembles.training import (
     AugmentationPipeline,

@@ -26,13 +26,13 @@ from robust_ensembles import (
     VanillaEnsembleClassifier,
 )
 from robust_ensembles.attacks import PGD
-from robust_ensembles.attacks._balls import NORMS
 from robust_ensembles.attacks._noise import sample_keys
 from robust_ensembles.attacks._objective import Objective
+from robust_ensembles.attacks.engine.balls import NORMS
+from robust_ensembles.contrib.cuda_graph import _set_capturable
 from robust_ensembles.modules import MLP, Ensemble
 from robust_ensembles.training._capture_rules import NotCapturableError, capture_rules, place
 from robust_ensembles.training._replay import EagerRecorder, Recorder, Replayed
-from robust_ensembles.training._static_step import _set_capturable
 
 REPLAYABLE = [
     VanillaEnsembleClassifier,

@@ -16,11 +16,11 @@ from robust_ensembles import (
     VanillaEnsembleClassifier,
 )
 from robust_ensembles.attacks._objective import Objective
+from robust_ensembles.contrib.vmap import vectorized_logits
 from robust_ensembles.losses import gal_regularizer, member_cross_entropy
 from robust_ensembles.modules import Ensemble
 from robust_ensembles.training import input_gradients
 from robust_ensembles.training._replay import CudaGraphRecorder, Replayed
-from robust_ensembles.training._vectorized import vectorized_logits
 
 pytestmark = [
     pytest.mark.gpu,

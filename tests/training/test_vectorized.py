@@ -8,16 +8,16 @@ from torch import nn
 
 from robust_ensembles.attacks import PGD
 from robust_ensembles.attacks._mode import untouched
-from robust_ensembles.losses import gal_regularizer, member_cross_entropy
-from robust_ensembles.modules import MLP, Ensemble, LeNet5, ResNet20
-from robust_ensembles.training import captured_embedding, input_gradients
-from robust_ensembles.training._double_backward import fast_double_backward
-from robust_ensembles.training._vectorized import (
+from robust_ensembles.contrib.vmap import (
     vectorized,
     vectorized_logits,
     vectorized_members,
     why_not_vectorized,
 )
+from robust_ensembles.losses import gal_regularizer, member_cross_entropy
+from robust_ensembles.modules import MLP, Ensemble, LeNet5, ResNet20
+from robust_ensembles.speed.double_backward import fast_double_backward
+from robust_ensembles.training import captured_embedding, input_gradients
 
 LEAKY = {"activation": "leaky_relu"}
 NETWORKS = {

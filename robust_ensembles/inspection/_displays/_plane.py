@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...attacks._balls import NORMS, Ball
-from ...attacks._margins import member_logits
 from ...attacks._mode import untouched
+from ...attacks.engine.balls import NORMS, Ball
+from ...attacks.engine.margins import member_logits
 from ...losses import ensemble_log_proba
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...attacks import Attack
-from ...attacks._balls import NORMS, Box
+from ...attacks.engine.balls import NORMS, Box
 
 # as a part of X's size: what float32 does to a scaled image before any attack
 _TOLERANCE = 1e-6

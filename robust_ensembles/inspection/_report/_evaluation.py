@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.pipeline import Pipeline
 
-from ..._describe import digest, digest_of_array, type_name
 from ..._environment import versions
+from ..._plain import digest, digest_of_array, type_name
 from ...attacks import Attack
-from ...attacks._balls import NORMS
-from .._sanity import CHECKS, Subject, run_check
+from ...attacks.engine.balls import NORMS
+from ..cells import CLEAN, measure
+from ..results import RobustnessReport
+from ..sanity import CHECKS, Subject, run_check
 from ._bounds import Limits, limits_of
-from ._cells import CLEAN, measure
 from ._fingerprint import describe, digest_of_model
 from ._progress import Steps, cost
-from ._report import RobustnessReport
 from ._store import Store
 
 # of one sanity check, in passes of the module over its samples, for remaining times only

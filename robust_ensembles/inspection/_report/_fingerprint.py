@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from ... import _describe
-from ..._describe import digest, digest_of_array, type_name
+from ... import _plain as _describe
+from ..._plain import digest, digest_of_array, type_name
 from ...attacks import Attack, as_torch
 from ...exceptions import NotDifferentiableError
 

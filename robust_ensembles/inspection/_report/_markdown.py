@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from scipy.stats import binomtest
 
-from .._sanity import Finding
-from ._cells import CLEAN, WORST
+from ..cells import CLEAN, WORST
+from ..sanity import Finding
 
 if TYPE_CHECKING:
-    from ._report import RobustnessReport
+    from ..results import RobustnessReport
 
 _SHOWN_SAMPLES = 10
 _ABOUT = (

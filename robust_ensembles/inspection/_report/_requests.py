@@ -10,16 +10,16 @@ from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_consistent_length
 from torch import nn
 
-from ..._validation import as_array, check_count
+from ..._checks import as_array, check_count
 from ...attacks import PGD, Attack, as_torch, resolve_target
-from ...attacks._balls import Box
 from ...attacks._checks import box_excess
-from ...attacks._target import refuse_dataset
+from ...attacks.engine.balls import Box
+from ...attacks.engine.target import refuse_dataset
 from ...exceptions import NotDifferentiableError
 from ...metrics import attack_from_name, robust_scoring
-from ...metrics._robust import check_untargeted
+from ...metrics.robust import check_untargeted
+from ..cells import CLEAN, WORST
 from ._bounds import Limits
-from ._cells import CLEAN, WORST
 
 
 def named_estimators(estimators: Any) -> dict[str, Any]:

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..._files import write_whole
-from .._sanity import Finding
-from ._cells import Cell
+from ..._system import write_whole
+from ..cells import Cell
+from ..sanity import Finding
 from ._schema import check_report
 
 KIND = "robust_ensembles robustness report"

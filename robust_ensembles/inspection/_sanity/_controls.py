@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from ...attacks import PGD, Attack, Square, UniformNoise, WorstCase
+from ..subject import Subject, percent
 from ._finding import Finding, bad, good
-from ._subject import Subject, percent
 
 # radius of the huge ball for data without a box, as a multiple of their range
 _UNBOUNDED = 10.0

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ...attacks import MORA, Attack, AutoAttack
-from ...attacks._autoattack import swapped_aggregations
+from ...attacks.autoattack import swapped_aggregations
 from .._report._bounds import same_threat
-from .._report._cells import Mask
+from ..cells import Mask
+from ..subject import Subject, percent
 from ._finding import Finding, NotApplicableError, bad, good
-from ._subject import Subject, percent
 
 
 def aggregation_swap(subject: Subject) -> Finding:

@@ -8,8 +8,8 @@ from torch import Tensor
 from ...attacks import Attack, External
 from ...attacks._mode import untouched
 from ...attacks._objective import Objective
+from ..subject import BATCH_SIZE, Subject
 from ._finding import Finding, NotApplicableError, Severity, bad, good
-from ._subject import BATCH_SIZE, Subject
 
 # largest gap of two logits at which float32's cross-entropy has a gradient to speak of
 _LARGEST_GAP = 15.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ...attacks._checks import box_excess
+from ..subject import Subject
 from ._finding import Finding, NotApplicableError, bad, good
-from ._subject import Subject
 
 
 def raw_units(subject: Subject) -> Finding:

@@ -7,9 +7,9 @@ from itertools import pairwise
 import numpy as np
 
 from ...attacks import PGD
-from .._report._cells import Mask
+from ..cells import Mask
+from ..subject import Subject, percent
 from ._finding import Finding, NotApplicableError, bad, good
-from ._subject import Subject, percent
 
 _FEW_STEPS, _MANY_STEPS = 10, 50
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .._report._fingerprint import digest_of_model
 
 if TYPE_CHECKING:
-    from ._subject import Subject
+    from ..subject import Subject
 
 
 @dataclass(frozen=True)

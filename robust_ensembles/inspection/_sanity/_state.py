@@ -7,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 
 from ...attacks._mode import untouched
+from ..subject import BATCH_SIZE, ROUNDING, Subject, far_apart
 from ._finding import Finding, NotApplicableError, bad, good
 from ._snapshot import Snapshot
-from ._subject import BATCH_SIZE, ROUNDING, Subject, far_apart
 
 # of probabilities, between the attacked module and the estimator: other code, same weights
 _AGREEMENT = 1e-3

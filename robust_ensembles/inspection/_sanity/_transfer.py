@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from ...attacks import PGD, Transfer
-from .._report._cells import Mask
+from ..cells import Mask
+from ..subject import Subject
 from ._finding import Finding, NotApplicableError, bad, good
-from ._subject import Subject
 
 
 def transfer(subject: Subject) -> Finding:

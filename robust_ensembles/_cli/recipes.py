@@ -1,0 +1,61 @@
+"""``recipes``: published settings."""
+
+from __future__ import annotations
+
+import argparse
+
+import pandas as pd
+
+from .. import recipes
+from ._console import say, show_table
+from .common import add_common
+
+DESCRIPTION = """\
+Show the settings that were published for each method and data set.
+
+Without arguments: which settings exist, for each method and data set, by source, the one that
+is taken by default first. With --method or --dataset, all values.
+"""
+EXAMPLES = """\
+examples:
+  {prog} recipes
+  {prog} recipes --method cldl --dataset fashion-mnist
+
+tags: P printed in a paper, C read in released code, M remembered, I inferred. module__,
+optimizer__ and attack__ are parameters of the network, the optimizer and the attack in training.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes."""
+    parser.add_argument("--method", choices=list(recipes.METHODS), help="of this one only")
+    parser.add_argument("--dataset", help=f"one of {', '.join(recipes.DATASETS)}")
+    add_common(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show them."""
+    table = recipes.list()
+    if args.method is None and args.dataset is None:
+        _show_overview(table)
+        say()
+        say(f"Values: {args.prog} recipes --method cldl --dataset fashion-mnist")
+        return 0
+    if args.dataset is not None:
+        table = table[table.dataset == recipes.known_dataset(args.dataset)]
+    if args.method is not None:
+        table = table[table.method == args.method]
+    if table.empty:
+        raise ValueError(f"nobody has published settings for {args.method} on {args.dataset}")
+    rows = table.astype(str).to_numpy().tolist()
+    show_table(list(table.columns), rows, n_left=len(table.columns))
+    return 0
+
+
+def _show_overview(table: pd.DataFrame) -> None:
+    sources = table.groupby(["method", "dataset"], sort=False)["source"].unique()
+    rows = [
+        [method, *(", ".join(sources.get((method, dataset), [])) for dataset in recipes.DATASETS)]
+        for method in recipes.METHODS
+    ]
+    show_table(["method", *recipes.DATASETS], rows, n_left=1 + len(recipes.DATASETS))

@@ -1,0 +1,187 @@
+"""``train``: from images to a file with a trained ensemble."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from itertools import count as count_from
+from pathlib import Path
+
+import numpy as np
+
+from .. import recipes
+from ..estimators import BaseEnsembleClassifier
+from ..state.checkpoints import CheckpointFolder
+from ._console import prints_told, say, tell
+from ._outputs import check_outputs
+from ._radius import words_of
+from ._settings import make_estimator, training_attack
+from .common import add_common, add_data, count, radius, setting
+from .data import Images, check_labels, read_for_training
+
+DESCRIPTION = """\
+Train an ensemble and write it to a file.
+
+Images of 0 to 255 are divided by 255, so eps is in units of pixels from 0 to 1. The network is
+chosen by the size of the images unless a recipe or --set module=... says another. What is held
+out is never trained on: the test part of DATA where it has one, else a fifth of its images.
+"""
+EXAMPLES = """\
+examples:
+  # the digits that come with scikit-learn: half a minute
+  {prog} train digits --method ceat --eps 0.1 --epochs 10 --output digits.safetensors
+
+  # your own photos, photos/cat/1.jpg, photos/dog/7.png, ...: resized, a fifth held out
+  {prog} train photos --size 32 --method adversarial --output pets.safetensors
+
+  # your own arrays, with the settings that were published for Fashion-MNIST
+  {prog} train data.npz --method cldl --recipe fashion-mnist --output cldl.safetensors
+
+  # parameters of the estimator; those of its attack, network and optimizer behind "__"
+  {prog} train data.npz --method gal --set attack=pgd10 --eps 4/255 --set n_estimators=5 \\
+      --set lr=0.01 --set module=resnet20 --output gal.safetensors
+
+  # hours of training: killed or interrupted, the same command goes on
+  {prog} train cifar10 --method dverge --recipe cifar10 --checkpoints runs/dverge \\
+      --output dverge.safetensors
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes."""
+    add_data(parser)
+    parser.add_argument(
+        "--test", metavar="DATA2", help="other data to hold out: read as DATA is, its test part"
+    )
+    parser.add_argument("--output", "-o", type=Path, required=True, metavar="FILE", help=_OUTPUT)
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+    group = parser.add_argument_group("method")
+    group.add_argument("--method", choices=list(recipes.METHODS), required=True, help=_METHOD)
+    group.add_argument(
+        "--recipe",
+        metavar="DATASET",
+        help=f"published settings for {', '.join(recipes.DATASETS)}: see the command recipes",
+    )
+    group.add_argument("--source", help="whose settings, where several have published some")
+    group.add_argument(
+        "--set", type=setting, action="append", default=[], metavar="NAME=VALUE", help=_SET
+    )
+    group.add_argument(
+        "--eps",
+        type=radius,
+        help="radius of the attack in training, a number or a fraction such as 8/255, for pixels "
+        "from 0 to 1; its steps change in proportion; by default the method's or recipe's",
+    )
+    group.add_argument("--epochs", type=count, metavar="N", help="by default the method's")
+    running = parser.add_argument_group("running")
+    running.add_argument("--device", help="cpu, cuda, cuda:1, mps; by default the best there is")
+    running.add_argument("--checkpoints", type=Path, metavar="DIR", help=_CHECKPOINTS)
+    running.add_argument("--quiet", action="store_true", help="do not show the epochs")
+    add_common(running)
+
+
+_OUTPUT = "where the trained ensemble goes, such as model.safetensors"
+_METHOD = "which defence is trained; vanilla has none, adversarial is what the others must beat"
+_SET = (
+    "a parameter of the estimator, as in set_params: a Python literal, a fraction or a text; "
+    "attack=pgd10 names an attack; may be given several times"
+)
+_CHECKPOINTS = "folder of this training alone, written after each epoch; the same command goes on"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, save, and measure on what was held out."""
+    _check_output(args)
+    estimator = make_estimator(args)
+    training, held_out = read_for_training(args)
+    check_labels(held_out, np.unique(training.y), training.about)
+    if held_out.X.shape[1:] != training.X.shape[1:]:
+        raise ValueError(
+            f"{held_out.about}: images of shape {held_out.X.shape[1:]}, but {training.about}: "
+            f"{training.X.shape[1:]}"
+        )
+    tell(
+        f"training {type(estimator).__name__} on {len(training.y)} images {training.X.shape[1:]} "
+        f"of {len(np.unique(training.y))} classes: {training.about}"
+    )
+    with _kept(estimator, args), prints_told():
+        estimator.set_params(verbose=int(not args.quiet))
+        estimator.fit(training.X, training.y)
+    _save(estimator, args.output)
+    say(
+        f"{args.output}: {type(estimator).__name__} of {_networks(estimator)}, "
+        f"{estimator.n_iter_} of {estimator.max_epochs} epochs, "
+        f"{sum(estimator.history_[:, 'dur']):.0f} s on {estimator.device_}"
+    )
+    accuracy = estimator.score(held_out.X, held_out.y)
+    say(f"clean accuracy {accuracy:.3f} on {len(held_out.y)} images: {held_out.about}")
+    say("Nothing is known yet of what attacks do to it. Next:")
+    say(f"  {args.prog} {shlex.join(_next_words(estimator, held_out, args))}")
+    return 0
+
+
+def _networks(estimator: BaseEnsembleClassifier) -> str:
+    """The members by the names of their classes, such as 3 LeNet5."""
+    counts = Counter(type(member).__name__ for member in estimator.estimators_)
+    return " and ".join(f"{number} {name}" for name, number in counts.items())
+
+
+def _next_words(
+    estimator: BaseEnsembleClassifier, held_out: Images, args: argparse.Namespace
+) -> list[str]:
+    """The command that attacks what was trained, in the ball that it was trained for."""
+    words = ["evaluate", str(args.output), *held_out.words]
+    threat = words_of(training_attack(estimator))
+    return [*words, "--attacks", "fgsm", "pgd20", "autoattack", *threat]
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    """Raise, before any training, for a file that could not be written after it."""
+    inputs = [path for path in (args.data, args.test) if path is not None]
+    check_outputs({"--output": args.output}, inputs, folders={"--checkpoints": args.checkpoints})
+    if args.output.exists() and not args.overwrite:
+        raise FileExistsError(f"{args.output} exists: give another --output, or --overwrite")
+
+
+def _save(estimator: BaseEnsembleClassifier, path: Path) -> None:
+    """Write what is trained, without what belongs to this run of the program."""
+    estimator.set_params(verbose=0)
+    estimator.save(path)
+
+
+@contextmanager
+def _kept(estimator: BaseEnsembleClassifier, args: argparse.Namespace) -> Iterator[None]:
+    """Keep what was trained when the training within the block ends before its time."""
+    try:
+        yield
+    except BaseException:
+        begun = hasattr(estimator, "net_")
+        epochs = estimator.n_iter_ if begun else 0
+        if begun and _has_epochs(args.checkpoints):
+            tell(f"stopped: {args.checkpoints} has what was finished; the same command goes on")
+        elif epochs:
+            partial = _free_name(args.output)
+            _save(estimator, partial)
+            tell(
+                f"stopped: {partial} has the ensemble as it was then, after {epochs} whole epochs; "
+                "with --checkpoints DIR a training can be resumed"
+            )
+        elif begun:
+            tell("stopped within the first epoch: nothing is kept")
+        raise
+
+
+def _has_epochs(checkpoints: Path | None) -> bool:
+    """Whether a folder has what training can go on from."""
+    return checkpoints is not None and any(n for n, _ in CheckpointFolder(checkpoints)._files())
+
+
+def _free_name(output: Path) -> Path:
+    """Where an unfinished ensemble goes: an earlier one may be the better."""
+    ends = chain(["partial"], (f"partial-{n}" for n in count_from(2)))
+    names = (output.with_name(f"{output.stem}.{end}{output.suffix}") for end in ends)
+    return next(name for name in names if not name.exists())

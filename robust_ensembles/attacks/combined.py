@@ -1,0 +1,152 @@
+"""A control without gradients, and the per-sample worst case over several attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ._base import BoundedAttack
+from ._checks import check_batch
+from ._noise import RESTART_SHIFT
+from ._objective import Objective, is_broken
+from .base import Attack
+from .engine.balls import Ball, Box
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class UniformNoise(BoundedAttack):
+    """Uniform noise in the ball: a control that a gradient attack must beat.
+
+    Parameters
+    ----------
+    n_draws : int, default=10
+        Random points tried for each sample.
+    """
+
+    _counts: ClassVar[tuple[str, ...]] = (*BoundedAttack._counts, "n_draws")
+
+    n_draws: int = 10
+
+    @property
+    def gradient_free(self) -> bool:
+        """True: only decisions are looked at."""
+        return True
+
+    def _perturb(
+        self, objective: Objective, ball: Ball, y: Tensor, seed: int, stop_when_broken: bool
+    ) -> Tensor:
+        result = ball.random_point(seed)
+        if not stop_when_broken:
+            return result
+        clean = ball.project(ball.x)
+        already = objective.broken(clean, y)
+        result[already] = clean[already]
+        active = (~already).nonzero().squeeze(1)
+        for draw in range(self.n_draws):
+            if not len(active):
+                break
+            part = ball[active]
+            result[active] = part.random_point(seed + (draw << RESTART_SHIFT))
+            active = active[~objective.broken(result[active], y[active])]
+        return result
+
+
+@dataclass(repr=False, eq=False)
+class WorstCase(Attack):
+    """Per-sample worst case: a sample is broken if any of the attacks breaks it.
+
+    Each attack takes the samples that those before it have left, so put cheap ones first.
+
+    Parameters
+    ----------
+    attacks : sequence of Attack
+        At least one, each with its own parameters, all with the same `targeted`.
+    """
+
+    attacks: Sequence[Attack]
+
+    @property
+    def targeted(self) -> bool:  # type: ignore[override]
+        """Whether the attacks are targeted."""
+        return any(attack.targeted for attack in self.attacks)
+
+    @property
+    def gradient_free(self) -> bool:
+        """Whether none of the attacks needs gradients."""
+        return all(attack.gradient_free for attack in self.attacks)
+
+    def __call__(
+        self, module: nn.Module, X: Tensor, y: Tensor, *, stop_when_broken: bool = True
+    ) -> Tensor:
+        """Adversarial examples for a torch module; see `Attack`."""
+        self._validate()
+        y = check_batch(module, X, y, self._box(module))
+        if not stop_when_broken:
+            raise ValueError("WorstCase needs stop_when_broken=True: it looks at every decision")
+        makers = [partial(attack, module) for attack in self.attacks]
+        everyone = torch.arange(len(X), device=X.device)
+        return first_success(makers, module, X, y, everyone, targeted=self.targeted)
+
+    def _box(self, module: nn.Module) -> Box | None:
+        return self.attacks[0]._box(module)
+
+    def check_classes(self, classes: NDArray[Any]) -> None:
+        """Ask each of the attacks; see `Attack`."""
+        for attack in self.attacks:
+            attack.check_classes(classes)
+
+    def _validate(self) -> None:
+        if not isinstance(self.attacks, Sequence) or not self.attacks:
+            raise ValueError(
+                "WorstCase: attacks must be a list of at least one attack, as [FGSM(), PGD()]; "
+                f"got {self.attacks!r}"
+            )
+        for attack in self.attacks:
+            if not isinstance(attack, Attack):
+                raise TypeError(f"WorstCase: {attack!r} is no attack of robust_ensembles.attacks")
+            attack._validate()
+        if len({attack.targeted for attack in self.attacks}) > 1:
+            raise ValueError("WorstCase: attacks must be all targeted or all untargeted")
+
+
+def first_success(
+    makers: Iterable[Callable[[Tensor, Tensor], Tensor]],
+    module: nn.Module,
+    X: Tensor,
+    y: Tensor,
+    active: Tensor,
+    *,
+    targeted: bool,
+) -> Tensor:
+    """Try one way to make examples after the other, each on the samples that are left.
+
+    Parameters
+    ----------
+    makers : iterable of callables
+        From X and y to examples.
+    module : nn.Module
+        Whose decisions count.
+    X : Tensor of shape (n_samples, ...)
+    y : Tensor of shape (n_samples,)
+    active : int64 Tensor of shape (n_active,)
+        Indices of the samples to attack; the others stay as they are.
+    targeted : bool
+
+    Returns
+    -------
+    X_adv : Tensor of the shape of X
+        The first example that breaks a sample, or the last.
+    """
+    result = X.detach().clone()
+    for make in makers:
+        if not len(active):
+            break
+        result[active] = make(X[active], y[active])
+        active = active[~is_broken(module, result[active], y[active], targeted=targeted)]
+    return result

@@ -1,0 +1,85 @@
+"""DeepFool: to the nearest linearised boundary, again and again (Moosavi-Dezfooli et al. 2016)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .._checks import check_number
+from ._hyperplane import project_onto_hyperplane
+from ._objective import Objective, TowardsClass, likeliest_wrong_classes
+from .engine.ascent import check_finite
+from .engine.balls import Ball, per_sample
+from .engine.margins import difference
+from .minimum_norm import MinimumNormAttack, Nearest
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class DeepFool(MinimumNormAttack):
+    """Steps onto the nearest of the linearised boundaries until the decision changes.
+
+    Quick and rough: `FAB` finds nearer examples. See `MinimumNormAttack` for what
+    ``stop_when_broken=False`` gives, and for the other parameters.
+
+    Parameters
+    ----------
+    n_steps : int, default=50
+    n_target_classes : int, default=9
+        How many of the likeliest wrong classes are looked at; at most all.
+    overshoot : float, default=0.02
+        How far beyond the boundary, as a part of the way from x.
+
+    References
+    ----------
+    .. [1] S.-M. Moosavi-Dezfooli, A. Fawzi and P. Frossard, "DeepFool: A Simple and Accurate
+       Method to Fool Deep Neural Networks", CVPR 2016.
+    """
+
+    _counts: ClassVar[tuple[str, ...]] = (*MinimumNormAttack._counts, "n_steps", "n_target_classes")
+
+    n_steps: int = 50
+    n_target_classes: int = 9
+    overshoot: float = 0.02
+
+    def _search(self, objective: Objective, nearest: Nearest, y: Tensor, seed: int) -> None:
+        active, ball = nearest.wanting(), nearest.ball
+        classes = likeliest_wrong_classes(objective, nearest.x, y, self.n_target_classes)
+        towards = TowardsClass(objective, difference)
+        origin = x = ball.x[active]
+        for _ in range(self.n_steps):
+            if not len(active):
+                return
+            x = ball.clip(x + self._nearest_boundary(towards, ball, x, y[active], classes[active]))
+            beyond = ball.clip(origin + (1 + self.overshoot) * (x - origin))
+            broken = objective.broken(beyond, y[active])
+            nearest.offer(active, beyond, broken)
+            active, x, origin = active[~broken], x[~broken], origin[~broken]
+
+    def _nearest_boundary(
+        self, towards: TowardsClass, ball: Ball, x: Tensor, y: Tensor, classes: Tensor
+    ) -> Tensor:
+        """The shortest of the steps onto the boundaries to several classes."""
+        best = torch.zeros_like(x)
+        shortest = x.new_full((len(x),), torch.inf)
+        for target in classes.unbind(dim=1):
+            at = towards.evaluate(x, torch.stack([y, target], dim=1))
+            check_finite(at.gradient)
+            w = at.gradient.flatten(1)
+            step = project_onto_hyperplane(
+                x.flatten(1), w, -at.loss, norm=self.norm, box=ball.clip_values
+            )
+            delta = step.view_as(x)
+            # the box may end before the boundary
+            reached = (w * step).sum(dim=1) / -at.loss
+            distance = ball.length(delta) / reached.clamp_min(torch.finfo(x.dtype).tiny)
+            nearer = distance < shortest
+            best = torch.where(per_sample(nearer, x), delta, best)
+            shortest = torch.where(nearer, distance, shortest)
+        return best
+
+    def _validate(self) -> None:
+        super()._validate()
+        check_number(self.overshoot, "DeepFool: overshoot", 0)

@@ -1,0 +1,1 @@
+"""The machinery of attacks: balls, margins, the ascent, and what is attacked."""

@@ -1,0 +1,255 @@
+"""The sets that adversarial examples stay in: an eps-ball around x, cut by the data's box.
+
+Membership is exact in the sense that a check in float64 finds no point outside: rounding to the
+tensor's dtype always goes towards x. The ends of the box are what they are in that dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from .._filling import fill
+from .._noise import STREAM_SHIFT, sample_keys, uniform
+
+Box = tuple[float, float]
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.flatten(1)
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Reshape (n,) values so that they broadcast over samples of any rank."""
+    return values.view(-1, *([1] * (like.ndim - 1)))
+
+
+def exact(x: Tensor) -> Tensor:
+    """In double precision, where the device has it.
+
+    Parameters
+    ----------
+    x : Tensor
+
+    Returns
+    -------
+    x : Tensor
+    """
+    return x if x.device.type == "mps" else x.double()
+
+
+class Ball(ABC):
+    """Perturbations of at most eps around each sample of x, within the box.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n_samples, ...)
+    eps : float
+    clip_values : tuple of two floats or None
+    """
+
+    def __init__(self, x: Tensor, eps: float, clip_values: Box | None) -> None:
+        self.x, self.eps, self.clip_values = x, eps, clip_values
+
+    def __getitem__(self, index: Tensor) -> Ball:
+        return type(self)(self.x[index], self.eps, self.clip_values)
+
+    def clip(self, x: Tensor) -> Tensor:
+        """Move x into the box."""
+        return x if self.clip_values is None else x.clamp(*self.clip_values)
+
+    @abstractmethod
+    def project(self, x: Tensor) -> Tensor:
+        """Move x into the ball and the box."""
+
+    @staticmethod
+    @abstractmethod
+    def length(delta: Tensor) -> Tensor:
+        """Norm of each sample of a perturbation, (n_samples,)."""
+
+    @abstractmethod
+    def steepest(self, direction: Tensor) -> Tensor:
+        """The unit step that has the largest inner product with a direction."""
+
+    @abstractmethod
+    def random_point(self, seed: int) -> Tensor:
+        """A random point for each sample, which depends on the sample and the seed alone."""
+
+    def _shrink_rounded(self, x_adv: Tensor) -> Tensor:
+        """Pull back the points that the rounding of x + delta has put outside."""
+        for _ in range(4):
+            length = self.length(exact(x_adv) - exact(self.x))
+            outside = length > self.eps
+            if not outside.any():
+                return x_adv
+            ratio = torch.where(outside, 0.999 * self.eps / length, 1.0).to(x_adv.dtype)
+            pulled = self.clip(self.x + (x_adv - self.x) * per_sample(ratio, x_adv))
+            x_adv = torch.where(per_sample(outside, x_adv), pulled, x_adv)
+        return torch.where(per_sample(outside, x_adv), self.x, x_adv)
+
+
+class LinfBall(Ball):
+    """Maximum norm."""
+
+    def __init__(self, x: Tensor, eps: float, clip_values: Box | None) -> None:
+        super().__init__(x, eps, clip_values)
+        # in double precision, since eps itself has no exact float32; then an end that was
+        # rounded away from x would leave the ball by half a unit in the last place
+        lower, upper = (exact(x) - eps).to(x.dtype), (exact(x) + eps).to(x.dtype)
+        too_low, too_high = exact(x) - lower > eps, upper - exact(x) > eps
+        self.lower = self.clip(torch.where(too_low, torch.nextafter(lower, x), lower))
+        self.upper = self.clip(torch.where(too_high, torch.nextafter(upper, x), upper))
+
+    def __getitem__(self, index: Tensor) -> LinfBall:
+        part = object.__new__(LinfBall)
+        part.x, part.eps, part.clip_values = self.x[index], self.eps, self.clip_values
+        part.lower, part.upper = self.lower[index], self.upper[index]
+        return part
+
+    @staticmethod
+    def length(delta: Tensor) -> Tensor:
+        """Largest absolute entry of each sample, (n_samples,)."""
+        return _flat(delta).abs().amax(dim=1)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Move x into the ball and the box."""
+        return torch.minimum(torch.maximum(x, self.lower), self.upper)
+
+    def steepest(self, direction: Tensor) -> Tensor:
+        """The sign."""
+        return direction.sign()
+
+    def random_point(self, seed: int) -> Tensor:
+        """Uniform in the ball, then clipped into the box."""
+        noise = uniform(sample_keys(self.x, seed), self.x.shape[1:], self.x.dtype)
+        return self.project(self.x + self.eps * (2 * noise - 1))
+
+
+class L2Ball(Ball):
+    """Euclidean norm."""
+
+    @staticmethod
+    def length(delta: Tensor) -> Tensor:
+        """Euclidean length of each sample, (n_samples,)."""
+        return torch.linalg.vector_norm(_flat(delta), dim=1)
+
+    def project(self, x: Tensor) -> Tensor:
+        """The nearest point of ball and box together: all of eps is used, as far as it can be."""
+        delta = x - self.x
+        # the margin of rounding in the norm and in the sum below
+        within = self.eps * (1 - 8 * torch.finfo(x.dtype).eps)
+        scale = self._scale(_flat(delta), within)
+        return self._shrink_rounded(self.clip(self.x + delta * per_sample(scale, x)))
+
+    def _scale(self, delta: Tensor, within: float) -> Tensor:
+        """The factor, at most 1, after which delta has a length once it is clipped, (n_samples,).
+
+        Coordinates i stop at the room r_i that the box leaves, so the squared length of
+        min(t |delta_i|, r_i) is to be eps^2.
+        """
+        tiny = torch.finfo(delta.dtype).tiny
+        length = torch.linalg.vector_norm(delta, dim=1)
+        if self.clip_values is None:
+            return (within / length.clamp_min(tiny)).clamp_max(1.0)
+        origin = _flat(self.x)
+        room = torch.where(delta > 0, self.clip_values[1] - origin, origin - self.clip_values[0])
+        amount = torch.full_like(length, within**2)
+        return fill(delta.square(), room.square(), amount).sqrt().clamp_max(1.0)
+
+    def steepest(self, direction: Tensor) -> Tensor:
+        """The direction at unit length; zero stays zero."""
+        tiny = torch.finfo(direction.dtype).tiny
+        # largest entry first: the squares of a saturated model's float32 gradient underflow
+        largest = _flat(direction).abs().amax(dim=1).clamp_min(tiny)
+        scaled = direction / per_sample(largest, direction)
+        norm = torch.linalg.vector_norm(_flat(scaled), dim=1).clamp_min(tiny)
+        return scaled / per_sample(norm, direction)
+
+    def random_point(self, seed: int) -> Tensor:
+        """Uniform in the ball (Gaussian direction, radius to the power 1/d), then clipped."""
+        keys = sample_keys(self.x, seed)
+        shape = self.x.shape[1:]
+        first = uniform(keys, shape, self.x.dtype).clamp_min(torch.finfo(self.x.dtype).tiny)
+        second = uniform(sample_keys(self.x, seed + (1 << STREAM_SHIFT)), shape, self.x.dtype)
+        gauss = (-2 * first.log()).sqrt() * (2 * math.pi * second).cos()  # Box-Muller
+        u = uniform(
+            sample_keys(self.x, seed + (2 << STREAM_SHIFT)), torch.Size([1]), self.x.dtype
+        ).squeeze(1)
+        radius = self.eps * u.pow(1 / math.prod(shape))
+        return self.project(self.x + self.steepest(gauss) * per_sample(radius, self.x))
+
+
+class L1Ball(Ball):
+    """Sum of absolute values."""
+
+    @staticmethod
+    def length(delta: Tensor) -> Tensor:
+        """Sum of absolute entries of each sample, (n_samples,)."""
+        return _flat(delta).abs().sum(dim=1)
+
+    def project(self, x: Tensor) -> Tensor:
+        r"""The nearest point of ball and box together (Croce and Hein 2021).
+
+        Each coordinate moves by :math:`\min(\max(|\delta_i| - \lambda, 0), r_i)`, with the room
+        :math:`r_i` that the box leaves and the smallest lambda for which they add up to at most
+        eps; lambda comes from sorting the points at which coordinates begin and end to shrink.
+        """
+        delta = _flat(x - self.x)
+        room = _flat(self.clip(x) - self.x).abs()  # in the box, never more than |delta|
+        size = delta.abs()
+        points = torch.cat([size - room, size], dim=1)
+        slopes = torch.cat([-torch.ones_like(size), torch.ones_like(size)], dim=1)
+        points, order = points.sort(dim=1)
+        slopes = slopes.gather(1, order).cumsum(dim=1)
+        falls = slopes[:, :-1] * points.diff(dim=1)
+        total = room.sum(dim=1, keepdim=True)
+        # lengths that lambda at each of the points leaves
+        lengths = torch.cat([total, total + falls.cumsum(dim=1)], dim=1)
+        within = self.eps * (1 - 8 * torch.finfo(x.dtype).eps)
+        last = ((lengths > within).sum(dim=1, keepdim=True) - 1).clamp_min(0)
+        excess = (lengths.gather(1, last) - within).clamp_min(0)
+        slope = slopes.gather(1, last).clamp_max(-1)
+        threshold = torch.where(total > within, points.gather(1, last) - excess / slope, 0.0)
+        moved = delta.sign() * torch.minimum((size - threshold).clamp_min(0), room)
+        return self._shrink_rounded(self.clip(self.x + moved.view_as(self.x)))
+
+    def steepest(self, direction: Tensor) -> Tensor:
+        """All of the step along the largest coordinate."""
+        return self.sparse(direction, torch.ones(len(direction), device=direction.device))
+
+    def sparse(self, direction: Tensor, n_coordinates: Tensor) -> Tensor:
+        """A step of unit length, spread evenly over the largest coordinates.
+
+        Parameters
+        ----------
+        direction : Tensor of shape (n_samples, ...)
+        n_coordinates : Tensor of shape (n_samples,)
+            How many of each sample's.
+
+        Returns
+        -------
+        step : Tensor of the shape of direction
+        """
+        flat = _flat(direction)
+        rank = flat.abs().argsort(dim=1, descending=True).argsort(dim=1)
+        signs = torch.where(rank < n_coordinates[:, None], flat.sign(), 0.0)
+        count = signs.abs().sum(dim=1, keepdim=True).clamp_min(1)
+        return (signs / count).view_as(direction)
+
+    def random_point(self, seed: int) -> Tensor:
+        """Uniform in the ball (two-sided exponential direction), then clipped."""
+        keys, shape = sample_keys(self.x, seed), self.x.shape[1:]
+        tiny = torch.finfo(self.x.dtype).tiny
+        u = 2 * uniform(keys, shape, self.x.dtype) - 1
+        exponential = u.sign() * -(u.abs().clamp_min(tiny).log())
+        radius = uniform(
+            sample_keys(self.x, seed + (1 << STREAM_SHIFT)), torch.Size([1]), self.x.dtype
+        ).squeeze(1)
+        length = self.eps * radius.pow(1 / math.prod(shape)) / self.length(exponential)
+        return self.project(self.x + exponential * per_sample(length, self.x))
+
+
+NORMS: dict[str, type[Ball]] = {"linf": LinfBall, "l2": L2Ball, "l1": L1Ball}

@@ -1,0 +1,164 @@
+"""FGSM, BIM, MIM, PGD and CW: one loop, walked in different ways."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from .._checks import check_number, is_number
+from ._base import BoundedAttack
+from ._noise import RESTART_SHIFT
+from ._objective import Objective
+from .engine.ascent import Steps, ascend
+from .engine.balls import Ball
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class GradientAttack(BoundedAttack):
+    """Base of the attacks that climb the loss with projected steps.
+
+    Parameters
+    ----------
+    n_steps : int
+        Number of gradients.
+    step_size : float, default=None
+        Length of a step in the units of X; None is a fixed fraction of eps, so that a search
+        over eps keeps the shape of the walk.
+    n_restarts : int, default=1
+        Walks from different random points. The samples that one leaves unbroken go into the
+        next.
+    random_start : bool
+        Whether walks begin at a random point of the ball, or at x.
+    """
+
+    n_steps: int = 20
+    step_size: float | None = None
+    n_restarts: int = 1
+    random_start: bool = True
+
+    _counts: ClassVar[tuple[str, ...]] = (*BoundedAttack._counts, "n_steps", "n_restarts")
+    _flags: ClassVar[tuple[str, ...]] = (*BoundedAttack._flags, "random_start")
+    _relative_step: ClassVar[float] = 1 / 4
+
+    def _steps(self) -> Steps:
+        step_size = self._relative_step * self.eps if self.step_size is None else self.step_size
+        return Steps(self.n_steps, step_size)
+
+    def _perturb(
+        self, objective: Objective, ball: Ball, y: Tensor, seed: int, stop_when_broken: bool
+    ) -> Tensor:
+        start = ball.random_point(seed) if self.random_start else ball.project(ball.x)
+        walk = self._steps()
+        if not stop_when_broken:
+            return ascend(objective, ball, start, y, walk, stop_when_broken=False)[0]
+        result = ball.project(ball.x).clone()
+        active = (~objective.broken(result, y)).nonzero().squeeze(1)
+        for restart in range(self.n_restarts):
+            if not len(active):
+                break
+            part = ball[active]
+            start = (
+                part.random_point(seed + (restart << RESTART_SHIFT)) if restart else start[active]
+            )
+            found, broken = ascend(objective, part, start, y[active], walk, stop_when_broken=True)
+            result[active] = found
+            active = active[~broken]
+        return result
+
+    def _validate(self) -> None:
+        super()._validate()
+        name = type(self).__name__
+        if self.step_size is not None and not (is_number(self.step_size) and self.step_size > 0):
+            raise ValueError(f"{name}: step_size must be positive or None; got {self.step_size!r}")
+        if self.n_restarts > 1 and not self.random_start:
+            raise ValueError(
+                f"{name}: n_restarts={self.n_restarts} without random_start repeats one walk; set "
+                "random_start=True"
+            )
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class PGD(GradientAttack):
+    """Projected gradient descent from a random start (Madry et al. 2018).
+
+    See `BoundedAttack` and `GradientAttack` for the parameters; 20 steps of eps / 4 by default.
+
+    References
+    ----------
+    .. [1] A. Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks",
+       ICLR 2018.
+    """
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class CW(GradientAttack):
+    """Projected ascent of the Carlini-Wagner margin, "CW" as the ensemble papers use it.
+
+    The margin is the best wrong log-probability minus that of the label, picked by index.
+
+    References
+    ----------
+    .. [1] N. Carlini and D. Wagner, "Towards Evaluating the Robustness of Neural Networks",
+       IEEE S&P 2017.
+    """
+
+    loss: str = "cw_margin"
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class BIM(GradientAttack):
+    """Basic iterative method: `PGD` from x itself, 10 steps of eps / 5 (Kurakin et al. 2017).
+
+    References
+    ----------
+    .. [1] A. Kurakin, I. Goodfellow and S. Bengio, "Adversarial Examples in the Physical World",
+       ICLR Workshop 2017.
+    """
+
+    n_steps: int = 10
+    random_start: bool = False
+
+    _relative_step: ClassVar[float] = 1 / 5
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class MIM(BIM):
+    """Momentum iterative method: gradients of unit L1 norm accumulate (Dong et al. 2018).
+
+    Parameters
+    ----------
+    decay : float, default=1.0
+        Factor by which the accumulated direction shrinks at each step.
+
+    References
+    ----------
+    .. [1] Y. Dong et al., "Boosting Adversarial Attacks with Momentum", CVPR 2018.
+    """
+
+    decay: float = 1.0
+
+    def _steps(self) -> Steps:
+        plain = super()._steps()
+        return Steps(plain.n_steps, plain.step_size, self.decay)
+
+    def _validate(self) -> None:
+        super()._validate()
+        check_number(self.decay, "MIM: decay", 0)
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class FGSM(GradientAttack):
+    """Fast gradient sign method: one step of length eps (Goodfellow et al. 2015).
+
+    References
+    ----------
+    .. [1] I. Goodfellow, J. Shlens and C. Szegedy, "Explaining and Harnessing Adversarial
+       Examples", ICLR 2015.
+    """
+
+    n_steps: int = 1
+    random_start: bool = False
+
+    _relative_step: ClassVar[float] = 1.0

@@ -1,0 +1,1 @@
+"""Opt-in parts that no measurement backs yet: imported by name only."""

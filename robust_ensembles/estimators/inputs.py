@@ -1,0 +1,268 @@
+"""Checks of X, y and weights, and what is learned from them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils import compute_sample_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import validate_data
+
+from .._checks import as_array, check_sample_weight, near_one, without_graph
+from ..attacks._checks import box_excess, check_box
+from ..modules.layers import check_input_shape
+from ..training import StreamedX
+from ._datasets import check_labels, is_dataset, open_dataset, stream
+
+Box = tuple[float, float]
+
+
+def check_X(
+    estimator: Any, X: Any, y: Any = "no_validation", *, reset: bool
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Validate X (and y) and give it the shape that the members take.
+
+    Parameters
+    ----------
+    estimator : BaseEnsembleClassifier
+        Gets `n_features_in_`, `feature_names_in_` and `input_shape_` if `reset`.
+    X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
+        Or a `torch.utils.data.Dataset` of such samples.
+    y : array-like of shape (n_samples,), default="no_validation"
+        As in scikit-learn's `validate_data`: by default there is no y to look at.
+    reset : bool
+        Whether to learn the shape, or to compare with what was learned.
+
+    Returns
+    -------
+    X : ndarray of shape (n_samples, *input_shape_), float32 or uint8, or StreamedX
+    y : ndarray of shape (n_samples,)
+        Empty if none was given.
+
+    Raises
+    ------
+    ValueError, TypeError
+        With the shape that was given, those allowed, and how to mend it.
+    """
+    if is_dataset(X):
+        return _check_dataset(estimator, X, y, reset=reset)
+    X, y = without_graph(X, "X"), without_graph(y, "y")
+    shape = _sample_shape(X)
+    if shape is not None and len(shape) == 3:
+        X = np.asarray(X).reshape(len(X), math.prod(shape))
+    dtypes = [np.float32, np.float64, np.uint8]
+    if not reset and shape is not None:
+        _compare_shape(estimator, shape)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
+        checked = validate_data(estimator, X, y, reset=reset, dtype=dtypes)
+    X, y = checked if isinstance(checked, tuple) else (checked, np.empty(0))
+    if reset:
+        estimator.input_shape_ = _resolve_input_shape(estimator.input_shape, shape, X.shape[1])
+    if X.dtype == np.float64:
+        X = _to_float32(X)
+    return X.reshape(len(X), *estimator.input_shape_), y
+
+
+def _check_dataset(
+    estimator: Any, dataset: Any, y: Any, *, reset: bool
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Judge a data set by its first sample; the others are checked when they are read."""
+    first, label = open_dataset(dataset)
+    check_X(estimator, first, reset=reset)
+    X: Any = stream(estimator, dataset, first)
+    without = isinstance(y, str) and y == "no_validation"
+    return X, np.empty(0) if without else check_labels(X, y, label)
+
+
+def _sample_shape(X: Any) -> tuple[int, ...] | None:
+    """Shape of one sample of an array; None where scikit-learn's own check has to judge."""
+    if not hasattr(X, "shape"):
+        X = as_array(X, "X") if isinstance(X, (list, tuple)) else X
+    shape = tuple(getattr(X, "shape", ()))
+    if len(shape) < 2:
+        return None
+    if len(shape) not in (2, 4):
+        hint = " For grey images add a channel axis: X[:, None]." if len(shape) == 3 else ""
+        raise ValueError(
+            "X must have shape (n_samples, n_features) or (n_samples, channels, height, width); "
+            f"got {shape}.{hint}"
+        )
+    return tuple(int(size) for size in shape[1:])
+
+
+def _compare_shape(estimator: Any, shape: tuple[int, ...]) -> None:
+    fitted = estimator.input_shape_
+    if len(shape) == 3 and shape != fitted:
+        raise ValueError(
+            f"X has samples of shape {shape}, but {type(estimator).__name__} was fitted with "
+            f"{fitted}"
+        )
+
+
+def _resolve_input_shape(
+    wanted: Any, shape: tuple[int, ...] | None, n_features: int
+) -> tuple[int, ...]:
+    if wanted is None:
+        return shape or (n_features,)
+    wanted = check_input_shape(wanted, owner="input_shape")
+    if shape is not None and len(shape) == 3 and shape != wanted:
+        raise ValueError(f"input_shape={wanted} but X has samples of shape {shape}")
+    if math.prod(wanted) != n_features:
+        raise ValueError(
+            f"input_shape={wanted} has {math.prod(wanted)} numbers, but X has {n_features} "
+            "features; their product must be the same"
+        )
+    return wanted
+
+
+def _to_float32(X: NDArray[np.float64]) -> NDArray[np.float32]:
+    largest = float(np.abs(X).max(initial=0))
+    if largest > float(np.finfo(np.float32).max):
+        raise ValueError(
+            f"X holds values up to {largest:.3g}, too large for float32; scale X first, such as "
+            "by a StandardScaler in a Pipeline"
+        )
+    return X.astype(np.float32)
+
+
+def resolve_clip_values(clip_values: Any, X: Any) -> Box | None:
+    """The box of the data.
+
+    Parameters
+    ----------
+    clip_values : "auto", tuple of two floats, or None
+    X : ndarray of shape (n_samples, ...), or StreamedX
+        Of the latter only ``"auto"`` reads all samples, unless they are uint8. In an explicit box
+        each must lie when it is read.
+
+    Returns
+    -------
+    clip_values : tuple of two floats or None
+
+    Raises
+    ------
+    ValueError
+        If X lies outside an explicit box.
+    """
+    if clip_values is None or (isinstance(clip_values, str) and X.dtype == np.uint8):
+        return None if clip_values is None else (0.0, 1.0)
+    if isinstance(X, StreamedX) and not isinstance(clip_values, str):
+        check_box(clip_values, "estimator")
+        X.box = float(clip_values[0]), float(clip_values[1])
+        return X.box
+    scale = 255 if X.dtype == np.uint8 else 1
+    low, high = float(X.min()) / scale, float(X.max()) / scale
+    if isinstance(clip_values, str):
+        if low >= 0 and high <= 1:
+            return (0.0, 1.0)
+        if X.ndim == 4:
+            warnings.warn(
+                f"X spans [{low:.4g}, {high:.4g}], so attacks stay in no box, and their eps is in "
+                f"these units: 8/255 is {8 / 255 / (high - low) if high > low else 0:.2g} of the "
+                "span. For images give raw pixels in [0, 1] (or uint8) and normalise inside the "
+                "module, or set clip_values.",
+                stacklevel=5,
+            )
+        return None
+    check_box(clip_values, "estimator")
+    box = (float(clip_values[0]), float(clip_values[1]))
+    excess = box_excess(low, high, box)
+    if excess:
+        raise ValueError(
+            f"X lies up to {excess:.3g} outside clip_values={box}: it spans [{low:.4g}, "
+            f"{high:.4g}]. Give the box that the raw data live in, and scale inside the module "
+            "(normalize=...) or in a Pipeline."
+        )
+    return box
+
+
+def check_classes(estimator: Any, y: NDArray[Any], *, classes: Any, reset: bool) -> Any:
+    """Learn or compare `classes_`; return class indices.
+
+    Parameters
+    ----------
+    estimator : BaseEnsembleClassifier
+    y : ndarray of shape (n_samples,)
+    classes : array-like of shape (n_classes,) or None
+        All classes, if they are known.
+    reset : bool
+
+    Returns
+    -------
+    index : int64 ndarray of shape (n_samples,)
+    """
+    check_classification_targets(y)
+    if classes is not None:
+        classes = _distinct(classes)
+    if reset:
+        found = np.unique(y) if classes is None else classes
+        if len(found) < 2:
+            raise ValueError(
+                f"y holds {len(found)} class ({found.tolist()}); a classifier needs 2 or more"
+            )
+        estimator.classes_ = found
+    elif classes is not None and not np.array_equal(classes, estimator.classes_):
+        raise ValueError(f"classes={classes!r} differs from the first call's {estimator.classes_}")
+    # not by NumPy's comparison: to that, the text "1" is the number 1
+    index = {label: i for i, label in enumerate(estimator.classes_.tolist())}
+    labels = y.tolist()
+    unknown = {label: None for label in labels if label not in index}
+    if unknown:
+        raise ValueError(
+            f"y holds labels that are not among the classes: {list(unknown)[:5]}; known are "
+            f"{estimator.classes_[:10].tolist()}"
+        )
+    return np.array([index[label] for label in labels], dtype=np.int64)
+
+
+def _distinct(classes: Any) -> NDArray[Any]:
+    """The classes that are given, sorted."""
+    given = as_array(classes, "classes")
+    try:
+        found = np.unique(given)
+        comparable = given.ndim == 1 and bool((found == found).all())  # NaN is not itself
+    except TypeError:  # numbers and strings together
+        comparable = False
+    if not comparable:
+        raise ValueError(
+            f"classes must be a flat list of labels of one kind, without None or NaN; got "
+            f"{classes!r}"
+        )
+    return found
+
+
+def check_weights(
+    class_weight: Any, sample_weight: Any, X: NDArray[Any], y: NDArray[Any]
+) -> NDArray[np.float32] | None:
+    """Sample weights with the class weights in them, of mean 1; None if all are alike.
+
+    Parameters
+    ----------
+    class_weight : dict, "balanced" or None
+    sample_weight : array-like of shape (n_samples,) or None
+    X : ndarray of shape (n_samples, ...)
+    y : ndarray of shape (n_samples,)
+        Labels.
+
+    Returns
+    -------
+    weight : float32 ndarray of shape (n_samples,) or None
+    """
+    if sample_weight is None and class_weight is None:
+        return None
+    weight = check_sample_weight(sample_weight, X)
+    if class_weight is not None:
+        class_weights = compute_sample_weight(class_weight, y)
+        if not ((class_weights >= 0) & (class_weights < np.inf)).all():
+            raise ValueError(f"class_weight must not be negative or infinite; got {class_weight!r}")
+        weight = weight * near_one(class_weights)
+    weight = near_one(weight)
+    total = weight.sum()
+    if total <= 0:
+        raise ValueError("sample_weight and class_weight leave no sample with a positive weight")
+    normalized: NDArray[np.float32] = (weight * (len(weight) / total)).astype(np.float32)
+    return normalized

@@ -1,0 +1,250 @@
+"""What a classifier decides in a plane around a sample."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from ...attacks import Attack, Target, is_broken, resolve_target
+from ...metrics.robust import check_untargeted
+from .._displays._plane import decide, plane_through
+from .style import COLOURS, axes_for, norm_label, require_matplotlib, settle_layout, text_width
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# for eyes that colours do not reach
+_HATCHES = ("", "//", "..", "\\\\", "xx", "++", "--")
+
+# part of white in the regions' colours
+_PALE = 0.55
+_BORDER = "0.3"
+
+
+class DecisionRegionDisplay:
+    """Class regions in the plane of a sample, its adversarial example and a random direction.
+
+    Use `from_estimator`. Both directions are of length 1 in the attack's norm, so that both axes
+    are in the units of X and the ball's boundary crosses them at eps. The points of the plane may
+    lie outside the box of valid inputs.
+
+    Parameters
+    ----------
+    coordinates : array-like of shape (n_grid,)
+        Along both axes, in the units of X; the sample lies at 0.
+    decisions : array-like of shape (n_grid, n_grid)
+        Labels, with the random direction along the rows.
+    distances : array-like of shape (n_grid, n_grid)
+        From the sample, in the attack's norm.
+    eps : float
+        Radius of the ball.
+    norm : {"linf", "l2"}
+    adversarial_distance : float
+        Where the adversarial example lies on the first axis.
+    label, adversarial_label : object
+        True label of the sample, and what the example is taken for.
+
+    Attributes
+    ----------
+    coordinates, decisions, distances, eps, norm, adversarial_distance, label, adversarial_label
+        As given, as arrays where there are several numbers.
+    ax_ : matplotlib Axes
+    figure_ : matplotlib Figure
+        These two once plotted.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not match.
+    """
+
+    def __init__(
+        self,
+        coordinates: ArrayLike,
+        decisions: ArrayLike,
+        distances: ArrayLike,
+        *,
+        eps: float,
+        norm: str,
+        adversarial_distance: float,
+        label: Any,
+        adversarial_label: Any,
+    ) -> None:
+        self.coordinates = np.asarray(coordinates, dtype=np.float64)
+        self.decisions = np.asarray(decisions)
+        self.distances = np.asarray(distances, dtype=np.float64)
+        self.eps, self.norm, self.adversarial_distance = eps, norm, adversarial_distance
+        self.label, self.adversarial_label = label, adversarial_label
+        square = (self.coordinates.size,) * 2
+        if self.decisions.shape != square or self.distances.shape != square:
+            raise ValueError(
+                f"decisions and distances must have shape {square}, a row and a column for each "
+                f"coordinate; got {self.decisions.shape} and {self.distances.shape}"
+            )
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: ArrayLike,
+        y: ArrayLike,
+        *,
+        attack: Attack,
+        sample: int = 0,
+        extent: float | None = None,
+        n_grid: int = 101,
+        random_state: int = 0,
+        ax: Axes | None = None,
+    ) -> DecisionRegionDisplay:
+        """Attack a sample and look at the plane.
+
+        Parameters
+        ----------
+        estimator : fitted estimator or nn.Module
+            An estimator of this package, or a Pipeline or search that ends in one.
+        X : array-like of shape (n_samples, ...)
+            Raw X.
+        y : array-like of shape (n_samples,)
+            True labels.
+        attack : Attack
+            Untargeted, with `eps` and `norm`, such as ``PGD(eps=0.1)``.
+        sample : int, default=0
+            Which of X.
+        extent : float, default=None
+            How far the plane reaches to each side, in the units of X; None is twice eps.
+        n_grid : int, default=101
+            Points along each axis.
+        random_state : int, default=0
+            Of the random direction.
+        ax : matplotlib Axes, default=None
+            None makes a new figure.
+
+        Returns
+        -------
+        display : DecisionRegionDisplay
+
+        Raises
+        ------
+        TypeError
+            If the attack has no eps and norm.
+        ValueError
+            If the sample is misclassified without an attack, if the attack leaves it where it
+            is, or for parameters that make no sense.
+        """
+        require_matplotlib()
+        reach = _checked_reach(attack, extent, n_grid)
+        _check_sample(X, sample)
+        target = resolve_target(estimator, X, gradient=not attack.gradient_free)
+        x = target.tensor(np.asarray(X)[[sample]])
+        x_adv = _attacked(target, attack, x, target.encode(np.asarray(y)[[sample]]), sample)
+        plane, distance = plane_through(x, x_adv, attack.norm, random_state)
+        coordinates = np.linspace(-reach, reach, n_grid)
+        decisions, distances = plane.look(target.module, coordinates)
+        return cls(
+            coordinates,
+            target.classes[decisions],
+            distances,
+            eps=attack.eps,
+            norm=attack.norm,
+            adversarial_distance=distance,
+            label=np.asarray(y)[sample],
+            adversarial_label=target.classes[decide(target.module, x_adv)[0]],
+        ).plot(ax)
+
+    def plot(self, ax: Axes | None = None) -> DecisionRegionDisplay:
+        """Draw the regions, the ball and the two points.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            None makes a new figure.
+
+        Returns
+        -------
+        self : DecisionRegionDisplay
+        """
+        entries = ["adversarial example", *(f"class {name}" for name in np.unique(self.decisions))]
+        ax = axes_for(ax, (5.6 + text_width(entries), 4.6))
+        self._draw_regions(ax)
+        if self.distances.min() < self.eps < self.distances.max():
+            ball: dict[str, Any] = {"colors": "black", "linestyles": "--", "linewidths": 1.5}
+            ax.contour(self.coordinates, self.coordinates, self.distances, [self.eps], **ball)
+            # contours have no entry in a legend of their own
+            ax.plot([], [], "k--", label=rf"ball of $\varepsilon$ = {self.eps:.3g}")
+        points: dict[str, Any] = {"linestyle": "none", "color": "black", "markeredgecolor": "white"}
+        ax.plot(0, 0, marker="o", markersize=9, label="sample", **points)
+        broken = self.adversarial_label != self.label
+        name = "adversarial example" if broken else "failed attack"
+        ax.plot(self.adversarial_distance, 0, marker="X", markersize=10, label=name, **points)
+        # a square box at the left leaves the legend its room
+        ax.set_aspect("equal", anchor="W")
+        end = "adversarial example" if broken else "end of the attack"
+        ax.set_xlabel(f"Towards the {end}\n({norm_label(self.norm)})")
+        ax.set_ylabel(f"Random orthogonal direction\n({norm_label(self.norm)})")
+        ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+        settle_layout(ax)
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
+
+    def _draw_regions(self, ax: Axes) -> None:
+        """A colour and a hatch for each class that occurs; the true one's are always the same."""
+        from matplotlib.colors import to_rgb
+
+        present = np.unique(self.decisions).tolist()
+        present.sort(key=lambda name: name != self.label)
+        grid = self.coordinates, self.coordinates
+        # shows where three regions meet, like the borders
+        ax.set_facecolor(_BORDER)
+        for i, name in enumerate(present, start=0 if self.label in present else 1):
+            inside = (self.decisions == name).astype(float)
+            colour = _PALE + (1 - _PALE) * np.array(to_rgb(COLOURS[i % len(COLOURS)]))
+            hatch = _HATCHES[i % len(_HATCHES)]
+            lines: dict[str, Any] = {"edgecolor": "0.6", "linewidth": 0}
+            ax.contourf(*grid, inside, [0.5, 1.5], colors=[colour], hatches=[hatch]).set(**lines)
+            ax.fill_between([], [], facecolor=colour, hatch=hatch, label=f"class {name}", **lines)
+            if 0 < inside.mean() < 1:
+                ax.contour(*grid, inside, [0.5], colors=_BORDER, linewidths=0.8)
+
+
+def _checked_reach(attack: Attack, extent: float | None, n_grid: int) -> float:
+    """How far the plane reaches."""
+    if not isinstance(attack, Attack) or not {"eps", "norm"} <= set(attack.get_params(deep=False)):
+        raise TypeError(
+            f"attack must have an eps and a norm, for the ball that is drawn, such as "
+            f"PGD(eps=0.1); got {attack!r}"
+        )
+    check_untargeted(attack)
+    if attack.eps == 0:
+        raise ValueError("attack has eps=0, which leaves no direction to look along")
+    reach = 2 * attack.eps if extent is None else extent
+    if not 0 < reach < float("inf"):
+        raise ValueError(f"extent must be positive, in the units of X, or None; got {extent!r}")
+    if n_grid < 2:
+        raise ValueError(f"n_grid must be at least 2; got {n_grid!r}")
+    return float(reach)
+
+
+def _check_sample(X: ArrayLike, sample: int) -> None:
+    shape = np.shape(X)
+    if not -shape[0] <= sample < shape[0]:
+        raise ValueError(f"sample={sample} is the number of a sample, but X has {shape[0]}")
+    if np.prod(shape[1:]) < 2:
+        raise ValueError(f"a plane needs two features or more; X has shape {shape}")
+
+
+def _attacked(target: Target, attack: Attack, x: Tensor, y: Tensor, sample: int) -> Tensor:
+    """The adversarial example, another point than x."""
+    if is_broken(target.module, x, y).any():
+        raise ValueError(
+            f"sample {sample} is misclassified without an attack: choose one that is right"
+        )
+    x_adv = attack(target.module, x, y)
+    if (x_adv == x).all():
+        raise ValueError(
+            f"{attack!r} leaves sample {sample} where it is, so that no direction leads to an "
+            "adversarial example: take another sample, a larger eps, or an attack such as PGD"
+        )
+    return x_adv

@@ -1,0 +1,190 @@
+"""Robust accuracy: who is still right under attack."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .._checks import as_array, check_sample_weight
+from ..attacks import Attack, is_broken, resolve_target
+from ..attacks._checks import check_batch
+
+
+def correct_mask(estimator: Any, X: ArrayLike, y: ArrayLike) -> NDArray[np.bool_]:
+    """Samples that the attacked module classifies correctly as they are.
+
+    Parameters
+    ----------
+    estimator : fitted estimator
+    X : array-like of shape (n_samples, ...)
+    y : array-like of shape (n_samples,)
+
+    Returns
+    -------
+    mask : bool ndarray of shape (n_samples,)
+    """
+    return _mask(estimator, X, y, None)
+
+
+def robust_mask(estimator: Any, X: ArrayLike, y: ArrayLike, *, attack: Attack) -> NDArray[np.bool_]:
+    """Samples that are classified correctly before and after an attack.
+
+    The adversarial examples are judged by a forward pass of their own, not by what the attack
+    believes that it has done. The module is called directly: no cached prediction is used.
+
+    Parameters
+    ----------
+    estimator : fitted estimator
+        One of this package, or a Pipeline or search that ends in one. Attacks that need no
+        gradient, such as `Square`, take any classifier with a `predict_proba`.
+    X : array-like of shape (n_samples, ...)
+        Raw X.
+    y : array-like of shape (n_samples,)
+        True labels.
+    attack : Attack
+        Untargeted.
+
+    Returns
+    -------
+    mask : bool ndarray of shape (n_samples,)
+
+    Raises
+    ------
+    NotDifferentiableError
+        If gradients cannot pass a step of the estimator.
+    ValueError
+        For a targeted attack, or bad parameters of it.
+    """
+    check_untargeted(attack)
+    return _mask(estimator, X, y, attack)
+
+
+def check_untargeted(attack: Attack) -> None:
+    """Raise for an attack with bad parameters, or one that does not ask whether y can be left."""
+    if not isinstance(attack, Attack):
+        raise TypeError(
+            f"attack must be an attack such as PGD(eps=0.1); got {attack!r}. For a name use "
+            "get_robust_scorer"
+        )
+    attack._validate()
+    if attack.targeted:
+        raise ValueError(
+            f"{attack!r} is targeted, but robust accuracy asks whether y can be left: set "
+            "targeted=False"
+        )
+
+
+def _mask(estimator: Any, X: ArrayLike, y: ArrayLike, attack: Attack | None) -> NDArray[np.bool_]:
+    """Samples that are right, and stay right under an attack if there is one."""
+    gradient = attack is not None and not attack.gradient_free
+    target = resolve_target(estimator, X, gradient=gradient)
+    if attack is not None:
+        attack.check_classes(target.classes)
+    x, given = target.tensor(X), as_array(y, "y")
+    if given.shape != (len(x),):
+        raise ValueError(
+            f"y must have shape ({len(x)},), a label for each sample; got {given.shape}"
+        )
+    # a label that the training fold did not hold cannot be predicted: such a sample is wrong
+    classes = set(target.classes.tolist())
+    known = np.array([label in classes for label in given.tolist()], dtype=bool)
+    x, labels = x[known], target.encode(given[known])
+    labels = check_batch(target.module, x, labels, None)
+    robust = ~is_broken(target.module, x, labels)
+    if attack is not None:
+        x_adv = attack(target.module, x[robust], labels[robust])
+        robust[robust.clone()] = ~is_broken(target.module, x_adv, labels[robust])
+    mask = np.zeros(len(known), dtype=bool)
+    mask[known] = robust.cpu().numpy()
+    return mask
+
+
+def robust_accuracy_score(
+    estimator: Any,
+    X: ArrayLike,
+    y: ArrayLike,
+    *,
+    attack: Attack,
+    conditional: bool = False,
+    sample_weight: ArrayLike | None = None,
+) -> float:
+    """Accuracy under attack, an upper bound of the true robust accuracy.
+
+    Parameters
+    ----------
+    estimator : fitted estimator
+        One of this package, or a Pipeline or search that ends in one. Attacks that need no
+        gradient, such as `Square`, take any classifier with a `predict_proba`.
+    X : array-like of shape (n_samples, ...)
+        Raw X.
+    y : array-like of shape (n_samples,)
+        True labels.
+    attack : Attack
+        Untargeted.
+    conditional : bool, default=False
+        Whether the samples that are wrong without any attack are left out, as some papers do;
+        numbers of models that differ in clean accuracy cannot be compared then.
+    sample_weight : array-like of shape (n_samples,), default=None
+
+    Returns
+    -------
+    accuracy : float
+        Fraction of all samples (misclassified ones count as broken), or of those that are correct
+        without attack, that are correct both before and after it.
+
+    Examples
+    --------
+    >>> from robust_ensembles import VanillaEnsembleClassifier
+    >>> from robust_ensembles.attacks import PGD
+    >>> from robust_ensembles.datasets import load_digits_images
+    >>> from robust_ensembles.metrics import robust_accuracy_score
+    >>> X, y = load_digits_images()
+    >>> clf = VanillaEnsembleClassifier(random_state=0).fit(X[:1000], y[:1000])
+    >>> weak, strong = (
+    ...     robust_accuracy_score(clf, X[1000:1100], y[1000:1100], attack=PGD(eps=eps))
+    ...     for eps in (0.05, 0.3)
+    ... )
+    >>> weak > strong
+    True
+    """
+    robust = robust_mask(estimator, X, y, attack=attack)
+    clean = correct_mask(estimator, X, y) if conditional else None
+    return weighted_fraction(robust, sample_weight, among=clean)
+
+
+def weighted_fraction(
+    mask: NDArray[np.bool_],
+    sample_weight: ArrayLike | None,
+    *,
+    among: NDArray[np.bool_] | None = None,
+) -> float:
+    """Fraction of the samples (or of their weight) that a mask selects.
+
+    Parameters
+    ----------
+    mask : bool ndarray of shape (n_samples,)
+    sample_weight : array-like of shape (n_samples,) or None
+    among : bool ndarray of shape (n_samples,), default=None
+        The samples that count; None is all. The fraction of nothing is 0.
+
+    Returns
+    -------
+    fraction : float
+
+    Raises
+    ------
+    ValueError
+        For weights that are negative, or all 0.
+    """
+    weight = np.ones(len(mask))
+    if sample_weight is not None:
+        weight = check_sample_weight(sample_weight, mask)
+        if not weight.any():
+            raise ValueError("sample_weight leaves no sample with a positive weight")
+    if among is not None:
+        weight = weight * among
+        if not weight.any():
+            return 0.0
+    return float(np.average(mask.astype(np.float64), weights=weight))

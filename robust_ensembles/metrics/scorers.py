@@ -1,0 +1,264 @@
+"""Scorers for scikit-learn's searches and cross-validation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.metadata_routing import MetadataRequest, get_routing_for_object
+
+from ..attacks import Attack, BoundedAttack, Transfer
+from ..attacks.names import attack_from_name
+from ._shared import SharedMasks
+from .robust import check_untargeted, weighted_fraction
+
+
+class RobustScorer:
+    """Scorer ``(estimator, X, y) -> accuracy`` under the per-sample worst of some attacks.
+
+    Made by `make_robust_scorer`, `get_robust_scorer` and `robust_scoring`.
+
+    Parameters
+    ----------
+    attacks : tuple of Attack
+        Untargeted. None at all gives clean accuracy.
+    name : str
+        What skorch's `EpochScoring` calls the column.
+    shared : SharedMasks, default=None
+        Where the scorers of one dict keep what they have computed.
+    conditional : bool, default=False
+        Whether only the samples count that are correct without attack.
+    """
+
+    _sign: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        attacks: tuple[Attack, ...],
+        name: str,
+        shared: SharedMasks | None = None,
+        *,
+        conditional: bool = False,
+    ) -> None:
+        self.attacks, self.conditional = attacks, conditional
+        self.__name__ = name
+        self._shared = shared or SharedMasks()
+        self._metadata_request = MetadataRequest(owner=self)
+        self._metadata_request.score.add_request(param="sample_weight", alias=None)
+
+    def __call__(
+        self, estimator: Any, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> float:
+        """Fraction of the samples that stay correct.
+
+        Parameters
+        ----------
+        estimator : fitted estimator
+        X : array-like of shape (n_samples, ...)
+        y : array-like of shape (n_samples,)
+        sample_weight : array-like of shape (n_samples,), default=None
+
+        Returns
+        -------
+        accuracy : float
+        """
+        clean = self._shared.mask(estimator, X, y, ()) if self.conditional else None
+        return weighted_fraction(self.robust_mask(estimator, X, y), sample_weight, among=clean)
+
+    def robust_mask(self, estimator: Any, X: ArrayLike, y: ArrayLike) -> NDArray[np.bool_]:
+        """Which samples stay correct.
+
+        Parameters
+        ----------
+        estimator : fitted estimator
+        X : array-like of shape (n_samples, ...)
+        y : array-like of shape (n_samples,)
+
+        Returns
+        -------
+        mask : bool ndarray of shape (n_samples,)
+        """
+        return self._shared.mask(estimator, X, y, self.attacks)
+
+    def set_score_request(self, *, sample_weight: bool | str | None = None) -> RobustScorer:
+        """Ask for sample weights, for scikit-learn's metadata routing.
+
+        Parameters
+        ----------
+        sample_weight : bool, str or None, default=None
+
+        Returns
+        -------
+        self : RobustScorer
+        """
+        self._metadata_request.score.add_request(param="sample_weight", alias=sample_weight)
+        return self
+
+    def get_metadata_routing(self) -> Any:
+        """What metadata this scorer asks for.
+
+        Returns
+        -------
+        routing : MetadataRequest
+        """
+        return get_routing_for_object(self._metadata_request)
+
+    def _accept_sample_weight(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        conditional = ", conditional=True" if self.conditional else ""
+        return f"RobustScorer({list(self.attacks)!r}, name={self.__name__!r}{conditional})"
+
+
+def make_robust_scorer(
+    attack: Attack, *, name: str | None = None, conditional: bool = False
+) -> RobustScorer:
+    """Scorer for one attack.
+
+    Parameters
+    ----------
+    attack : Attack
+        Untargeted.
+    name : str, default=None
+        None is the attack's class in lower case.
+    conditional : bool, default=False
+        Whether only the samples count that are correct without attack.
+
+    Returns
+    -------
+    scorer : RobustScorer
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `attack` is no attack, is targeted, or has bad parameters.
+
+    Examples
+    --------
+    >>> from robust_ensembles.attacks import PGD
+    >>> from robust_ensembles.metrics import make_robust_scorer
+    >>> make_robust_scorer(PGD(eps=0.1))
+    RobustScorer([PGD(eps=0.1)], name='pgd')
+    """
+    check_untargeted(attack)
+    label = name or type(attack).__name__.lower()
+    return RobustScorer((attack,), label, conditional=conditional)
+
+
+def make_transfer_scorer(
+    surrogate: Any,
+    attack: BoundedAttack | Sequence[BoundedAttack] | None = None,
+    *,
+    name: str = "transfer",
+    conditional: bool = False,
+) -> RobustScorer:
+    """Scorer for a black-box attack: examples made on a surrogate, the worst for each sample.
+
+    Parameters
+    ----------
+    surrogate : fitted estimator, nn.Module, or sequence of these
+        See `Transfer`. It must not be what is scored.
+    attack : BoundedAttack or sequence of BoundedAttack, default=None
+        None is ``PGD()``.
+    name : str, default="transfer"
+    conditional : bool, default=False
+        Whether only the samples count that are correct without attack.
+
+    Returns
+    -------
+    scorer : RobustScorer
+    """
+    return make_robust_scorer(Transfer(surrogate, attack), name=name, conditional=conditional)
+
+
+def get_robust_scorer(name: str) -> RobustScorer:
+    """Scorer by name.
+
+    Parameters
+    ----------
+    name : str
+        ``"clean"``, or an attack with its number of steps, norm and eps, such as ``"fgsm"``,
+        ``"autoattack_linf_8_255"``, ``"mora"`` or ``"cw40_l2_0.5"``; what is left out is the
+        attack's default.
+
+    Returns
+    -------
+    scorer : RobustScorer
+
+    Examples
+    --------
+    >>> from robust_ensembles.metrics import get_robust_scorer
+    >>> get_robust_scorer("pgd40_l2_0.5")
+    RobustScorer([PGD(eps=0.5, n_steps=40, norm='l2')], name='pgd40_l2_0.5')
+    """
+    if isinstance(name, str) and name == "clean":
+        return RobustScorer((), name)
+    return make_robust_scorer(attack_from_name(name), name=name)
+
+
+def robust_scoring(
+    *attacks: str | Attack,
+    eps: float | None = None,
+    norm: str | None = None,
+    clip_values: tuple[float, float] | None = None,
+    surrogate: Any = None,
+    conditional: bool = False,
+) -> dict[str, RobustScorer]:
+    """Scorers for `GridSearchCV` and `cross_validate`: clean, each attack, and their worst.
+
+    Parameters
+    ----------
+    *attacks : str or Attack
+        Names as in `get_robust_scorer`, or attacks. At least one.
+    eps, norm, clip_values
+        For the names that do not say. Attacks given as objects keep their own.
+    surrogate : fitted estimator, nn.Module, or sequence of these, default=None
+        What the attacks named ``"transfer"`` make their examples on.
+    conditional : bool, default=False
+        Whether only the samples count that are correct without attack (not for ``"clean"``).
+
+    Returns
+    -------
+    scoring : dict of RobustScorer
+        ``"clean"``, one for each attack under its name, and ``"worst"``, the accuracy on the
+        samples that withstand all of them. An attack runs once, however many scorers use it.
+
+    Examples
+    --------
+    >>> from robust_ensembles.metrics import robust_scoring
+    >>> list(robust_scoring("fgsm", "pgd20", eps=0.1))
+    ['clean', 'fgsm', 'pgd20', 'worst']
+    """
+    if not attacks:
+        raise ValueError("robust_scoring needs an attack at least: robust_scoring('pgd20')")
+    named: dict[str, Attack] = {}
+    for attack in attacks:
+        if isinstance(attack, str):
+            key, made = (
+                attack,
+                attack_from_name(
+                    attack, eps=eps, norm=norm, clip_values=clip_values, surrogate=surrogate
+                ),
+            )
+        else:
+            key, made = make_robust_scorer(attack).__name__, attack
+        named[_new_key(key, named)] = made
+    shared = SharedMasks()
+    scoring = {"clean": RobustScorer((), "clean", shared)}
+    for key, each in {
+        **{k: (v,) for k, v in named.items()},
+        "worst": tuple(named.values()),
+    }.items():
+        scoring[key] = RobustScorer(each, key, shared, conditional=conditional)
+    return scoring
+
+
+def _new_key(key: str, taken: Iterable[str]) -> str:
+    """The key itself, or with the first number that makes it new."""
+    taken = {"clean", "worst", *taken}
+    if key not in taken:
+        return key
+    return next(f"{key}_{i}" for i in range(2, len(taken) + 2) if f"{key}_{i}" not in taken)

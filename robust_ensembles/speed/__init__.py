@@ -1,0 +1,201 @@
+"""What makes a training step fast without changing what it computes, and when it is used."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import one_of
+from .._logging import tell_once
+from ..contrib.vmap import vectorized_members, why_not_vectorized
+from ..modules import Ensemble
+from .double_backward import fast_double_backward
+
+TECHNIQUES = (
+    "double_backward",
+    "channels_last",
+    "fused_optimizer",
+    "flush_denormal",
+    "vmap",
+    "cuda_graph",
+)
+"""Names that `accelerate` takes beside ``"auto"`` and ``"none"``."""
+
+
+def resolve_acceleration(
+    accelerate: str | Sequence[str], device: torch.device, *, second_order: bool
+) -> frozenset[str]:
+    """Techniques that are used on a device.
+
+    Parameters
+    ----------
+    accelerate : {"auto", "none"}, the name of a technique, or a sequence of names
+        ``"auto"`` is what was measured to pay on this kind of device.
+    device : torch.device
+    second_order : bool
+        Whether the loss contains input gradients.
+
+    Returns
+    -------
+    techniques : frozenset of str
+
+    Raises
+    ------
+    ValueError
+        For a name that does not exist, or one that needs another device.
+    """
+    if accelerate == "auto":
+        return _automatic(device, second_order)
+    if accelerate == "none":
+        return frozenset()
+    names = [accelerate] if isinstance(accelerate, str) else list(accelerate)
+    for name in names:
+        one_of(name, TECHNIQUES, 'accelerate, if neither "auto" nor "none",')
+    if "cuda_graph" in names and device.type != "cuda":
+        raise ValueError(
+            f"accelerate: 'cuda_graph' needs a CUDA device, but the device is {device}; leave it "
+            "out, or use accelerate='auto'"
+        )
+    return frozenset(names)
+
+
+def _automatic(device: torch.device, second_order: bool) -> frozenset[str]:
+    chosen = {"fused_optimizer"} if device.type in ("cpu", "cuda") else set()
+    if second_order:
+        chosen.add("double_backward")
+    if device.type == "cpu":
+        chosen |= {"channels_last", "flush_denormal"}
+    return frozenset(chosen)
+
+
+def make_optimizer(
+    optimizer: type[torch.optim.Optimizer],
+    groups: list[dict[str, Any]],
+    given: dict[str, Any],
+    techniques: frozenset[str],
+) -> torch.optim.Optimizer:
+    """Make an optimizer, with a step that is one kernel where it can and nobody objects.
+
+    Parameters
+    ----------
+    optimizer : type
+    groups : list of dict
+        Of parameters.
+    given : dict
+        Its arguments.
+    techniques : frozenset of str
+
+    Returns
+    -------
+    optimizer : Optimizer
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it does not take these arguments, or not several groups.
+    """
+    try:
+        return optimizer(groups, **given, **_one_kernel(optimizer, given, techniques))
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(
+            f"the optimizer {optimizer.__name__} cannot be made with {len(groups)} parameter "
+            f"groups and optimizer_params (with lr) {given}: {error}"
+        ) from error
+
+
+def _one_kernel(
+    optimizer: type[torch.optim.Optimizer], given: dict[str, Any], techniques: frozenset[str]
+) -> dict[str, Any]:
+    """Further arguments for that."""
+    ways = {"fused", "foreach", "differentiable", "capturable"}
+    fusible = "fused" in inspect.signature(optimizer).parameters and not ways & set(given)
+    return {"fused": True} if fusible and "fused_optimizer" in techniques else {}
+
+
+@contextmanager
+def accelerated(
+    techniques: frozenset[str], modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer
+) -> Iterator[None]:
+    """Let modules train fast, for as long as the context lasts.
+
+    Parameters
+    ----------
+    techniques : frozenset of str
+    modules : sequence of nn.Module
+    optimizer : torch.optim.Optimizer
+        Of their parameters; its state follows their layout in memory.
+    """
+    vectorized = _vectorized(techniques, modules)
+    with ExitStack() as stack:
+        if vectorized is not None:
+            stack.enter_context(vectorized_members(vectorized))
+        if "double_backward" in techniques:
+            # torch cannot vectorise functions of ours
+            for module in [m for m in modules if m is not vectorized]:
+                stack.enter_context(fast_double_backward(module))
+        if "channels_last" in techniques:
+            stack.enter_context(_channels_last(modules, optimizer))
+        if "flush_denormal" in techniques:
+            stack.enter_context(_flushed_denormals())
+        yield
+
+
+def _vectorized(techniques: frozenset[str], modules: Sequence[nn.Module]) -> Ensemble | None:
+    """The ensemble, if its members are to run as one network and can."""
+    ensembles = [module for module in modules if isinstance(module, Ensemble)]
+    if "vmap" not in techniques or not ensembles:
+        return None
+    reason = why_not_vectorized(ensembles[0])
+    if reason is None:
+        return ensembles[0]
+    tell_once(f"accelerate: 'vmap' is not used, since {reason}")
+    return None
+
+
+@contextmanager
+def _channels_last(
+    modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer
+) -> Iterator[None]:
+    """Convolutions' weights with the channels as the innermost axis; activations follow them."""
+    layers = [layer for module in modules for layer in module.modules()]
+    weights = [layer.weight for layer in layers if isinstance(layer, nn.Conv2d)]
+    try:
+        _lay_out(weights, optimizer, torch.channels_last)
+        yield
+    finally:
+        _lay_out(weights, optimizer, torch.contiguous_format)
+
+
+def _lay_out(
+    weights: Sequence[Tensor], optimizer: torch.optim.Optimizer, layout: torch.memory_format
+) -> None:
+    for weight in weights:
+        weight.data = weight.data.clone(memory_format=layout)
+        if weight.grad is not None:
+            weight.grad = weight.grad.clone(memory_format=layout)
+        # fused steps take it for granted that a weight and its state lie alike
+        state = optimizer.state.get(weight, {})
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                state[name] = value.clone(memory_format=layout)
+
+
+@contextmanager
+def _flushed_denormals() -> Iterator[None]:
+    """Round numbers below the smallest normal one to zero: processors are slow with them."""
+    before = _flushes_denormals()
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
+def _flushes_denormals() -> bool:
+    return bool(torch.tensor(torch.finfo(torch.float32).tiny) / 2 == 0)

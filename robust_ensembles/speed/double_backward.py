@@ -1,0 +1,220 @@
+"""Convolution, normalisation and ReLU whose gradient is cheap to differentiate once more.
+
+The methods that penalise input gradients run backward through a backward pass. Torch's own second
+derivative of batch normalisation is a long chain of elementwise operations, and that of a
+convolution permutes its operands; here both are closed forms around the fused kernels. That of a
+ReLU is zero, which torch writes into memory and adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from .._exchange import exchanged
+from .._logging import tell_once
+from ..training._asked import Gradients, asked, total
+from ..training._batch_norms import next_update, uses_batch_statistics
+from ..training._fast_batch_norm import FastBatchNorm
+from ..training._fast_rectifier import FastRectifier
+
+_aten = torch.ops.aten
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@contextmanager
+def fast_double_backward(module: nn.Module) -> Iterator[nn.Module]:
+    """Give the layers of a module a fast double backward, for as long as the context lasts.
+
+    Values, gradients, second derivatives and running statistics are those of torch, up to
+    rounding; third derivatives raise torch's RuntimeError. A graph made inside may be
+    differentiated outside. Only `forward` of the layers is exchanged, so parameters, buffers,
+    hooks and `state_dict` are as they were.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Its convolutions, batch normalisations and ReLUs are accelerated, other layers left alone,
+        and with a line in the log convolutions and normalisations of another kind. A layer
+        computes as usual where its input needs no gradient and under autocast.
+
+    Yields
+    ------
+    module : nn.Module
+        The same.
+    """
+    forwards = {layer: _fast_forward(layer) for layer in module.modules()}
+    with exchanged({layer: forward for layer, forward in forwards.items() if forward is not None}):
+        yield module
+
+
+def _fast_forward(layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """Forward pass to exchange a layer's own for; None where that is not torch's.
+
+    A partial, not a closure: copies of the layer, made meanwhile, have to call themselves.
+    """
+    if "forward" in vars(layer):
+        return None
+    if isinstance(layer, (nn.ReLU, nn.LeakyReLU)):
+        return _fast_rectifier(layer)
+    if not isinstance(layer, (_BatchNorm, _ConvNd)):
+        return None
+    # the three batch normalisations share one forward pass, each convolution has its own
+    if isinstance(layer, _BATCH_NORMS) and type(layer).forward is nn.BatchNorm2d.forward:
+        return partial(_batch_norm_forward, layer)
+    if isinstance(layer, _CONVOLUTIONS) and layer.padding_mode == "zeros":
+        base = next(kind for kind in _CONVOLUTIONS if isinstance(layer, kind))
+        own = type(layer).forward, type(layer)._conv_forward
+        padding = _both_sides(layer)
+        if own == (base.forward, base._conv_forward) and padding is not None:
+            geometry = _Geometry(layer.stride, padding, layer.dilation, layer.groups)
+            return partial(_conv_forward, layer, geometry)
+    tell_once(f"{layer} has no fast double backward, so torch's own is used for it")
+    return None
+
+
+def _fast_rectifier(layer: nn.ReLU | nn.LeakyReLU) -> Callable[[Tensor], Tensor] | None:
+    base = nn.ReLU if isinstance(layer, nn.ReLU) else nn.LeakyReLU
+    slope = layer.negative_slope if isinstance(layer, nn.LeakyReLU) else 0.0
+    if type(layer).forward is not base.forward or layer.inplace or slope < 0:
+        return None
+    return partial(_rectifier_forward, layer, slope)
+
+
+def _rectifier_forward(layer: nn.Module, slope: float, x: Tensor) -> Tensor:
+    if not _pays(x):
+        plain: Tensor = type(layer).forward(layer, x)
+        return plain
+    y: Tensor = FastRectifier.apply(x, slope)
+    return y
+
+
+def _both_sides(layer: _ConvNd) -> Sequence[int] | None:
+    """Zeros at either side; None where there are more at one than at the other."""
+    if not isinstance(layer.padding, str):
+        return layer.padding
+    sides = layer._reversed_padding_repeated_twice[::-1]
+    return sides[::2] if sides[::2] == sides[1::2] else None
+
+
+def _pays(x: Tensor, *parameters: Tensor | None) -> bool:
+    """Whether there may be a second derivative, of operands of one type."""
+    return (
+        torch.is_grad_enabled()
+        and x.requires_grad
+        and x.dtype in (torch.float32, torch.float64)
+        and not torch.is_autocast_enabled(x.device.type)
+        and all(p is None or p.dtype == x.dtype for p in parameters)
+    )
+
+
+def _batch_norm_forward(layer: _BatchNorm, x: Tensor) -> Tensor:
+    of_batch = uses_batch_statistics(layer)
+    single = of_batch and x.numel() == x.shape[1]  # torch has the error message for that
+    if single or not _pays(x, layer.weight, layer.running_mean):
+        return type(layer).forward(layer, x)
+    layer._check_input_dim(x)
+    momentum, *running = next_update(layer)
+    y: Tensor = FastBatchNorm.apply(
+        x, layer.weight, layer.bias, *running, of_batch, momentum, layer.eps
+    )
+    return y
+
+
+class _Geometry(NamedTuple):
+    """What a convolution is made of, apart from its parameters."""
+
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    groups: int
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        y: Tensor = _aten.convolution(x, weight, bias, *self[:3], False, (0,), self.groups)
+        return y
+
+    def backward(
+        self, grad_y: Tensor, x: Tensor, weight: Tensor, mask: Sequence[bool]
+    ) -> Gradients:
+        sizes = [len(weight)] if mask[2] else None
+        result: Gradients = _aten.convolution_backward(
+            grad_y, x, weight, sizes, *self[:3], False, (0,), self.groups, list(mask)
+        )
+        return result
+
+
+def _conv_forward(layer: _ConvNd, geometry: _Geometry, x: Tensor) -> Tensor:
+    if x.ndim != layer.weight.ndim or not _pays(x, layer.weight, layer.bias):
+        plain: Tensor = type(layer).forward(layer, x)
+        return plain
+    y: Tensor = _Conv.apply(x, layer.weight, layer.bias, geometry)
+    return y
+
+
+class _Conv(Function):
+    """Convolution of x with a weight."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.geometry = geometry
+        return geometry.convolve(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> Gradients:
+        x, weight = ctx.saved_tensors
+        mask = asked(ctx, 3)
+        if torch.is_grad_enabled():
+            return (*_ConvBackward.apply(grad_y, x, weight, ctx.geometry, mask), None)
+        return (*ctx.geometry.backward(grad_y, x, weight, mask), None)
+
+
+class _ConvBackward(Function):
+    """Gradients of a convolution by its input, weight and bias, each bilinear in two operands."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        grad_y: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        geometry: _Geometry,
+        mask: tuple[bool, ...],
+    ) -> Gradients:
+        ctx.save_for_backward(grad_y, x, weight)
+        ctx.geometry = geometry
+        ctx.set_materialize_grads(False)
+        return geometry.backward(grad_y, x, weight, mask)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, v: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None) -> Any:
+        grad_y, x, weight = ctx.saved_tensors
+        geometry = ctx.geometry
+        by_grad_y, by_x, by_weight = None, None, None
+        wanted = asked(ctx, 3)
+        if wanted[0]:
+            terms = [] if v is None else [geometry.convolve(v, weight)]
+            if v_weight is not None:
+                terms.append(geometry.convolve(x, v_weight))
+            if v_bias is not None:
+                terms.append(v_bias.view(-1, *[1] * (x.ndim - 2)).expand_as(grad_y))
+            by_grad_y = total(terms)
+        if wanted[1] and v_weight is not None:
+            by_x = geometry.backward(grad_y, x, v_weight, (True, False, False))[0]
+        if wanted[2] and v is not None:
+            by_weight = geometry.backward(grad_y, v, weight, (False, True, False))[1]
+        return by_grad_y, by_x, by_weight, None, None

@@ -1,0 +1,1 @@
+"""What a net remembers between epochs, as numbers in files."""

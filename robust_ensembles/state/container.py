@@ -1,0 +1,277 @@
+"""The safetensors container: numbers behind a table of what they are, checked before it is used.
+
+A file is eight bytes that hold the table's length, the table as JSON, and the numbers of all
+tensors one after the other. Whatever the table claims is compared with the length of the file
+first, in Python's integers, which do not overflow.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO, NoReturn
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from .._system import replacing
+from ..exceptions import ModelFileError
+
+MAX_TABLE = 32 * 2**20
+"""Bytes that a table may have; that of ten ResNets with a long history has about one million."""
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Types of numbers by the names that safetensors gives them."""
+
+_MAX_NAME = 1024
+_MAX_REASON = 800
+_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f/\\]|\.\.")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the table says of one tensor, without its numbers."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+Table = dict[str, Entry]
+
+
+@contextmanager
+def refused(path: str | os.PathLike[str]) -> Iterator[Callable[[str], NoReturn]]:
+    """Give a function that refuses a file for a reason; other errors on its content do the same.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Yields
+    ------
+    refuse : callable
+        Raises a ModelFileError.
+    """
+
+    def refuse(reason: str) -> NoReturn:
+        raise ModelFileError(f"{path} cannot be loaded: {reason}")
+
+    try:
+        yield refuse
+    except ModelFileError:
+        raise
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        RuntimeError,
+        SafetensorError,
+        TypeError,
+        ValueError,
+    ) as error:
+        # torch adds pages to some of its messages
+        raise ModelFileError(f"{path} cannot be loaded: {str(error)[:_MAX_REASON]}") from error
+
+
+def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], text: str, key: str) -> None:
+    """Write tensors and a text; whoever reads the file sees the old or the new one, complete.
+
+    Parameters
+    ----------
+    path : path-like
+    tensors : mapping of str to Tensor
+        On any device.
+    text : str
+        Kept in the metadata.
+    key : str
+        Its name there.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no folder to write it to.
+    OSError
+        If it cannot be written, such as on a full disk; the file is as it was.
+    ValueError
+        If a tensor is of a type, or has a name, that would not be read again.
+    """
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    for name, tensor in tensors.items():
+        if tensor.dtype not in names or tensor.layout != torch.strided or _bad_name(name):
+            raise ValueError(
+                f"{name!r} ({tensor.dtype}, {tensor.layout}) cannot be stored: names have no "
+                f"slashes or double dots, and dense tensors are of {sorted(DTYPES)}"
+            )
+    # copies: safetensors refuses tensors that share their memory
+    copies = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items()}
+    with replacing(path) as beside:
+        # as bytes, because a full disk is an error of safetensors' own in save_file
+        beside.write_bytes(save(copies, metadata={key: text}))
+        _read_table(beside)  # what this refuses could not be loaded
+
+
+def read_tensors(path: str | os.PathLike[str], names: list[str]) -> dict[str, Tensor]:
+    """Some tensors of a file whose table was checked, on the CPU.
+
+    Parameters
+    ----------
+    path : path-like
+    names : list of str
+
+    Returns
+    -------
+    tensors : dict of str to Tensor
+        Copies: the file may change or vanish later.
+    """
+    with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
+        return {name: file.get_tensor(name).clone() for name in names}
+
+
+def read_text(path: str | os.PathLike[str], key: str) -> tuple[str, Table]:
+    """The text and the table of a file, without reading any tensor.
+
+    Parameters
+    ----------
+    path : path-like
+    key : str
+        Name of the text in the metadata.
+
+    Returns
+    -------
+    text : str
+    table : dict of str to Entry
+
+    Raises
+    ------
+    FileNotFoundError
+    ModelFileError
+        If the file is no safetensors file, is damaged, claims more than it holds, or has no such
+        text.
+    """
+    metadata, table = _read_table(path)
+    text = metadata.get(key)
+    if not isinstance(text, str):
+        raise ModelFileError(
+            f"{path} cannot be loaded: it is a safetensors file, but no ensemble of "
+            "robust_ensembles; those come from clf.save(path)"
+        )
+    return text, table
+
+
+def parse_json(text: str | bytes, what: str) -> Any:
+    """Strict JSON: no key twice, no NaN.
+
+    Parameters
+    ----------
+    text : str or bytes
+    what : str
+        What it is, for the message.
+
+    Returns
+    -------
+    value : object
+
+    Raises
+    ------
+    ValueError
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a name stands twice in it")
+        return found
+
+    def constant(name: str) -> NoReturn:
+        raise ValueError(f"{name} is no JSON")
+
+    try:
+        return json.loads(text, object_pairs_hook=unique, parse_constant=constant)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its {what} is not read as JSON: {error}") from error
+
+
+def _read_table(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Table]:
+    """Metadata and entries."""
+    with open(path, "rb") as file, refused(path) as refuse:
+        size = os.fstat(file.fileno()).st_size
+        raw, n_bytes = _table_bytes(file, size, refuse)
+        found = parse_json(raw, "table")
+        if not isinstance(found, dict):
+            refuse("its table is no JSON object")
+        metadata = found.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
+            refuse("its metadata are no JSON object of strings")
+        table = _entries(found, n_bytes, refuse)
+    return metadata, table
+
+
+def _table_bytes(file: BinaryIO, size: int, refuse: Callable[[str], NoReturn]) -> tuple[bytes, int]:
+    """The table, and how many bytes of numbers follow it."""
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > size - 8:
+        refuse(
+            "it is no safetensors file, or a part of one. Files of pickle and joblib are read by "
+            "those, and run code: read them only if you trust whoever wrote them"
+        )
+    if length > MAX_TABLE:
+        refuse(f"its table has {length} bytes, more than the {MAX_TABLE} that are read")
+    return file.read(length), size - 8 - length
+
+
+def _entries(found: dict[str, Any], n_bytes: int, refuse: Callable[[str], NoReturn]) -> Table:
+    """The table's entries, which must cover the numbers of the file without gap or overlap."""
+    table: Table = {}
+    spans: list[tuple[int, int]] = []
+    for name, claimed in found.items():
+        if _bad_name(name):
+            refuse(f"it has a tensor with the name {name[:80]!r}")
+        if not isinstance(claimed, dict) or set(claimed) != {"dtype", "shape", "data_offsets"}:
+            refuse(f"its table says something else of {name!r} than dtype, shape and data_offsets")
+        if not isinstance(claimed["dtype"], str) or claimed["dtype"] not in DTYPES:
+            refuse(f"{name!r} is of the type {str(claimed['dtype'])[:80]!r}; known: {list(DTYPES)}")
+        shape, span = claimed["shape"], claimed["data_offsets"]
+        if not _are_sizes(shape) or not _are_sizes(span) or len(span) != 2:
+            refuse(f"the shape or the place of {name!r} is no list of whole numbers from 0")
+        dtype = DTYPES[claimed["dtype"]]
+        if math.prod(shape) * dtype.itemsize != span[1] - span[0] or span[1] > n_bytes:
+            refuse(
+                f"{name!r} claims the shape {str(shape)[:80]} in bytes {span[0]} to {span[1]}, "
+                f"which does not fit, or not into the {n_bytes} bytes of the file"
+            )
+        table[name] = Entry(dtype, tuple(shape))
+        spans.append((span[0], span[1]))
+    spans.sort()
+    ends = [0, *(end for _, end in spans)]
+    if [start for start, _ in spans] != ends[:-1] or ends[-1] != n_bytes:
+        refuse("its tensors overlap, or leave bytes of the file out")
+    return table
+
+
+def _are_sizes(value: Any) -> bool:
+    """Whether a value is a list of whole numbers from 0."""
+    return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
+
+
+def _bad_name(name: str) -> bool:
+    """Whether a tensor's name could mean a place on a disk."""
+    return not 0 < len(name) <= _MAX_NAME or _FORBIDDEN.search(name) is not None

@@ -1,0 +1,215 @@
+"""Intermediate features of any network by layer name: read on the way, or replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import one_of
+from ..attacks._mode import untouched
+from ..distributed import part, whole
+from ._precision import full_precision
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+def resolve_layers(
+    members: Sequence[nn.Module],
+    layers: Sequence[str] | Sequence[Sequence[str]] | None,
+    input_shape: tuple[int, ...],
+) -> list[list[str]]:
+    """Names of the layers whose outputs a method looks at, for each member.
+
+    Parameters
+    ----------
+    members : sequence of nn.Module
+    layers : sequence of str, sequence of such sequences, or None
+        Names as in `named_modules`, one list for all members or one for each. None takes what
+        the network itself declares as its attribute `feature_layers` (those of this package
+        do), else its convolutions (with the normalisation that follows), residual blocks and
+        linear layers.
+    input_shape : tuple of int
+        Of one sample, to try the layers with.
+
+    Returns
+    -------
+    layers : list of n_members lists of str
+
+    Raises
+    ------
+    ValueError
+        For a name that does not exist, with the nearest one; for a layer that the forward pass
+        does not reach, or whose output is no tensor with one row per sample.
+    """
+    nested = layers is not None and not all(isinstance(name, str) for name in layers)
+    if nested and layers is not None and not all(_are_names(names) for names in layers):
+        raise ValueError(
+            "layers must be a list of names as in named_modules, or such a list for each member; "
+            f"got {layers!r}"
+        )
+    if nested and layers is not None and len(layers) != len(members):
+        raise ValueError(
+            f"layers has lists for {len(layers)} members, the ensemble has {len(members)}; give "
+            "one list of names for all, or one for each member"
+        )
+    resolved = []
+    for index, member in enumerate(members):
+        named: Any = layers[index] if nested and layers is not None else layers
+        usable = _usable_layers(member, input_shape)
+        if named is None:
+            chosen = [name for name in feature_layers(member) if name in usable]
+        else:
+            chosen = list(named)
+        _check_layers(chosen, member, index, usable)
+        resolved.append(chosen)
+    return resolved
+
+
+def _are_names(names: Any) -> bool:
+    return isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+
+
+def _check_layers(chosen: list[str], member: nn.Module, index: int, usable: set[str]) -> None:
+    owner = f"layers: member {index} ({type(member).__name__})"
+    if not chosen:
+        raise ValueError(f"{owner} has no layer to take features from; name one or more in layers")
+    names = [name for name, _ in member.named_modules() if name]
+    for name in chosen:
+        one_of(name, names, owner)
+        if name not in usable:
+            raise ValueError(
+                f"{owner}: the forward pass does not call {name!r}, or what it returns is no "
+                f"tensor with one row per sample; usable are {sorted(usable)}"
+            )
+
+
+def feature_layers(member: nn.Module) -> list[str]:
+    """Layers that a network declares in its attribute `feature_layers`, or that look like them.
+
+    Parameters
+    ----------
+    member : nn.Module
+
+    Returns
+    -------
+    names : list of str
+    """
+    declared = getattr(member, "feature_layers", None)
+    if declared is not None:
+        return list(declared)
+    position = {name: place for place, (name, _) in enumerate(member.named_modules())}
+    # the network itself may hold its convolutions without being a block
+    blocks = [name for name, module in member.named_modules() if name and _is_block(module)]
+    found: dict[str, int] = {}
+    for parent, module in member.named_modules():
+        if any(parent.startswith(f"{block}.") for block in blocks):
+            continue  # a block's inner containers, such as the convolution of its shortcut
+        names = [f"{parent}.{name}".strip(".") for name in _layers_of(module)]
+        found.update({name: position[name] for name in names})
+        if parent in blocks:
+            found[parent] = found.pop(names[-1])  # after the sum with the shortcut
+    return sorted(found, key=found.__getitem__)
+
+
+def _is_block(module: nn.Module) -> bool:
+    """Whether a module looks like a residual block: two convolutions or more, no plain chain."""
+    convolutions = [c for c in module.children() if isinstance(c, _CONVOLUTIONS)]
+    return len(convolutions) > 1 and not isinstance(module, nn.Sequential)
+
+
+def _layers_of(module: nn.Module) -> list[str]:
+    """Children that convolve or map linearly, or the normalisation right behind them."""
+    children = list(module.named_children())
+    names = []
+    for position, (name, child) in enumerate(children):
+        if isinstance(child, (*_CONVOLUTIONS, nn.Linear)):
+            following = children[position + 1 : position + 2]
+            normalized = following and isinstance(following[0][1], _NORMS)
+            names.append(following[0][0] if normalized else name)
+    return names
+
+
+def _usable_layers(member: nn.Module, input_shape: tuple[int, ...]) -> set[str]:
+    """Layers that a forward pass calls, with a tensor of one row per sample as a result."""
+    parameter = next(member.parameters(), torch.empty(0))
+    probe = torch.zeros((2, *input_shape), dtype=parameter.dtype, device=parameter.device)
+    usable: set[str] = set()
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim > 1 and len(output) == len(probe):
+                usable.add(name)
+
+        return hook
+
+    handles = [m.register_forward_hook(note(name)) for name, m in member.named_modules() if name]
+    try:
+        with untouched(member), torch.no_grad():
+            member(probe)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return usable
+
+
+class _LayerReachedError(Exception):
+    """Raised by a hook to leave a forward pass early; holds what it came for."""
+
+    def __init__(self, output: Tensor) -> None:
+        self.output = output
+
+
+def features(member: nn.Module, layer: str, x: Tensor) -> Tensor:
+    """Output of one layer; the network is run up to there only.
+
+    Parameters
+    ----------
+    member : nn.Module
+    layer : str
+        A name from `resolve_layers`.
+    x : Tensor of shape (n_samples, ...)
+
+    Returns
+    -------
+    output : Tensor of shape (n_samples, ...)
+        Of the first call, if the forward pass calls the layer more than once.
+    """
+
+    def leave(_module: nn.Module, _args: Any, output: Tensor) -> None:
+        raise _LayerReachedError(whole(full_precision(output)))
+
+    handle = member.get_submodule(layer).register_forward_hook(leave)
+    try:
+        member(x)
+    except _LayerReachedError as reached:
+        return reached.output
+    finally:
+        handle.remove()
+    raise RuntimeError(f"the forward pass of {type(member).__name__} did not reach {layer!r}")
+
+
+@contextmanager
+def replaced_output(
+    member: nn.Module, layer: str, replace: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
+    """Put something else in place of a layer's output within the block.
+
+    Parameters
+    ----------
+    member : nn.Module
+    layer : str
+    replace : callable
+        From the output to what the rest of the network gets, of the same shape.
+    """
+    handle = member.get_submodule(layer).register_forward_hook(
+        lambda _module, _args, output: part(replace(whole(output)))
+    )
+    try:
+        yield
+    finally:
+        handle.remove()

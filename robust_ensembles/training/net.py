@@ -1,0 +1,312 @@
+"""The skorch net that an estimator owns: runs epochs, keeps the history, protects the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from skorch import NeuralNetClassifier
+from skorch.callbacks import EpochTimer, PassthroughScoring, PrintLog
+from torch import Tensor, nn
+
+from ..contrib.cuda_graph import ReplayedStep, replayed_steps
+from ..distributed import (
+    check_same_batches,
+    in_lockstep,
+    own_stream,
+    sharded,
+    share_buffers,
+    share_weights,
+    sum_gradients,
+)
+from ..modules import Ensemble
+from ..speed import accelerated, make_optimizer
+from ._inference import Answers
+from ._meter import EpochMeter
+from ._out_of_memory import explained_out_of_memory
+from ._precision import mixed_precision
+from ._resume import Checkpoints, checkpointed
+from ._snapshot import LastGood
+from ._streaming import death_of_a_reader_explained
+from ._termination import drop_unfinished_epoch, stopped_by_sigterm, stopped_early
+from .augmentation import AugmentationPipeline
+from .data import Batch, MiniBatches
+from .random import derive_seed, preserve_global_rng, reseed_global_rng
+from .step import Objective, TrainingStep
+
+Components = tuple[Ensemble, nn.Module | None]
+
+
+class EnsembleNet(Answers, NeuralNetClassifier):
+    """skorch net of an ensemble and what its method trains beside it.
+
+    The members and the auxiliary module share one optimizer, with a parameter group for each:
+    the same as one optimizer each, as long as the losses are summed and each reaches its own
+    member only. Cached predictions are off (`use_caching=False`), so that a robust scorer inside
+    `EpochScoring` gets predictions of what it asks for.
+
+    Parameters
+    ----------
+    module : type
+        `Ensemble`; the instance comes from the builder given to `build`.
+    *args, **kwargs
+        See `skorch.NeuralNetClassifier`.
+    input_shape : tuple of int
+        Shape of one sample.
+    clip_values : tuple of two floats or None
+    seed : int
+        Of all random streams of the fit.
+    augmentation : AugmentationPipeline
+    lr_milestones : tuple of int
+        Epochs (finished ones) after which the learning rate is multiplied by 0.1.
+    paired : bool, default=False
+        Whether each step gets a second, independent batch of inputs, `Batch.x_target`.
+    techniques : frozenset of str, default=frozenset()
+        What makes the step fast, see `resolve_acceleration`.
+    precision : {"float32", "bfloat16"}, default="float32"
+        Of the members' arithmetic in training; weights and losses stay as they are.
+    """
+
+    def __init__(
+        self,
+        module: type[Ensemble],
+        *args: Any,
+        input_shape: tuple[int, ...],
+        clip_values: tuple[float, float] | None,
+        seed: int,
+        augmentation: AugmentationPipeline,
+        lr_milestones: tuple[int, ...] = (),
+        paired: bool = False,
+        techniques: frozenset[str] = frozenset(),
+        precision: str = "float32",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(module, *args, use_caching=False, **kwargs)
+        self.input_shape = input_shape
+        self.clip_values = clip_values
+        self.seed = seed
+        self.augmentation = augmentation
+        self.lr_milestones = lr_milestones
+        self.paired = paired
+        self.techniques = techniques
+        self.precision = precision
+        self.objective_: Objective | None = None
+        self.last_good_: LastGood | None = None
+        self.replayed_: ReplayedStep | None = None
+
+    @property
+    def _default_callbacks(self) -> list[tuple[str, Any]]:
+        callbacks = [
+            ("epoch_timer", EpochTimer()),
+            # the columns train_loss_best and so on, which Checkpoint watches
+            ("train_loss", PassthroughScoring("train_loss", on_train=True)),
+            ("valid_loss", PassthroughScoring("valid_loss")),
+            ("valid_acc", PassthroughScoring("valid_acc", lower_is_better=False)),
+        ]
+        return [*callbacks, ("print_log", PrintLog())] if self.verbose else callbacks
+
+    def build(self, builder: Callable[[], Components]) -> EnsembleNet:
+        """Initialise everything, with the members and the auxiliary module from `builder`."""
+        self.builder_ = builder
+        try:
+            self.initialize()
+        finally:
+            del self.builder_
+        share_weights(self)
+        self._set_training(False)
+        return self
+
+    def initialize_module(self) -> EnsembleNet:
+        """Take the modules that the builder makes; called by skorch."""
+        self.module_, auxiliary = self.builder_()
+        self.has_auxiliary_ = auxiliary is not None
+        if auxiliary is not None:
+            self.auxiliary_ = auxiliary
+        return self
+
+    def initialize_optimizer(self, triggered_directly: bool | None = None) -> EnsembleNet:
+        """Make one optimizer with a parameter group per member; called by skorch."""
+        owners = [*self.module_, *([self.auxiliary_] if self.has_auxiliary_ else [])]
+        trainable = [[p for p in owner.parameters() if p.requires_grad] for owner in owners]
+        groups = [{"params": parameters} for parameters in trainable if parameters]
+        options = {"lr": self.lr, **self.get_params_for("optimizer")}
+        self.optimizer_: Any = make_optimizer(self.optimizer, groups, options, self.techniques)
+        return self
+
+    def train_epochs(
+        self,
+        dataset: Any,
+        y: NDArray[np.int64],
+        *,
+        epochs: int,
+        objective: Objective,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
+        """Train for some more epochs.
+
+        Parameters
+        ----------
+        dataset : EnsembleDataset
+        y : ndarray of shape (n_samples,)
+            Its class indices, for a stratified split.
+        epochs : int
+        objective : callable
+            Held for the duration of the call only: it belongs to the estimator that owns this
+            net, and a cycle would keep both in memory until the garbage collector runs.
+        checkpoints : Checkpoints, default=None
+            What a new net goes on from, if it holds something, and adds to; held likewise.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            If the user interrupts. `EarlyStopping` raises it too, and that one ends here.
+        SystemExit
+            At the next batch after SIGTERM.
+        TrainingMemoryError
+            With the weights of the finished epochs restored.
+        """
+        self.notify("on_train_begin", X=dataset, y=y)
+        if checkpoints is not None:
+            epochs = checkpoints.resume(self, epochs)
+        self.objective_ = objective
+        modules = [getattr(self, f"{name}_") for name in self._modules]
+        self.last_good_ = LastGood(modules, self.optimizer_)
+        try:
+            with (
+                in_lockstep(self),
+                stopped_by_sigterm(self),
+                checkpointed(self, checkpoints),
+                preserve_global_rng(),
+                accelerated(self.techniques, modules, self.optimizer_),
+                replayed_steps(self, self._step, self._terms) as self.replayed_,
+            ):
+                self.fit_loop(dataset, y, epochs=epochs)
+        except KeyboardInterrupt:
+            if not stopped_early(self):
+                raise
+            if checkpoints is not None:
+                checkpoints.save(self, finished=True)
+        finally:
+            self.objective_ = self.last_good_ = self.replayed_ = None
+            self._set_training(False)
+            drop_unfinished_epoch(self)
+            self.notify("on_train_end", X=dataset, y=y)
+
+    def get_iterator(self, dataset: Any, training: bool = False) -> MiniBatches:
+        """Batches of a data set on the device; called by skorch."""
+        return MiniBatches(
+            dataset,
+            batch_size=self.batch_size,
+            device=torch.device(self.device),
+            dtype=next(self.module_.parameters()).dtype,
+            seed=self.seed,
+            augmentation=self.augmentation if training else None,
+            paired=self.paired and training,
+        )
+
+    def run_single_epoch(
+        self,
+        iterator: MiniBatches | None,
+        training: bool,
+        prefix: str,
+        step_fn: Callable[..., dict[str, Any]],
+        **fit_params: Any,
+    ) -> None:
+        """One pass over the batches; every term of the objective becomes a column of history."""
+        if iterator is None:
+            return
+        epoch = len(self.history) - 1
+        meter = EpochMeter(prefix, epoch, immediate=torch.device(self.device).type == "cpu")
+        iterator.epoch = epoch
+        check_same_batches(iterator)
+        assert self.last_good_ is not None
+        with (
+            explained_out_of_memory(iterator),
+            self.last_good_.protect(meter, training=training),
+        ):
+            self._begin_epoch(epoch, training)
+            with death_of_a_reader_explained(), closing(iter(iterator)) as batches:
+                for number, batch in enumerate(batches):
+                    pair = batch.x, batch.y
+                    self.notify("on_batch_begin", batch=pair, training=training)
+                    step = step_fn(batch, number=number, meter=meter)
+                    self.notify("on_batch_end", batch=pair, training=training, **step)
+            meter.write(self.history)
+            if training:
+                self.last_good_.check(epoch)
+                share_buffers(self)
+
+    def _begin_epoch(self, epoch: int, training: bool) -> None:
+        if not training:
+            return
+        # for layers that know the global generator only, such as dropout
+        reseed_global_rng(derive_seed(self.seed, "layers", epoch, *own_stream()))
+        for group in self.optimizer_.param_groups:
+            # an epoch that was interrupted comes twice
+            if epoch in self.lr_milestones and group.get("decayed_in") != epoch:
+                group.update(lr=0.1 * group["lr"], decayed_in=epoch)
+        self.epoch_seed_ = derive_seed(self.seed, "method", epoch)
+        self.attack_seeds_ = np.random.default_rng(derive_seed(self.seed, "attack", epoch))
+
+    def train_step(self, batch: Batch, *, number: int, meter: EpochMeter) -> dict[str, Any]:
+        """One optimizer step on the objective."""
+        if self.replayed_ is not None and self.replayed_.takes(batch):
+            return self.replayed_(batch, self._next_seed(), meter)
+
+        def closure() -> Tensor:
+            self.optimizer_.zero_grad()
+            self._set_training(True)
+            terms = self._terms(self._step(batch, self._next_seed()))
+            loss = torch.stack(list(terms.values())).sum()
+            meter.add({"loss": loss, **terms}, len(batch.x))
+            # by the weights alone: leaves that a method differentiates by would get one too
+            loss.backward(inputs=self._trained_parameters())
+            sum_gradients(self.module_, self.auxiliary_ if self.has_auxiliary_ else None)
+            self.notify(
+                "on_grad_computed",
+                named_parameters=list(self.get_all_learnable_params()),
+                batch=(batch.x, batch.y),
+                training=True,
+            )
+            return loss
+
+        loss = self.optimizer_.step(closure)
+        return {"loss": loss.detach(), "y_pred": None}
+
+    def _trained_parameters(self) -> list[Tensor]:
+        return [p for group in self.optimizer_.param_groups for p in group["params"]]
+
+    def _next_seed(self) -> int:
+        return int(self.attack_seeds_.integers(2**62))
+
+    def _step(self, batch: Batch, seed: Any) -> TrainingStep:
+        return TrainingStep(
+            module=self.module_,
+            auxiliary=self.auxiliary_ if self.has_auxiliary_ else None,
+            batch=batch,
+            clip_values=self.clip_values,
+            seed=seed,
+            epoch=len(self.history) - 1,
+            epoch_seed=self.epoch_seed_,
+        )
+
+    def _terms(self, step: TrainingStep) -> dict[str, Tensor]:
+        if self.objective_ is None:
+            raise RuntimeError("this net is trained by its estimator: call the estimator's fit")
+        narrow = step.module if self.precision == "bfloat16" else ()
+        with mixed_precision(narrow), sharded(step.module):
+            return self.objective_(step)
+
+    def validation_step(self, batch: Batch, *, number: int, meter: EpochMeter) -> dict[str, Any]:
+        """Loss and accuracy of the deployed mean probability on one batch."""
+        self._set_training(False)
+        with torch.no_grad(), sharded(self.module_):
+            y_pred = self.module_(batch.x)
+            loss = self.criterion_(y_pred, batch.y)
+            accuracy = (y_pred.argmax(dim=1) == batch.y).to(y_pred.dtype).mean()
+        meter.add({"loss": loss, "acc": accuracy}, len(batch.x))
+        return {"loss": loss, "y_pred": y_pred}

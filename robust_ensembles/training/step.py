@@ -1,0 +1,173 @@
+"""What a method's objective works with: the members, one batch, and examples made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..attacks._mode import CraftMode, untouched
+from ..losses import member_cross_entropy
+from ..modules import Ensemble
+from .data import Batch
+
+if TYPE_CHECKING:
+    from ..attacks import BoundedAttack
+
+Objective = Callable[["TrainingStep"], dict[str, Tensor]]
+"""The addends of a method's loss by name, from one step. Their sum is minimised."""
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """One training step, as an objective sees it.
+
+    Parameters
+    ----------
+    module : Ensemble
+        The members, in train mode.
+    auxiliary : nn.Module or None
+        What the method trains beside the members (CLDL's label confusion model).
+    batch : Batch
+        Inputs, class indices, weights with mean 1 over the training set; its fields are
+        attributes of the step too.
+    clip_values : tuple of two floats or None
+        Box of the data.
+    seed : int
+        Of the random numbers of this step, such as the attacks' starts.
+    epoch : int, default=0
+        Finished epochs.
+    epoch_seed : int, default=0
+        Of the random numbers that all steps of an epoch share.
+    """
+
+    module: Ensemble
+    auxiliary: nn.Module | None
+    batch: Batch
+    clip_values: tuple[float, float] | None
+    seed: int
+    epoch: int = 0
+    epoch_seed: int = 0
+
+    @property
+    def x(self) -> Tensor:
+        """Inputs, (n_samples, ...)."""
+        return self.batch.x
+
+    @property
+    def y(self) -> Tensor:
+        """Class indices, (n_samples,)."""
+        return self.batch.y
+
+    @property
+    def sample_weight(self) -> Tensor | None:
+        """Weights, (n_samples,)."""
+        return self.batch.sample_weight
+
+    def member_logits(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Logits of each member on inputs of its own.
+
+        Parameters
+        ----------
+        inputs : sequence of n_members Tensors of shape (n_samples, ...)
+
+        Returns
+        -------
+        logits : Tensor of shape (n_members, n_samples, n_classes)
+        """
+        return self.module.member_logits(inputs)
+
+    def input_gradients(
+        self, inputs: Sequence[Tensor], y: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of each member, and the gradient of its cross-entropy by its own input.
+
+        Parameters
+        ----------
+        inputs : sequence of n_members Tensors of shape (n_samples, ...)
+            That require a gradient: `input_leaves`, or something computed.
+        y : Tensor of shape (n_samples,), default=None
+            Labels of the inputs, by default the batch's.
+
+        Returns
+        -------
+        logits : Tensor of shape (n_members, n_samples, n_classes)
+        g : Tensor of shape (n_members, n_samples, n_features)
+            See `input_gradients`.
+        """
+        logits = self.member_logits(inputs)
+        losses = member_cross_entropy(logits, self.y if y is None else y)
+        return logits, input_gradients(losses, inputs)
+
+    def frozen(self, mode: CraftMode) -> AbstractContextManager[nn.Module]:
+        """Context in which inputs are optimised: parameters frozen, BatchNorm as asked for.
+
+        Parameters
+        ----------
+        mode : {"eval", "train_frozen_stats", "train"}
+
+        Returns
+        -------
+        context : context manager
+        """
+        return untouched(self.module, mode)
+
+    def craft(
+        self,
+        attack: BoundedAttack,
+        *,
+        mode: CraftMode,
+        target: nn.Module | None = None,
+        x: Tensor | None = None,
+    ) -> Tensor:
+        """Adversarial examples of this batch.
+
+        Parameters
+        ----------
+        attack : BoundedAttack
+        mode : {"eval", "train_frozen_stats", "train"}
+            How BatchNorm behaves meanwhile.
+        target : nn.Module, default=None
+            A single member; None attacks the ensemble.
+        x : Tensor of shape (n_samples, ...), default=None
+            Centre of the ball, by default the batch.
+
+        Returns
+        -------
+        x_adv : Tensor of shape (n_samples, ...)
+        """
+        with self.frozen(mode):
+            return attack.craft(
+                target or self.module,
+                self.x if x is None else x,
+                self.y,
+                box=self.clip_values,
+                seed=self.seed,
+            )
+
+    def input_leaves(self) -> list[Tensor]:
+        """A copy of the batch for each member, to differentiate its loss by."""
+        return [self.x.detach().clone().requires_grad_() for _ in self.module]
+
+
+def input_gradients(losses: Tensor, leaves: Sequence[Tensor]) -> Tensor:
+    """Gradients of the members' losses by their own inputs, differentiable once more.
+
+    Parameters
+    ----------
+    losses : Tensor of shape (n_members,)
+        Batch means, so that each sample's gradient carries a factor of 1 / n_samples.
+    leaves : sequence of n_members Tensors of shape (n_samples, ...)
+        The inputs that each member alone has seen; see `TrainingStep.input_leaves`.
+
+    Returns
+    -------
+    g : Tensor of shape (n_members, n_samples, n_features)
+    """
+    # the loss of a member reaches its own leaf only, so one call serves them all
+    gradients = torch.autograd.grad(losses.sum(), list(leaves), create_graph=True)
+    return torch.stack([gradient.flatten(1) for gradient in gradients])
