@@ -9,9 +9,9 @@ from pathlib import Path
 from types import ModuleType
 
 from .. import __version__
-from . import _report
 from . import evaluate as _evaluate
 from . import recipes as _recipes
+from . import report as _report
 from . import train as _train
 from ._console import messages_as_lines, tell
 from .common import HelpFormatter

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ._base import BoundedAttack
-from ._noise import RESTART_SHIFT
 from ._objective import Evaluation, Objective
 from .engine.ascent import check_finite
 from .engine.balls import Ball, L1Ball, L2Ball, LinfBall, per_sample
+from .engine.noise import RESTART_SHIFT
 
 # of the papers: the first step in units of eps, and the part of a step that is not inertia
 FIRST_STEP: dict[type[Ball], float] = {LinfBall: 2.0, L2Ball: 2.0, L1Ball: 1.0}

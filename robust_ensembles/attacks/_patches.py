@@ -8,8 +8,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from ._noise import uniform
 from .engine.balls import Ball
+from .engine.noise import uniform
 
 _TINY = 1e-12
 

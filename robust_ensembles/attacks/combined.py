@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ._base import BoundedAttack
 from ._checks import check_batch
-from ._noise import RESTART_SHIFT
 from ._objective import Objective, is_broken
 from .base import Attack
 from .engine.balls import Ball, Box
+from .engine.noise import RESTART_SHIFT
 
 
 @dataclass(kw_only=True, repr=False, eq=False)

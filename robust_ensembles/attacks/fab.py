@@ -11,11 +11,11 @@ from torch import Tensor
 from .._checks import check_number
 from ._hyperplane import project_onto_hyperplane
 from ._momentum import SIDE_BY_SIDE
-from ._noise import RESTART_SHIFT
 from ._objective import Evaluation, Objective, TowardsClass, likeliest_wrong_classes
 from .engine.ascent import check_finite
 from .engine.balls import Ball, per_sample
 from .engine.margins import difference
+from .engine.noise import RESTART_SHIFT
 from .minimum_norm import MinimumNormAttack, Nearest
 
 _TINY = 1e-8

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .._checks import check_number, is_number
 from ._base import BoundedAttack
-from ._noise import RESTART_SHIFT
 from ._objective import Objective
 from .engine.ascent import Steps, ascend
 from .engine.balls import Ball
+from .engine.noise import RESTART_SHIFT
 
 
 @dataclass(kw_only=True, repr=False, eq=False)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from .._checks import is_number
 from ._base import BoundedAttack
-from ._noise import sample_keys, stream
 from ._objective import Objective
 from ._patches import PROPOSALS
 from .engine.balls import Ball
+from .engine.noise import sample_keys, stream
 
 # of 10,000 queries, those after which the patches' area is halved
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

@@ -12,7 +12,7 @@ import torch
 from skorch.callbacks import Callback
 from torch import Tensor
 
-from ..attacks._noise import Seed
+from ..attacks.engine.noise import Seed
 from ..training._capture_rules import NotCapturableError, capture_rules, place
 from ..training._meter import EpochMeter
 from ..training._replay import CudaGraphRecorder, Recorder, Replayed

@@ -12,7 +12,7 @@ import torchvision.datasets
 from torchvision.datasets.utils import check_integrity
 
 from .._checks import one_of
-from ._home import ImagesAndLabels, data_home_folder, not_found, try_download
+from .home import ImagesAndLabels, data_home_folder, not_found, try_download
 
 
 def load_cifar10(

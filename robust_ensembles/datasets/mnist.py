@@ -9,8 +9,8 @@ import numpy as np
 import torchvision.datasets
 
 from .._checks import one_of
-from ._home import ImagesAndLabels, data_home_folder, not_found, try_download
 from ._idx import read_idx
+from .home import ImagesAndLabels, data_home_folder, not_found, try_download
 
 _DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 

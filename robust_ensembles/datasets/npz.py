@@ -18,7 +18,7 @@ from PIL import Image
 
 from .._checks import as_array
 from ..exceptions import DatasetNotFoundError
-from ._home import ImagesAndLabels
+from .home import ImagesAndLabels
 
 _NUMBERED = "names, labels = np.unique(labels, return_inverse=True)"
 

@@ -1,11 +1,11 @@
 """What a user fits: one file per paper, read from top to bottom like the paper."""
 
-from ._calibration import CalibrationParameters, CollaborativeCalibration
 from ._pretrained import PretrainedMixin
 from .adp import ADPEnsembleClassifier
 from .adversarial import AdversarialEnsembleClassifier
 from .adversarial_training import AdversarialTrainingMixin, CalibrationMixin, DiversityMixin
 from .base import BaseEnsembleClassifier
+from .calibration import CalibrationParameters, CollaborativeCalibration
 from .ceat import CEATEnsembleClassifier
 from .cldl import CLDLEnsembleClassifier
 from .dverge import DVERGEEnsembleClassifier

@@ -12,8 +12,8 @@ from ..attacks import PGD, BoundedAttack
 from ..attacks._mode import CraftMode
 from ..losses import Formulation, member_cross_entropy
 from ..training import TrainingStep
-from ._calibration import CollaborativeCalibration, warn_without_peers
 from .base import BaseEnsembleClassifier
+from .calibration import CollaborativeCalibration, warn_without_peers
 
 Reduce = Literal["sum", "mean"]
 

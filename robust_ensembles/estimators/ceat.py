@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..losses import member_cross_entropy
 from ..training import TrainingStep
-from ._calibration import CalibrationParameters, warn_without_peers
 from .adversarial_training import AdversarialTrainingMixin
 from .base import BaseEnsembleClassifier
+from .calibration import CalibrationParameters, warn_without_peers
 
 
 @dataclass(kw_only=True, repr=False, eq=False)

@@ -22,10 +22,10 @@ from torch.nn.modules.conv import _ConvNd
 
 from .._exchange import exchanged
 from .._logging import tell_once
-from ..training._asked import Gradients, asked, total
 from ..training._batch_norms import next_update, uses_batch_statistics
-from ..training._fast_batch_norm import FastBatchNorm
 from ..training._fast_rectifier import FastRectifier
+from .aten import Gradients, asked, total
+from .batch_norm import FastBatchNorm
 
 _aten = torch.ops.aten
 

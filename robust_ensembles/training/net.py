@@ -30,13 +30,13 @@ from ._meter import EpochMeter
 from ._out_of_memory import explained_out_of_memory
 from ._precision import mixed_precision
 from ._resume import Checkpoints, checkpointed
-from ._snapshot import LastGood
 from ._streaming import death_of_a_reader_explained
-from ._termination import drop_unfinished_epoch, stopped_by_sigterm, stopped_early
 from .augmentation import AugmentationPipeline
 from .data import Batch, MiniBatches
+from .epoch import LastGood
 from .random import derive_seed, preserve_global_rng, reseed_global_rng
 from .step import Objective, TrainingStep
+from .termination import drop_unfinished_epoch, stopped_by_sigterm, stopped_early
 
 Components = tuple[Ensemble, nn.Module | None]
 

@@ -296,14 +296,12 @@ def test_help_shows_examples_and_defaults(capsys, name):
 
 def examples():
     from robust_ensembles._cli import (
-        _report,
-    )
-    from robust_ensembles._cli import (
         evaluate as _evaluate,
     )
     from robust_ensembles._cli import (
         recipes as _recipes,
     )
+    from robust_ensembles._cli import report as _report
     from robust_ensembles._cli import (
         train as _train,
     )

@@ -8,7 +8,7 @@ import torch
 from small_estimators import CLASSES
 
 from robust_ensembles.attacks import PGD
-from robust_ensembles.attacks._noise import sample_keys, uniform
+from robust_ensembles.attacks.engine.noise import sample_keys, uniform
 from robust_ensembles.metrics import robust_accuracy_score
 from robust_ensembles.training import RandomCrop, RandomHorizontalFlip
 

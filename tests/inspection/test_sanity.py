@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from planted_models import DIGITS, LABELS, Wrapped, detached, network, noisy, rounded
-from robust_ensembles.inspection._sanity._order import more_steps, order
 from torch import nn
 
 from robust_ensembles import VanillaEnsembleClassifier
@@ -23,6 +22,7 @@ from robust_ensembles.attacks import (
 )
 from robust_ensembles.inspection import Finding, robustness_report
 from robust_ensembles.inspection._report._bounds import Limits
+from robust_ensembles.inspection._sanity._order import more_steps, order
 from robust_ensembles.inspection.sanity import CHECKS, Subject
 from robust_ensembles.metrics import robust_mask
 from robust_ensembles.modules import Ensemble

@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from robust_ensembles.training._distributed._collectives import all_rows, own_rows, summed
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from trainings import Block, Flat
 
 from robust_ensembles.attacks import PGD
 from robust_ensembles.attacks._mode import untouched
+from robust_ensembles.distributed.collectives import all_rows, own_rows, summed
 from robust_ensembles.distributed.ranks import current_ranks
 from robust_ensembles.distributed.sharding import sharded, sum_gradients
 from robust_ensembles.losses import member_cross_entropy

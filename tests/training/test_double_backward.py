@@ -7,10 +7,10 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from robust_ensembles._logging import tell_once
+from robust_ensembles.speed import batch_norm as _fast_batch_norm
 from robust_ensembles.speed import double_backward as _double_backward
+from robust_ensembles.speed.aten import asked
 from robust_ensembles.speed.double_backward import fast_double_backward
-from robust_ensembles.training import _fast_batch_norm
-from robust_ensembles.training._asked import asked
 
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
 

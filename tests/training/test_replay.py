@@ -26,9 +26,9 @@ from robust_ensembles import (
     VanillaEnsembleClassifier,
 )
 from robust_ensembles.attacks import PGD
-from robust_ensembles.attacks._noise import sample_keys
 from robust_ensembles.attacks._objective import Objective
 from robust_ensembles.attacks.engine.balls import NORMS
+from robust_ensembles.attacks.engine.noise import sample_keys
 from robust_ensembles.contrib.cuda_graph import _set_capturable
 from robust_ensembles.modules import MLP, Ensemble
 from robust_ensembles.training._capture_rules import NotCapturableError, capture_rules, place

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._filling import fill
-from .._noise import STREAM_SHIFT, sample_keys, uniform
+from .noise import STREAM_SHIFT, sample_keys, uniform
 
 Box = tuple[float, float]
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...distributed.collectives import all_rows, own_rows, row_counts
 from ...distributed.ranks import Ranks
-from ._collectives import all_rows, own_rows, row_counts
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...distributed.collectives import summed
 from .._batch_norms import next_update, uses_batch_statistics
-from ._collectives import summed
 from ._share import Share, current_share
 
 # the three plain kinds share one; torch's own synchronised one computes the same

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 
-from ...distributed.ranks import Ranks
+from .ranks import Ranks
 
 
 def row_counts(n_rows: int, size: int) -> list[int]:

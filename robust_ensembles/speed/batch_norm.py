@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from ._asked import Gradients, asked, total
+from .aten import Gradients, asked, total
 
 _aten = torch.ops.aten
 
