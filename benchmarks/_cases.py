@@ -27,7 +27,7 @@ from robust_ensembles.estimators.base import BaseEnsembleClassifier
 from robust_ensembles.modules import CifarResNet, LabelConfusionModel, LeNet5
 from robust_ensembles.speed import accelerated
 from robust_ensembles.training import Batch, preserve_global_rng
-from robust_ensembles.training._meter import EpochMeter
+from robust_ensembles.training.epoch import EpochMeter
 
 from ._released_steps import RELEASED, ReleasedStep
 

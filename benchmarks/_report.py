@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from robust_ensembles._environment import versions
+from robust_ensembles._system import versions
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -17,7 +17,7 @@ import torch
 from sklearn.base import clone
 
 from robust_ensembles.attacks import PGD
-from robust_ensembles.protocols._settings import described
+from robust_ensembles.protocols.shared import described
 
 from .. import _store
 from . import _training

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robust_ensembles.protocols import cldl_split
-from robust_ensembles.protocols._settings import described
+from robust_ensembles.protocols.shared import described
 
 from .. import _store
 from . import _data, _methods

@@ -13,12 +13,18 @@ from .._system import write_whole
 from ..attacks import Transfer
 from ..inspection import RobustnessReport, robustness_report
 from ..metrics import attack_from_name
-from ._console import say, show_table, tell
-from ._models import load_models, load_surrogates
-from ._outputs import check_outputs
-from ._radius import settle_threat, shown
-from .common import add_common, add_data, add_threat
-from .data import Images, read_for_measuring
+from .common import (
+    add_common,
+    add_data,
+    add_threat,
+    check_outputs,
+    say,
+    settle_threat,
+    show_table,
+    shown,
+    tell,
+)
+from .data import Images, load_models, load_surrogates, read_for_measuring
 
 DESCRIPTION = """\
 Measure what attacks do to a trained ensemble.

@@ -13,8 +13,7 @@ from . import evaluate as _evaluate
 from . import recipes as _recipes
 from . import report as _report
 from . import train as _train
-from ._console import messages_as_lines, tell
-from .common import HelpFormatter
+from .common import HelpFormatter, messages_as_lines, tell
 
 _COMMANDS: dict[str, ModuleType] = {
     "train": _train,

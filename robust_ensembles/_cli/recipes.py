@@ -7,8 +7,7 @@ import argparse
 import pandas as pd
 
 from .. import recipes
-from ._console import say, show_table
-from .common import add_common
+from .common import add_common, say, show_table
 
 DESCRIPTION = """\
 Show the settings that were published for each method and data set.

@@ -6,10 +6,7 @@ import argparse
 from pathlib import Path
 
 from .._system import write_whole
-from ._console import say
-from ._outputs import check_outputs
-from ._radius import settle_threat
-from .common import add_common, add_data, add_threat
+from .common import add_common, add_data, add_threat, check_outputs, say, settle_threat
 from .evaluate import measure
 
 DESCRIPTION = """\

@@ -5,14 +5,13 @@ anything fitted that ends in an estimator of this package.
 """
 
 from ..twins import as_torch, check_differentiable
-from ._base import BoundedAttack
-from ._objective import is_broken
 from .apgd import APGD, TargetedAPGD
 from .autoattack import AutoAttack, EnsembleAutoAttack
-from .base import Attack
+from .base import Attack, BoundedAttack
 from .carlini_wagner import CarliniWagnerL2
 from .combined import UniformNoise, WorstCase
 from .deepfool import DeepFool
+from .engine.ascent import is_broken
 from .engine.target import Target, resolve_target
 from .external import External
 from .fab import FAB

@@ -9,12 +9,12 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from .._checks import one_of
-from ._checks import check_batch
-from ._objective import count_members
 from .apgd import APGD, TargetedAPGD
 from .base import Attack
 from .combined import WorstCase
+from .engine.ascent import count_members
 from .engine.balls import Box
+from .engine.target import check_batch
 from .fab import FAB
 from .mora import MORA
 from .square import Square

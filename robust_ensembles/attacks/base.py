@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
-from .engine.balls import Box
-from .engine.target import resolve_target
+from .._checks import check_count, check_flag, is_number, one_of
+from .engine.ascent import Objective
+from .engine.balls import NORMS, Ball, Box, check_box, check_radius
+from .engine.fast_eval import FastEval
+from .engine.margins import AGGREGATIONS, LOSSES, Passes, device_of, untouched
+from .engine.target import check_batch, resolve_target, warn_of_units
 
 
 class Attack(BaseEstimator, ABC):
@@ -110,3 +117,200 @@ class Attack(BaseEstimator, ABC):
     @abstractmethod
     def _validate(self) -> None:
         """Raise for parameters that make no sense."""
+
+
+# values of X attacked together, whatever the batch size: few large batches late in an attack, when
+# most samples are broken, instead of many small ones
+_BLOCK = 2**22
+# samples on which a faster way to compute a module's outputs is tried
+_TRIAL = 4
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class BoundedAttack(Attack):
+    """Base of the attacks that search an eps-ball: batches, validation and guarantees.
+
+    The result of a sample does not depend on the batch it stands in. Results lie in the eps-ball
+    and in the box exactly. The attacked module is left as it was.
+
+    Parameters
+    ----------
+    eps : float, default=8/255
+        Radius of the ball, in the units of X. In the maximum norm, more than the box is wide is
+        refused.
+    norm : {"linf", "l2"}, default="linf"
+        Norm of the perturbation.
+    targeted : bool, default=False
+        Whether `y` holds the classes to reach instead of those to leave.
+    loss : str, default="margin"
+        What is ascended: ``"margin"``, ``"cw_margin"``, ``"dlr"``, ``"cross_entropy"``,
+        ``"member_cross_entropy"`` or ``"member_margin"``. ``"margin"`` is the log-odds of the
+        ensemble's mean probability against the label: the same direction as ``"cross_entropy"``
+        of the mean probability, but it does not round to zero for over-confident ensembles. The
+        member losses are means of the members' own. ``"released_cw"`` and ``"double_softmax"``
+        only reproduce published numbers.
+    aggregation : {"mean_proba", "mean_logits"} or int, default="mean_proba"
+        How the loss combines an ensemble's members; a number is one member alone. Success is
+        always that of the deployed rule, the mean probability.
+    clip_values : tuple of two floats, default=None
+        Box that adversarial examples stay in; None takes the box of the estimator (or of the
+        module's attribute `clip_values`), if it has one.
+    batch_size : int, default=256
+        Samples that go through the module at once; halved where memory runs out. Does not change
+        the result.
+    random_state : int or None, default=0
+        Seed of random starts. The noise of a sample depends on this seed and on the sample
+        alone. None draws a new seed for each call.
+    """
+
+    _norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    # parameters that count something, and must be at least 1
+    _counts: ClassVar[tuple[str, ...]] = ("batch_size",)
+    # parameters that are True or False
+    _flags: ClassVar[tuple[str, ...]] = ("targeted",)
+
+    eps: float = 8 / 255
+    norm: str = "linf"
+    targeted: bool = False
+    loss: str = "margin"
+    aggregation: str | int = "mean_proba"
+    clip_values: Box | None = None
+    batch_size: int = 256
+    random_state: int | None = 0
+
+    def __call__(
+        self, module: nn.Module, X: Tensor, y: Tensor, *, stop_when_broken: bool = True
+    ) -> Tensor:
+        """Adversarial examples for a torch module; see `Attack`."""
+        self._validate()
+        box = self._box(module)
+        self.check_radius(box)
+        y = check_batch(module, X, y, box)
+        warn_of_units(X, self.eps, self.norm, box)
+        seed = self._seed()
+        device = device_of(module, X.device)
+        results = []
+        size = max(_BLOCK // max(X.shape[1:].numel(), 1), self.batch_size)
+        with untouched(module):
+            objective = self._objective(module, Passes(self.batch_size))
+            for x, labels in zip(X.split(size), y.split(size), strict=True):
+                ball = self._ball(x.detach().to(device), box)
+                adversarial = self._block(
+                    objective, ball, labels.to(device), seed, stop_when_broken
+                )
+                results.append(adversarial.to(X.device))
+        return torch.cat(results) if results else X.detach().clone()
+
+    def _block(
+        self, objective: Objective, ball: Ball, y: Tensor, seed: int, stop_when_broken: bool
+    ) -> Tensor:
+        """Adversarial examples made with a faster module, that hold for the module as it is."""
+        if not self._accelerates(stop_when_broken):
+            return self._perturb(objective, ball, y, seed, stop_when_broken)
+        fast = FastEval(objective.module, ball.x[:_TRIAL])
+        with fast.on():
+            adversarial = self._perturb(objective, ball, y, seed, stop_when_broken)
+        if not fast or not stop_when_broken:
+            return adversarial
+        # rounding may tell the two modules apart: what only the faster one calls broken is not
+        unbroken = (~objective.broken(adversarial, y)).nonzero().squeeze(1)
+        if len(unbroken):
+            with fast.on():
+                again = unbroken[objective.broken(adversarial[unbroken], y[unbroken])]
+            if len(again):
+                adversarial[again] = self._perturb(objective, ball[again], y[again], seed, True)
+        return adversarial
+
+    def _accelerates(self, stop_when_broken: bool) -> bool:
+        """Whether a module that differs by rounding will do, until decisions are checked."""
+        return True
+
+    def check_radius(self, box: Box | None) -> None:
+        """Raise for a radius in the maximum norm that is larger than the box.
+
+        Parameters
+        ----------
+        box : tuple of two floats or None
+            Used where the attack has no `clip_values` of its own.
+
+        Raises
+        ------
+        ValueError
+        """
+        box = box if self.clip_values is None else self.clip_values
+        check_radius(self.eps, self.norm, box, type(self).__name__)
+
+    def craft(
+        self, module: nn.Module, x: Tensor, y: Tensor, *, box: Box | None, seed: int
+    ) -> Tensor:
+        """Adversarial examples for one training batch: all steps, in the module's present mode.
+
+        Parameters
+        ----------
+        module : nn.Module
+            Its parameters must be frozen by the caller, see `untouched`.
+        x : Tensor of shape (n_samples, ...)
+            On the module's device.
+        y : Tensor of shape (n_samples,)
+        box : tuple of two floats or None
+            Used where the attack has no `clip_values` of its own.
+        seed : int
+            Of the random start; a new one for each batch.
+
+        Returns
+        -------
+        x_adv : Tensor of shape (n_samples, ...)
+        """
+        objective = Objective(module, self.loss, targeted=self.targeted)
+        box = box if self.clip_values is None else self.clip_values
+        return self._perturb(objective, self._ball(x, box), y, seed, False)
+
+    @abstractmethod
+    def _perturb(
+        self, objective: Objective, ball: Ball, y: Tensor, seed: int, stop_when_broken: bool
+    ) -> Tensor:
+        """Adversarial examples for one batch, ``ball.x``."""
+
+    def _objective(self, module: nn.Module, passes: Passes) -> Objective:
+        return Objective(
+            module,
+            self.loss,
+            targeted=self.targeted,
+            aggregation=self.aggregation,
+            passes=passes,
+        )
+
+    def _ball(self, x: Tensor, box: Box | None) -> Ball:
+        # samples within the tolerance of the box start inside it
+        ball = NORMS[self.norm]
+        return ball(x if box is None else x.clamp(*box), self.eps, box)
+
+    def _seed(self) -> int:
+        if self.random_state is None:
+            return int(np.random.default_rng().integers(2**62))
+        return int(self.random_state)
+
+    def _validate(self) -> None:
+        name = type(self).__name__
+        if not is_number(self.eps) or self.eps < 0:
+            raise ValueError(
+                f"{name}: eps must be a finite number >= 0, below 2**63, in the units of X; "
+                f"got {self.eps!r}"
+            )
+        one_of(self.norm, self._norms, f"{name}: norm")
+        one_of(self.loss, LOSSES, f"{name}: loss")
+        if not (isinstance(self.aggregation, Integral) and self.aggregation >= 0):
+            one_of(self.aggregation, AGGREGATIONS, f"{name}: aggregation")
+        if self.clip_values is not None:
+            check_box(self.clip_values, name)
+        for parameter in self._counts:
+            check_count(getattr(self, parameter), f"{name}: {parameter}")
+        for parameter in self._flags:
+            check_flag(getattr(self, parameter), f"{name}: {parameter}")
+        if self.random_state is not None and not (
+            isinstance(self.random_state, Integral) and is_number(self.random_state)
+        ):
+            raise ValueError(
+                f"{name}: random_state must be a whole number of 64 bits or None; got "
+                f"{self.random_state!r}"
+            )

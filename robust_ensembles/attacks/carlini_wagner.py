@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_number, is_number
-from ._objective import Objective
+from .engine.ascent import Objective
 from .engine.balls import Box
 from .engine.margins import aggregate, cw_margin, member_logits
 from .minimum_norm import MinimumNormAttack, Nearest

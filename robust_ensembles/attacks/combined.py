@@ -11,12 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ._base import BoundedAttack
-from ._checks import check_batch
-from ._objective import Objective, is_broken
-from .base import Attack
+from .base import Attack, BoundedAttack
+from .engine.ascent import Objective, is_broken
 from .engine.balls import Ball, Box
 from .engine.noise import RESTART_SHIFT
+from .engine.target import check_batch
 
 
 @dataclass(kw_only=True, repr=False, eq=False)

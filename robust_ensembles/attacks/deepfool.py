@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from .._checks import check_number
-from ._hyperplane import project_onto_hyperplane
-from ._objective import Objective, TowardsClass, likeliest_wrong_classes
-from .engine.ascent import check_finite
+from .engine.ascent import Objective, TowardsClass, check_finite, likeliest_wrong_classes
 from .engine.balls import Ball, per_sample
 from .engine.margins import difference
-from .minimum_norm import MinimumNormAttack, Nearest
+from .minimum_norm import MinimumNormAttack, Nearest, project_onto_hyperplane
 
 
 @dataclass(kw_only=True, repr=False, eq=False)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ._base import BoundedAttack
-from ._objective import Objective
+from .base import BoundedAttack
+from .engine.ascent import Objective
 from .engine.balls import Ball
 
 # how far rounding may carry another library's examples out of the ball, as a part of eps

@@ -9,14 +9,18 @@ import torch
 from torch import Tensor
 
 from .._checks import check_number
-from ._hyperplane import project_onto_hyperplane
-from ._momentum import SIDE_BY_SIDE
-from ._objective import Evaluation, Objective, TowardsClass, likeliest_wrong_classes
-from .engine.ascent import check_finite
+from .apgd import SIDE_BY_SIDE
+from .engine.ascent import (
+    Evaluation,
+    Objective,
+    TowardsClass,
+    check_finite,
+    likeliest_wrong_classes,
+)
 from .engine.balls import Ball, per_sample
 from .engine.margins import difference
 from .engine.noise import RESTART_SHIFT
-from .minimum_norm import MinimumNormAttack, Nearest
+from .minimum_norm import MinimumNormAttack, Nearest, project_onto_hyperplane
 
 _TINY = 1e-8
 

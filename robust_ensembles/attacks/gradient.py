@@ -8,9 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from .._checks import check_number, is_number
-from ._base import BoundedAttack
-from ._objective import Objective
-from .engine.ascent import Steps, ascend
+from .base import BoundedAttack
+from .engine.ascent import Objective, Steps, ascend
 from .engine.balls import Ball
 from .engine.noise import RESTART_SHIFT
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._checks import check_number
-from ._momentum import FIRST_STEP, MomentumAttack, Walk, WalkState
-from ._objective import Objective
-from ._passes import Passes
+from .apgd import FIRST_STEP, MomentumAttack, Walk, WalkState
+from .engine.ascent import Objective
 from .engine.balls import Ball
+from .engine.margins import Passes
 
 # of the paper: members' logits count as they are up to this gap between the two largest
 _LARGEST_GAP = 10.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,11 +11,176 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import is_number
-from ._base import BoundedAttack
-from ._objective import Objective
-from ._patches import PROPOSALS
+from .base import BoundedAttack
+from .engine.ascent import Objective
 from .engine.balls import Ball
-from .engine.noise import sample_keys, stream
+from .engine.noise import sample_keys, stream, uniform
+
+_TINY = 1e-12
+
+
+def as_images(x: Tensor) -> Tensor:
+    """Samples as (n, channels, height, width): rows of features are images one pixel high."""
+    if x.ndim == 4:
+        return x
+    # written out, since -1 is ambiguous for no samples at all
+    channels = x.shape[1] if x.ndim == 3 else 1
+    return x.reshape(len(x), channels, 1, x.shape[1:].numel() // channels)
+
+
+class Proposal(ABC):
+    """Random changes of samples within their balls.
+
+    Parameters
+    ----------
+    ball : Ball
+    eps : float
+    """
+
+    def __init__(self, ball: Ball, eps: float) -> None:
+        self.ball, self.eps = ball, eps
+        self.shape = as_images(ball.x).shape[1:]
+
+    @abstractmethod
+    def start(self, index: Tensor, keys: Tensor) -> Tensor:
+        """First points of some samples, from one key for each."""
+
+    @abstractmethod
+    def change(self, index: Tensor, x: Tensor, part: float, keys: Tensor) -> Tensor:
+        """Points with a patch changed that covers a part of the image."""
+
+    def _window(self, side: int, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and columns of a patch in each sample, (n, 1, s, 1) and (n, 1, 1, s)."""
+        _, height, width = self.shape
+        corners, sides = [], (min(side, height), min(side, width))
+        for place, (size, extent) in enumerate(zip(sides, (height, width), strict=True)):
+            corner = (u[:, place] * (extent - size + 1)).long()
+            corners.append(corner[:, None] + torch.arange(size, device=u.device))
+        return corners[0][:, None, :, None], corners[1][:, None, None, :]
+
+    def _side(self, part: float) -> int:
+        """Side of a square (length of a run) that covers a part of the image."""
+        _, height, width = self.shape
+        area = part * height * width
+        return max(round(area if 1 in (height, width) else math.sqrt(area)), 1)
+
+    def _put(self, images: Tensor, rows: Tensor, columns: Tensor, values: Tensor | float) -> None:
+        sample = torch.arange(len(images), device=images.device).view(-1, 1, 1, 1)
+        channel = torch.arange(images.shape[1], device=images.device).view(1, -1, 1, 1)
+        images[sample, channel, rows, columns] = values
+
+    def _get(self, images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        sample = torch.arange(len(images), device=images.device).view(-1, 1, 1, 1)
+        channel = torch.arange(images.shape[1], device=images.device).view(1, -1, 1, 1)
+        return images[sample, channel, rows, columns]
+
+
+class LinfProposal(Proposal):
+    """Each channel of a square goes to one end of the ball or the other."""
+
+    def start(self, index: Tensor, keys: Tensor) -> Tensor:
+        """Vertical stripes of plus and minus eps."""
+        x = self.ball.x[index]
+        channels, height, width = self.shape
+        signs = _signs(uniform(keys, torch.Size([channels, 1, width]), x.dtype))
+        stripes = signs.expand(-1, -1, height, -1).reshape(x.shape)
+        return self.ball[index].project(x + self.eps * stripes)
+
+    def change(self, index: Tensor, x: Tensor, part: float, keys: Tensor) -> Tensor:
+        """A square of plus or minus eps."""
+        origin, images = as_images(self.ball.x[index]), as_images(x).clone()
+        channels = self.shape[0]
+        u = uniform(keys, torch.Size([2 + channels]), x.dtype)
+        rows, columns = self._window(self._side(part), u)
+        values = self._get(origin, rows, columns) + self.eps * _signs(u[:, 2:, None, None])
+        self._put(images, rows, columns, values)
+        return self.ball[index].project(images.view_as(x))
+
+
+class L2Proposal(Proposal):
+    """The mass of one square moves into another, in a lump."""
+
+    def start(self, index: Tensor, keys: Tensor) -> Tensor:
+        """A grid of lumps of either sign."""
+        x = self.ball.x[index]
+        channels, height, width = self.shape
+        side = max((min(height, width) if 1 not in (height, width) else max(height, width)) // 5, 1)
+        sides = min(side, height), min(side, width)
+        tiles = height // sides[0], width // sides[1]
+        signs = _signs(uniform(keys, torch.Size([channels, *tiles]), x.dtype))
+        grid = torch.kron(signs, _lump(*sides, like=x)[None, None])
+        delta = x.new_zeros((len(x), *self.shape))
+        top, left = (height - grid.shape[2]) // 2, (width - grid.shape[3]) // 2
+        delta[:, :, top : top + grid.shape[2], left : left + grid.shape[3]] = grid
+        return self._at(index, delta)
+
+    def change(self, index: Tensor, x: Tensor, part: float, keys: Tensor) -> Tensor:
+        """Empty one square, and fill another with a lump as heavy as both and what was left."""
+        delta = as_images(x - self.ball.x[index]).clone()
+        channels = self.shape[0]
+        u = uniform(keys, torch.Size([5 + channels]), x.dtype)
+        side = max(self._side(part), 3) | 1
+        filled, emptied = self._window(side, u), self._window(side, u[:, 2:])
+        spare = (self.eps**2 - delta.square().flatten(1).sum(dim=1)).clamp_min(0)
+        there = self._get(delta, *filled)
+        both = torch.zeros_like(delta, dtype=torch.bool)
+        self._put(both, *filled, True)
+        self._put(both, *emptied, True)
+        mass = (delta.square() * both).sum(dim=(2, 3), keepdim=True)
+        lump = self._oriented_lump(there, u[:, 4]) * _signs(u[:, 5:, None, None])
+        lump = lump + there / (_norms(there) + _TINY)
+        weight = (spare.view(-1, 1, 1, 1) / channels + mass).sqrt()
+        self._put(delta, *emptied, 0.0)
+        self._put(delta, *filled, lump / (_norms(lump) + _TINY) * weight)
+        return self._at(index, delta)
+
+    def _oriented_lump(self, like: Tensor, u: Tensor) -> Tensor:
+        """A lump that lies or stands, by a coin for each sample."""
+        height, width = like.shape[2:]
+        lying = _lump(height, width, like=like)
+        if height != width:
+            return lying.expand_as(like)
+        return torch.where((u < 0.5).view(-1, 1, 1, 1), lying, lying.T)
+
+    def _at(self, index: Tensor, delta: Tensor) -> Tensor:
+        """The end of the ball in the direction of delta."""
+        x = self.ball.x[index]
+        length = delta.flatten(1).norm(dim=1).clamp_min(_TINY).view(-1, 1, 1, 1)
+        return self.ball[index].project(x + (self.eps * delta / length).view_as(x))
+
+
+def _signs(u: Tensor) -> Tensor:
+    return torch.where(u < 0.5, -1.0, 1.0).to(u.dtype)
+
+
+def _norms(images: Tensor) -> Tensor:
+    """Of each channel, (n, channels, 1, 1)."""
+    return images.square().sum(dim=(2, 3), keepdim=True).sqrt()
+
+
+def _lump(height: int, width: int, *, like: Tensor) -> Tensor:
+    """Two neighbouring bumps of opposite sign, of unit length, (height, width)."""
+    if width == 1:
+        lump = torch.ones(height, 1, dtype=like.dtype, device=like.device)
+    else:
+        left = _bump(height, width // 2, like=like)
+        lump = torch.cat([left, -_bump(height, width - width // 2, like=like)], dim=1)
+    return lump / lump.norm()
+
+
+def _bump(height: int, width: int, *, like: Tensor) -> Tensor:
+    """Nested rectangles around the middle, the inner ones higher, of unit length."""
+    bump = torch.zeros(height, width, dtype=like.dtype, device=like.device)
+    middle = height // 2, width // 2
+    for ring in range(max(middle) + 1):
+        top, left = max(middle[0] - ring, 0), max(middle[1] - ring, 0)
+        bottom, right = middle[0] + ring + 1, middle[1] + ring + 1
+        bump[top:bottom, left:right] += 1 / (ring + 1) ** 2
+    return bump / bump.norm()
+
+
+PROPOSALS: dict[str, type[Proposal]] = {"linf": LinfProposal, "l2": L2Proposal}
+
 
 # of 10,000 queries, those after which the patches' area is halved
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

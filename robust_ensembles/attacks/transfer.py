@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..twins import as_torch
-from ._base import BoundedAttack
-from ._checks import check_batch
-from ._objective import device_of, is_broken
-from .base import Attack
+from .base import Attack, BoundedAttack
 from .combined import first_success
+from .engine.ascent import is_broken
 from .engine.balls import Box
+from .engine.margins import device_of
+from .engine.target import check_batch
 from .gradient import PGD
 
 

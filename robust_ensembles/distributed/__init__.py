@@ -1,6 +1,5 @@
 """Several processes that train one ensemble together, each on a share of every batch."""
 
-from ..training._distributed._share import part, whole
 from .lockstep import check_same_batches, in_lockstep, share_buffers, share_weights
 from .ranks import (
     Ranks,
@@ -12,7 +11,7 @@ from .ranks import (
     shared,
     together,
 )
-from .sharding import sharded, sum_gradients
+from .sharding import part, sharded, sum_gradients, whole
 
 __all__ = [
     "Ranks",

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._plain import digest_of_array
-from ..training._distributed._synchronized import check_batch_norms
 from .ranks import check_same, current_ranks, is_first, share_tensors
+from .sharding import check_batch_norms
 
 if TYPE_CHECKING:
     from ..training.net import EnsembleNet

@@ -1,6 +1,5 @@
 """What a user fits: one file per paper, read from top to bottom like the paper."""
 
-from ._pretrained import PretrainedMixin
 from .adp import ADPEnsembleClassifier
 from .adversarial import AdversarialEnsembleClassifier
 from .adversarial_training import AdversarialTrainingMixin, CalibrationMixin, DiversityMixin
@@ -10,7 +9,7 @@ from .ceat import CEATEnsembleClassifier
 from .cldl import CLDLEnsembleClassifier
 from .dverge import DVERGEEnsembleClassifier
 from .fasten import FASTENEnsembleClassifier
-from .feature_space import DistillationMixin
+from .feature_space import DistillationMixin, PretrainedMixin
 from .gal import GALEnsembleClassifier
 from .gpmr import GPMREnsembleClassifier
 from .lafed import LAFEDEnsembleClassifier

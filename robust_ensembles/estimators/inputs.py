@@ -4,19 +4,159 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from sklearn.utils import compute_sample_weight
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import assert_all_finite, compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import column_or_1d, validate_data
+from skorch.callbacks import Callback
+from skorch.dataset import ValidSplit
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, Subset
 
 from .._checks import as_array, check_sample_weight, near_one, without_graph
-from ..attacks._checks import box_excess, check_box
+from ..attacks.engine.balls import box_excess, check_box
 from ..modules.layers import check_input_shape
-from ..training import StreamedX
-from ._datasets import check_labels, is_dataset, open_dataset, stream
+from ..training import (
+    AugmentationPipeline,
+    EnsembleDataset,
+    StreamedX,
+    private_global_rng,
+    split_item,
+    to_float,
+    to_tensor,
+)
+from .parameters import resolve_device
+
+
+def is_dataset(X: Any) -> bool:
+    """Whether X is a data set of torch's, and not an array."""
+    return isinstance(X, Dataset)
+
+
+def open_dataset(dataset: Any) -> tuple[NDArray[Any], Any]:
+    """Look at the first sample of a data set.
+
+    Parameters
+    ----------
+    dataset : torch.utils.data.Dataset
+
+    Returns
+    -------
+    x : ndarray of shape (1, ...), float32 or uint8
+    label : object
+        What stands beside it, or None.
+
+    Raises
+    ------
+    TypeError
+        If samples cannot be taken in an order.
+    ValueError
+        If there are none, or the first is no sample.
+    """
+    kind = type(dataset).__name__
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise TypeError(
+            f"{kind} gives its samples in an order of its own and without a length, so epochs, "
+            "splits and interrupted fits could not be reproduced. Give a data set with "
+            "__len__ and __getitem__ (an index over the files is enough), or an array, which may "
+            "be a memory map: numpy.load(path, mmap_mode='r')"
+        )
+    if not len(dataset):
+        raise ValueError(f"{kind} is empty; at least one sample is needed")
+    with private_global_rng(0):  # of a data set that augments
+        x, label = split_item(dataset[0])
+    return to_tensor(x, 0).numpy()[None], label
+
+
+def stream(estimator: Any, dataset: Any, first: NDArray[Any]) -> StreamedX:
+    """The inputs of a data set, in the shape that the estimator has learned.
+
+    Parameters
+    ----------
+    estimator : BaseEnsembleClassifier
+        With `input_shape_`.
+    dataset : torch.utils.data.Dataset
+    first : ndarray of shape (1, ...)
+
+    Returns
+    -------
+    X : StreamedX
+    """
+    return StreamedX(
+        dataset,
+        sample_shape=first.shape[1:],
+        input_shape=estimator.input_shape_,
+        dtype=first.dtype,
+        num_workers=estimator.num_workers,
+    )
+
+
+def check_labels(X: StreamedX, y: ArrayLike | None, first: Any) -> NDArray[Any]:
+    """Labels of a data set: those given, else its own.
+
+    Parameters
+    ----------
+    X : StreamedX
+    y : array-like of shape (n_samples,) or None
+        None takes them from the attribute ``targets``, or ``tensors`` of a `TensorDataset`, and
+        else by a pass over the data.
+    first : object
+        What stands beside the first sample.
+
+    Returns
+    -------
+    y : ndarray of shape (n_samples,)
+
+    Raises
+    ------
+    ValueError
+        If there are none, or not one for each sample.
+    """
+    if y is None:
+        y = _known_labels(X.dataset)
+        y = _as_array(X.labels() if y is None else y)
+        if y[:1].tolist() != _as_array([first]).tolist():
+            raise ValueError(
+                f"the attribute targets of the data set begins with the label {y[:1].tolist()}, "
+                f"its first item has {first!r}; give the right labels: clf.fit(dataset, y)"
+            )
+    labels: NDArray[Any] = column_or_1d(y)
+    if len(labels) != len(X):
+        raise ValueError(f"the data set has {len(X)} samples, and y {len(labels)} labels")
+    if labels.dtype.kind == "f":
+        assert_all_finite(labels, input_name="y")
+    return labels
+
+
+def _known_labels(dataset: Any) -> Any:
+    """Labels that can be had without reading any sample, or None."""
+    if isinstance(dataset, Subset):
+        inner = _known_labels(dataset.dataset)
+        return None if inner is None else _as_array(inner)[np.asarray(dataset.indices)]
+    if hasattr(dataset, "tensors") and len(dataset.tensors) > 1:
+        return dataset.tensors[1]
+    # a transform of labels would change them
+    if getattr(dataset, "target_transform", None) is None:
+        return getattr(dataset, "targets", None)
+    return None
+
+
+def _as_array(labels: Any) -> NDArray[Any]:
+    if isinstance(labels, Tensor | np.ndarray):
+        return np.asarray(labels)
+    plain = [getattr(label, "item", lambda label=label: label)() for label in labels]
+    if any(label is None for label in plain):
+        raise ValueError(
+            "the data set gives no labels: let its items be (x, y), or give y beside it, as in "
+            "clf.fit(dataset, y)"
+        )
+    return np.asarray(plain)
+
 
 Box = tuple[float, float]
 
@@ -266,3 +406,104 @@ def check_weights(
         raise ValueError("sample_weight and class_weight leave no sample with a positive weight")
     normalized: NDArray[np.float32] = (weight * (len(weight) / total)).astype(np.float32)
     return normalized
+
+
+def resolve_train_split(train_split: Any, seed: int) -> Any:
+    """A fraction becomes a stratified split, and errors of all splits name the parameter."""
+    if train_split is None:
+        return None
+    if callable(train_split):
+        return TrainSplit(train_split)
+    return TrainSplit(ValidSplit(float(train_split), stratified=True, random_state=seed))
+
+
+@dataclass(frozen=True)
+class TrainSplit:
+    """A split whose failures say where it came from.
+
+    Parameters
+    ----------
+    split : callable
+        ``(dataset, y) -> (training part, part that is held back or None)``.
+    """
+
+    split: Any
+
+    def __call__(self, dataset: Any, y: Any = None, **kwargs: Any) -> tuple[Any, Any]:
+        """Split; called by skorch.
+
+        Parameters
+        ----------
+        dataset : EnsembleDataset
+        y : ndarray of shape (n_samples,)
+        **kwargs : dict
+
+        Returns
+        -------
+        training, held_back : data sets
+
+        Raises
+        ------
+        ValueError
+        """
+        try:
+            training, held_back = self.split(dataset, y, **kwargs)
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"train_split={self.split!r} cannot split {len(dataset)} samples: {error}"
+            ) from error
+        for part in (training, held_back):
+            if part is not None and not isinstance(part, (EnsembleDataset, Subset)):
+                raise ValueError(
+                    f"train_split={self.split!r} must give two parts of the data set that it is "
+                    f"called with, such as ValidSplit does; it gave a {type(part).__name__}"
+                )
+        return training, held_back
+
+
+def try_callables(estimator: Any, X: NDArray[Any] | StreamedX, y: NDArray[np.int64]) -> None:
+    """Call the user's own functions that training calls, while nothing is built yet.
+
+    Parameters
+    ----------
+    estimator : BaseEnsembleClassifier
+    X : ndarray of shape (n_samples, ...), float32 or uint8, or StreamedX
+        The first samples are augmented.
+    y : int64 ndarray of shape (n_samples,)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `augmentation` or `train_split` do not give what is asked of them.
+    """
+    split = resolve_train_split(estimator.train_split, seed=0)
+    if split is not None:
+        split(EnsembleDataset(X, y), y)
+    if estimator.augmentation is None:
+        return
+    with private_global_rng(0):  # of a data set that draws
+        first = X.read([0])[0] if isinstance(X, StreamedX) else torch.from_numpy(X[:2].copy())
+    tried = to_float(first.to(resolve_device(estimator.device)), torch.float32)
+    AugmentationPipeline(estimator.augmentation).check(tried)
+
+
+def check_callbacks(callbacks: Any) -> None:
+    """Raise for what is no callback of skorch.
+
+    Parameters
+    ----------
+    callbacks : list or None
+
+    Raises
+    ------
+    TypeError
+    """
+    for entry in callbacks or ():
+        named = isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str)
+        callback = entry[1] if named else entry
+        kind = callback if isinstance(callback, type) else type(callback)
+        if not issubclass(kind, Callback):
+            raise TypeError(
+                "callbacks must be a list of skorch callbacks, or of pairs of a name and one; "
+                f"got {entry!r}"
+            )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,18 +25,107 @@ from ..attacks import (
     is_broken,
     resolve_target,
 )
-from ..attacks._mode import untouched
 from ..attacks.autoattack import Cascade
 from ..attacks.engine.balls import Box
-from ..attacks.engine.margins import member_logits
+from ..attacks.engine.margins import member_logits, untouched
 from ..exceptions import NotDifferentiableError
 from ..losses import ensemble_log_proba
 from ..metrics.robust import robust_mask
-from ._report._bounds import Limits, same_threat
-from ._report._fingerprint import describe
-from ._sanity._finding import NotApplicableError
-from ._sanity._snapshot import Snapshot
-from .cells import Cell, Mask
+from .cells import Cell, Limits, Mask, describe, digest_of_model, same_threat
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An estimator before its evaluation.
+
+    Parameters
+    ----------
+    digest : str
+        Of its weights, buffers and parameters.
+    modes : dict of bool
+        Which submodules are in training mode.
+    proba : ndarray of shape (n_samples, n_classes) or None
+        Of the first samples; None if the estimator cannot be called.
+    """
+
+    digest: str
+    modes: dict[str, bool]
+    proba: NDArray[np.float64] | None
+
+    @classmethod
+    def of(cls, subject: Subject) -> Snapshot:
+        """What can be seen of a subject now."""
+        digest = digest_of_model(subject.estimator)
+        try:
+            modes = {name: m.training for name, m in subject.target.module.named_modules()}
+            return cls(digest, modes, subject.proba())
+        except Exception:
+            # what is wrong with it is for the checks to say
+            return cls(digest, {}, None)
+
+
+Severity = Literal["failure", "warning", "information"]
+
+
+class NotApplicableError(Exception):
+    """There is nothing for a check to look at; says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Result of one sanity check.
+
+    Parameters
+    ----------
+    check : str
+        Name of the check.
+    passed : bool or None
+        None if the check could not be run.
+    severity : {"failure", "warning", "information"}
+        ``"failure"``: the robust accuracy cannot be trusted. ``"warning"``: look into it.
+    message : str
+        What was measured, what it means and what to do.
+    samples : tuple of int
+        Indices in X of the samples that do not pass.
+    """
+
+    check: str = ""
+    passed: bool | None
+    severity: Severity
+    message: str
+    samples: tuple[int, ...] = ()
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Finding:
+        """A finding from what `dataclasses.asdict` and JSON have made of it."""
+        known = {field.name: plain[field.name] for field in fields(cls)}
+        return cls(**{**known, "samples": tuple(plain["samples"])})
+
+
+def good(message: str) -> Finding:
+    """A check that has passed."""
+    return Finding(passed=True, severity="information", message=message)
+
+
+def bad(
+    message: str,
+    samples: NDArray[np.bool_] | Iterable[int] = (),
+    severity: Severity = "failure",
+) -> Finding:
+    """A check that has not passed.
+
+    Parameters
+    ----------
+    message : str
+    samples : bool ndarray or iterable of int
+        A mask over the first samples, or indices.
+    severity : str, default="failure"
+    """
+    if isinstance(samples, np.ndarray) and samples.dtype == bool:
+        samples = np.flatnonzero(samples)
+    indices = tuple(int(i) for i in samples)
+    return Finding(passed=False, severity=severity, message=message, samples=indices)
+
 
 BATCH_SIZE = 256
 # of probabilities, between two passes that should be one: rounding on any device

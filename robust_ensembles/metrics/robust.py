@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._checks import as_array, check_sample_weight
 from ..attacks import Attack, is_broken, resolve_target
-from ..attacks._checks import check_batch
+from ..attacks.engine.target import check_batch
 
 
 def correct_mask(estimator: Any, X: ArrayLike, y: ArrayLike) -> NDArray[np.bool_]:

@@ -1,10 +1,9 @@
 """Networks: small ready-made ones, the ensemble module, and how members are built."""
 
-from ._normalize import Normalize
-from ._raw_input import RawInput
 from .build import MODULES, build_members, default_module
-from .ensemble import Ensemble
+from .ensemble import Ensemble, RawInput
 from .label_confusion import LabelConfusionModel
+from .layers import Normalize
 from .lenet import LeNet5
 from .mlp import MLP
 from .resnet import CifarResNet, ResNet20, ResNet26, ResNet32, ResNet44, ResNet56

@@ -2,14 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Integral
 from typing import Any, TypeAlias
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._checks import one_of
-from ._normalize import Normalize
+
+
+class Normalize(nn.Module):
+    """Subtract a mean and divide by a standard deviation, channel by channel.
+
+    As a layer of the network, the normalisation is inside what an attack differentiates, so
+    inputs, their bounds and `eps` all stay in the scale of the data.
+
+    Parameters
+    ----------
+    mean : float or sequence of float
+        Mean of each channel, in the scale of the input; one number serves all channels.
+    std : float or sequence of float
+        Standard deviation of each channel, above 0; one number serves all channels.
+
+    Attributes
+    ----------
+    mean, std : Tensor of shape (n_channels,)
+        Buffers: they move with the module and are in its ``state_dict``.
+
+    Raises
+    ------
+    ValueError
+        If a value is not finite, a `std` is not above 0 or the lengths of `mean` and `std`
+        do not agree; from the forward pass, if the input has another number of channels.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from robust_ensembles.modules import Normalize
+    >>> Normalize(0.5, 0.25)(torch.ones(1, 1, 1, 1)).item()
+    2.0
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: float | Sequence[float], std: float | Sequence[float]) -> None:
+        super().__init__()
+        mean_values, std_values = _as_vector(mean, "mean"), _as_vector(std, "std")
+        if not bool((std_values > 0).all()):
+            raise ValueError(f"std must be above 0 in every channel, got {std!r}")
+        sizes = {len(mean_values), len(std_values)} - {1}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"mean has {len(mean_values)} channels and std has {len(std_values)}; "
+                f"give both the same length, or one number for all channels"
+            )
+        device = torch.empty(0).device  # get_default_device of torch 2.6 misses the context
+        self.register_buffer("mean", mean_values.to(device))
+        self.register_buffer("std", std_values.to(device))
+
+    @property
+    def n_channels(self) -> int:
+        """Channels that the layer expects; 1 means any number."""
+        return max(len(self.mean), len(self.std))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise a batch.
+
+        Parameters
+        ----------
+        x : Tensor of shape (n, channels, ...)
+            Images, or features of shape (n, n_features).
+
+        Returns
+        -------
+        Tensor of the shape of `x`
+            ``(x - mean) / std``.
+        """
+        # Without this check, broadcasting would silently turn one channel into several.
+        if x.ndim < 2 or self.n_channels not in (1, x.shape[1]):
+            raise ValueError(
+                f"Normalize has {self.n_channels} channels, but its input has shape "
+                f"{tuple(x.shape)}; the channels must be on axis 1"
+            )
+        trailing = (1,) * (x.ndim - 2)
+        return (x - self.mean.view(1, -1, *trailing)) / self.std.view(1, -1, *trailing)
+
+    def extra_repr(self) -> str:
+        """Mean and standard deviation, for ``repr``."""
+        return f"mean={self.mean.tolist()}, std={self.std.tolist()}"
+
+
+def _as_vector(values: float | Sequence[float], name: str) -> Tensor:
+    """Return one or more numbers as a finite vector of the default float dtype."""
+    try:
+        # Through Python floats, so that NumPy arrays and integers come out in the same dtype.
+        items = [float(v) for v in values] if isinstance(values, Iterable) else [float(values)]
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name} must be a number or a flat sequence of numbers, got {values!r}"
+        ) from error
+    # The checks look at values, which the default device may not have (meta).
+    vector = torch.tensor(items, dtype=torch.get_default_dtype(), device="cpu")
+    if not items or not bool(torch.isfinite(vector).all()):
+        raise ValueError(f"{name} must hold one or more finite numbers, got {values!r}")
+    return vector
+
 
 Channelwise: TypeAlias = float | Sequence[float]
 NormalizeParam: TypeAlias = tuple[Channelwise, Channelwise] | None
@@ -77,3 +178,61 @@ def make_normalize(normalize: NormalizeParam, channels: int) -> nn.Module:
 def make_embedding(n_features: int, embedding_size: int) -> nn.Linear:
     """Linear layer onto the embedding, with its size checked."""
     return nn.Linear(n_features, check_size(embedding_size, "embedding_size"))
+
+
+def uses_batch_statistics(layer: _BatchNorm) -> bool:
+    """Whether a layer normalises by the statistics of its batch now.
+
+    Parameters
+    ----------
+    layer : _BatchNorm
+    """
+    return layer.training or (layer.running_mean is None and layer.running_var is None)
+
+
+def next_update(layer: _BatchNorm) -> tuple[float, Tensor | None, Tensor | None]:
+    """How a forward pass moves a layer's running statistics, which counts the batch.
+
+    Parameters
+    ----------
+    layer : _BatchNorm
+
+    Returns
+    -------
+    momentum : float
+        Share of the new statistics.
+    running_mean, running_var : Tensor of shape (n_channels,) or None
+        To be read or, in train mode, moved. None if there are none, or not to be moved.
+    """
+    momentum = layer.momentum or 0.0
+    if layer.training and layer.track_running_stats and layer.num_batches_tracked is not None:
+        layer.num_batches_tracked.add_(1)
+        if layer.momentum is None:
+            momentum = 1.0 / float(layer.num_batches_tracked)
+    tracked = not layer.training or layer.track_running_stats
+    running = (layer.running_mean, layer.running_var) if tracked else (None, None)
+    return momentum, *running
+
+
+@contextmanager
+def exchanged(forwards: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Let layers compute something else, for as long as the context lasts.
+
+    Parameters, buffers, hooks and `state_dict` are as they were.
+
+    Parameters
+    ----------
+    forwards : mapping of nn.Module to callable
+        What stands in for `forward` of each. Where layers may be copied meanwhile, a
+        `functools.partial` of the layer and not a closure: copies have to call themselves.
+    """
+    own = {layer: vars(layer).get("forward") for layer in forwards}
+    try:
+        for layer, forward in forwards.items():
+            vars(layer)["forward"] = forward
+        yield
+    finally:
+        for layer, before in own.items():
+            vars(layer).pop("forward", None)
+            if before is not None:
+                vars(layer)["forward"] = before

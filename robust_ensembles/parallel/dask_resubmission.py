@@ -8,7 +8,7 @@ from typing import Any
 
 from joblib._dask import DaskDistributedBackend
 
-from ._resubmission import ResubmissionMixin, Task, keep_promise
+from .killed_workers import ResubmissionMixin, Task, keep_promise
 
 # seconds in which a cluster notices that a worker is gone
 _PAUSE = 1.0

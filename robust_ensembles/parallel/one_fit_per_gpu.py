@@ -206,7 +206,7 @@ def one_fit_per_gpu(
 
 def _checked(name: str) -> torch.device:
     # the estimators know the right words for a device that is absent
-    from ..estimators._components import resolve_device
+    from ..estimators.parameters import resolve_device
 
     device = resolve_device(name)
     if device.type == "cuda" and device.index is None:

@@ -4,8 +4,7 @@
 machine, without running any code from the file.
 """
 
-from ._load import load
-from .files import save
+from .files import load, save
 from .onnx import export_onnx
 
 __all__ = ["export_onnx", "load", "save"]

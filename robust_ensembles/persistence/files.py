@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
+import torch
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor
+from skorch.history import History
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.parameter import is_lazy
 
+from .._system import tell_once
 from ..estimators import BaseEnsembleClassifier
-from ..state.container import write
-from ._allowed import ENSEMBLES
-from .header import describe
-from .optimizer import split_state
+from ..estimators.parameters import resolve_device
+from ..modules import Ensemble, build_members
+from ..state.container import Entry, Table, parse_json, read_tensors, read_text, refused, write
+from ..training import EnsembleNet, preserve_global_rng, resolve_layers
+from .header import Header, describe, read_header, read_history, set_fitted, unfitted
+from .optimizer import PREFIX, restore_state, split_state
+from .values import ENSEMBLES
 
 KEY = "robust_ensembles"
 """Under which name the header stands in the file's metadata."""
@@ -76,3 +89,371 @@ def save(
     except TypeError as error:
         raise ValueError(f"the labels cannot be stored: {error}") from error
     write(path, tensors, json.dumps(header.plain(), allow_nan=False), KEY)
+
+
+Components = tuple[Ensemble, nn.Module | None]
+
+
+def build_own(estimator: BaseEnsembleClassifier, table: Table) -> Components:
+    """Build networks of this package on torch's meta device, where tensors have no numbers.
+
+    Parameters
+    ----------
+    estimator : BaseEnsembleClassifier
+        With its parameters and what it knows of the data.
+    table : dict of str to Entry
+        Of the file: nothing with more parameters than this has tensors is built.
+
+    Returns
+    -------
+    components : Ensemble, and nn.Module or None
+    """
+    with torch.device("meta"), _at_most(len(table)):
+        members = _members(estimator, probe=True)
+        return Ensemble(members), estimator._build_auxiliary(members, len(estimator.classes_))
+
+
+def build_given(estimator: BaseEnsembleClassifier, expected: Table) -> Components:
+    """Build networks of the user's, after a trial without memory where they allow it.
+
+    Parameters
+    ----------
+    estimator : BaseEnsembleClassifier
+    expected : dict of str to Entry
+        What the file has of the members.
+
+    Returns
+    -------
+    components : Ensemble, and nn.Module or None
+
+    Raises
+    ------
+    ValueError
+        If they have other weights than the file.
+    """
+    given = estimator.module
+    parts = given if isinstance(given, (list, tuple)) else [given]
+    if not any(isinstance(part, nn.Module) for part in parts):
+        tried = _tried(estimator)
+        if tried is not None:
+            compare(tried, expected)
+    with preserve_global_rng():
+        members = _members(estimator, probe=False)
+    with torch.device("meta"):
+        auxiliary = estimator._build_auxiliary(members, len(estimator.classes_))
+    return Ensemble(members), auxiliary
+
+
+def compare(shapes: Mapping[str, tuple[int, ...]], stored: Table) -> None:
+    """Raise unless a file has exactly these tensors.
+
+    Parameters
+    ----------
+    shapes : mapping of str to tuple of int
+    stored : dict of str to Entry
+
+    Raises
+    ------
+    ValueError
+    """
+    missing, unknown = sorted(set(shapes) - set(stored)), sorted(set(stored) - set(shapes))
+    if missing or unknown:
+        raise ValueError(
+            f"its tensors are not those of its networks: {missing[:3]} are missing, "
+            f"{[name[:80] for name in unknown[:3]]} have no place"
+        )
+    for name, shape in shapes.items():
+        if shape != stored[name].shape:
+            raise ValueError(f"{name!r} has shape {stored[name].shape}, the network's has {shape}")
+
+
+def fill(module: nn.Module, prefix: str, stored: Table, path: str | os.PathLike[str]) -> None:
+    """Read a module's tensors.
+
+    Parameters
+    ----------
+    module : nn.Module
+        With all its tensors on the meta device, or with none.
+    prefix : str
+        What the names of its tensors begin with in the file.
+    stored : dict of str to Entry
+        These tensors, by their full names.
+    path : path-like
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        If they are not the module's.
+    """
+    state = module.state_dict(keep_vars=True)
+    unmade = any(tensor.is_meta for tensor in state.values())
+    if unmade:
+        compare({prefix + name: tuple(tensor.shape) for name, tensor in state.items()}, stored)
+        _compare_kinds(state, prefix, stored)
+    tensors = read_tensors(path, list(stored))
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    if not unmade:
+        _take_precision(state, tensors)
+    module.load_state_dict(tensors, assign=unmade)
+
+
+def under(table: Table, prefix: str) -> Table:
+    """The part of a table whose names begin like this."""
+    return {name: entry for name, entry in table.items() if name.startswith(prefix)}
+
+
+def _members(estimator: BaseEnsembleClassifier, *, probe: bool) -> list[nn.Module]:
+    return build_members(
+        estimator.module,
+        estimator.module_params,
+        n_members=estimator.n_estimators,
+        input_shape=estimator.input_shape_,
+        n_classes=len(estimator.classes_),
+        probe=probe,
+    )
+
+
+def _tried(estimator: BaseEnsembleClassifier) -> dict[str, tuple[int, ...]] | None:
+    """Shapes of the user's networks, or None where they cannot be built without numbers."""
+    try:
+        with preserve_global_rng(), torch.device("meta"):
+            state = Ensemble(_members(estimator, probe=False)).state_dict()
+        return {f"module.{name}": tuple(tensor.shape) for name, tensor in state.items()}
+    except Exception:  # whatever a foreign constructor does with numbers that are not there
+        return None
+
+
+def _compare_kinds(state: Mapping[str, Tensor], prefix: str, stored: Mapping[str, Entry]) -> None:
+    for name, tensor in state.items():
+        dtype = stored[prefix + name].dtype
+        if dtype.is_floating_point != tensor.is_floating_point():
+            raise ValueError(f"{prefix + name!r} holds {dtype}, the network {tensor.dtype}")
+
+
+def _take_precision(state: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+    """Give a module's weights the precision of stored ones, which would be rounded otherwise."""
+    for name, tensor in state.items():
+        other = stored.get(name)
+        if other is None or is_lazy(tensor) or tensor.dtype == other.dtype:
+            continue
+        if tensor.is_floating_point() and other.is_floating_point():
+            tensor.data = tensor.data.to(other.dtype)
+
+
+@contextmanager
+def _at_most(n_parameters: int) -> Iterator[None]:
+    """Stop this thread from making modules with more parameters: a header can ask for 10^9."""
+    thread, made = threading.get_ident(), 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal made
+        made += parameter is not None and threading.get_ident() == thread
+        if made > n_parameters:
+            raise ValueError(
+                f"its parameters describe larger networks than its {n_parameters} tensors fill"
+            )
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+# without these, the file's weights belong to nothing
+_NEEDED = ("module", "module_params")
+
+
+def load(path: str | os.PathLike[str], **params: Any) -> BaseEnsembleClassifier:
+    """Read a fitted ensemble from a file that ``estimator.save`` wrote.
+
+    Nothing in the file is run: it holds numbers and a header in JSON, which may name classes of
+    this package and of `torch.optim` only. What it claims is compared with its length, and its
+    networks with its table, before memory is taken. A stranger's file can be wrong, not
+    dangerous. Files of pickle, joblib and `torch.save` are another matter: estimators of this
+    package go through these too, but whoever reads such a file runs its code.
+
+    Parameters
+    ----------
+    path : path-like
+    **params : dict
+        Parameters of the estimator that shall differ from the stored ones, as in `set_params`:
+        ``module=MyNetwork`` where the members are not networks of this package,
+        ``device="cpu"``.
+
+    Returns
+    -------
+    estimator : estimator of the class that was saved
+        On the CPU its predictions are those of the saved estimator to the bit, with the same
+        version of torch.
+
+    Raises
+    ------
+    FileNotFoundError
+    ModelFileError
+        If the file is damaged, crafted or of another kind; it is a ValueError.
+    ValueError
+        If the members are networks of the user's and `module` is not given, or for wrong
+        `params`.
+
+    Warns
+    -----
+    UserWarning
+        For parameters that only code could make again, and that are not given: they have their
+        defaults now. A prediction needs none of them.
+
+    Notes
+    -----
+    Stored are the class, the parameters, the weights and buffers, the label confusion model of
+    CLDL, classes with their type, shape and names of the features, the box, the history, the
+    seed of the fit and versions. Objects among the parameters (attacks, augmentation,
+    `calibration`, `pretrained`) are stored by class and parameters, as `clone` copies them: a
+    fitted `pretrained` comes back unfitted, and there is no `pretrained_`.
+
+    Not stored are networks, callbacks and optimizers of other origin than this package and torch,
+    functions, splitters, RandomState instances, `External` and `Transfer` attacks, what
+    `FrozenEstimator` holds, `checkpoint_dir`, state of callbacks, FASTEN's memory of
+    perturbations, what callbacks wrote into the history unless it is a number, a string or a
+    container of these.
+
+    With ``warm_start=True``, or by `partial_fit`, training goes on at the learning rate that was
+    reached. The optimizer remembers past gradients if the file was saved with
+    ``optimizer_state=True`` and starts afresh otherwise.
+
+    A device that is not here becomes ``device="auto"``, and an `accelerate` that needs one too.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from robust_ensembles import VanillaEnsembleClassifier
+    >>> from robust_ensembles.datasets import load_digits_images
+    >>> from robust_ensembles.persistence import load
+    >>> X, y = load_digits_images()
+    >>> clf = VanillaEnsembleClassifier(max_epochs=1, random_state=0).fit(X[:500], y[:500])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "digits.safetensors")
+    ...     clf.save(path)
+    ...     again = load(path)
+    >>> bool((again.predict_proba(X) == clf.predict_proba(X)).all())
+    True
+    """
+    text, table = read_text(path, KEY)
+    with refused(path):
+        header = read_header(parse_json(text, "header"))
+        estimator = unfitted(header)
+    _ask_for_missing(path, header, params)
+    estimator.set_params(**params)._validate_params()
+    with refused(path):
+        _fit_to_machine(estimator)
+        set_fitted(estimator, header)
+        estimator.net_ = _net(estimator, header, table, path, params)
+    _warn_of_missing(path, header, params)
+    return estimator
+
+
+def _net(
+    estimator: BaseEnsembleClassifier,
+    header: Header,
+    table: Table,
+    path: str | os.PathLike[str],
+    params: dict[str, Any],
+) -> EnsembleNet:
+    """The net with its weights, history and optimizer."""
+    rows = read_history(header)
+    members, auxiliary = under(table, MODULE), under(table, AUXILIARY)
+    memory = under(table, PREFIX)
+    _check_names(estimator, table, len(members) + len(auxiliary) + len(memory))
+    build = build_given if "module" in params else build_own
+    ensemble, beside = build(estimator, members if "module" in params else table)
+    fill(ensemble, MODULE, members, path)
+    if beside is not None:
+        fill(beside, AUXILIARY, auxiliary, path)
+    elif auxiliary:
+        raise ValueError(f"a {header.kind} trains nothing beside its members, the file does")
+    _restore_layers(estimator, header, ensemble)
+    net = estimator._make_net(header.seed, _batch_size(estimator, rows))
+    with preserve_global_rng():
+        net.build(lambda: (ensemble, beside))
+    net.module_.eval()
+    net.history = History(rows)
+    # the state is that of the optimizer that was saved, or that stands for it
+    if ("optimizer" in params) == ("optimizer" in header.omitted):
+        kept = {"lr"} & set(params) | set(params.get("optimizer_params") or ())
+        state = read_tensors(path, list(memory))
+        restore_state(net.optimizer_, header.optimizer, state, keep=kept)
+    return net
+
+
+def _batch_size(estimator: BaseEnsembleClassifier, rows: list[dict[str, Any]]) -> int | None:
+    """What ``batch_size="auto"`` had come to; None for another one, or without any training."""
+    if estimator.batch_size != "auto":
+        return None
+    batches = [batch for row in rows for batch in row["batches"]]
+    sizes = [int(batch["train_batch_size"]) for batch in batches if "train_batch_size" in batch]
+    if min(sizes, default=1) < 1:
+        raise ValueError("its history has batches without samples")
+    return max(sizes, default=None)
+
+
+def _check_names(estimator: BaseEnsembleClassifier, table: Table, n_known: int) -> None:
+    """Raise for tensors that belong to nothing, or to another number of members."""
+    if n_known < len(table):
+        unknown = [name for name in table if not name.startswith((MODULE, AUXILIARY, PREFIX))]
+        raise ValueError(f"its tensors {[name[:80] for name in unknown[:3]]} belong to nothing")
+    found = {name.split(".")[2] for name in under(table, f"{MODULE}members.")}
+    if len(found) != estimator.n_estimators:
+        raise ValueError(
+            f"it has weights of {len(found)} members for n_estimators={estimator.n_estimators}"
+        )
+
+
+def _restore_layers(estimator: BaseEnsembleClassifier, header: Header, ensemble: Any) -> None:
+    """The layers that the method looks at, if it does."""
+    looks = hasattr(estimator, "layers")
+    if looks != (header.layers is not None):
+        raise ValueError(f"it has {'no' if looks else 'the'} layers of a {header.kind}")
+    if looks:
+        if not isinstance(header.layers, list):
+            raise ValueError("its layers are no list")
+        with preserve_global_rng():
+            estimator.layers_ = resolve_layers(
+                list(ensemble), header.layers, estimator.input_shape_
+            )
+
+
+def _fit_to_machine(estimator: BaseEnsembleClassifier) -> None:
+    """Replace what only the machine that saved it has."""
+    try:
+        device = resolve_device(estimator.device)
+    except ValueError:
+        tell_once(f"device={str(estimator.device)!r} is not here: loaded with device='auto'")
+        estimator.device = "auto"
+        device = resolve_device("auto")
+    asked = estimator.accelerate
+    graphs = "cuda_graph" in ([asked] if isinstance(asked, str) else asked)
+    if graphs and device.type != "cuda":
+        tell_once("accelerate='cuda_graph' needs CUDA: loaded with accelerate='auto'")
+        estimator.accelerate = "auto"
+
+
+def _ask_for_missing(path: str | os.PathLike[str], header: Header, params: dict[str, Any]) -> None:
+    """Raise for networks that the file could not store."""
+    needed = {name: header.omitted[name] for name in _NEEDED if name in header.omitted}
+    for name, what in needed.items():
+        if name not in params:
+            raise ValueError(
+                f"{path} was saved with {name}={str(what)[:200]}, which a file cannot hold: give "
+                f"it to load again, as load(path, {', '.join(f'{n}=...' for n in needed)})"
+            )
+
+
+def _warn_of_missing(path: str | os.PathLike[str], header: Header, params: dict[str, Any]) -> None:
+    """Warn of other parameters that the file could not store."""
+    lost = {name: what for name, what in header.omitted.items() if name not in params}
+    if lost:
+        listed = ", ".join(f"{str(name)[:40]} ({str(what)[:80]})" for name, what in lost.items())
+        warnings.warn(
+            f"{path} could not hold {listed}: they have their defaults, which matters for further "
+            "training only. Give them to load, such as callbacks=[...] or callbacks=None.",
+            stacklevel=3,
+        )

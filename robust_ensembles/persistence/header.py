@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from .._environment import versions
-from ..attacks._checks import check_box
+from .._system import versions
+from ..attacks.engine.balls import check_box
 from ..estimators import BaseEnsembleClassifier
-from ._allowed import ENSEMBLES, NETWORKS
 from .values import (
+    ENSEMBLES,
+    NETWORKS,
     NotStorableError,
     decode,
     decode_array,

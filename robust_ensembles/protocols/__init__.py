@@ -9,11 +9,9 @@ with the numbers as the paper or its code computes them (``faithful``) and as th
 [6311, 6890, 663]
 """
 
-from ._result import ProtocolResult
-from ._split import cldl_split
-from ._surrogates import train_surrogates
 from .ceat import ceat
-from .cldl import cldl
+from .cldl import cldl, cldl_split
 from .ncen import ncen
+from .shared import ProtocolResult, train_surrogates
 
 __all__ = ["ProtocolResult", "ceat", "cldl", "cldl_split", "ncen", "train_surrogates"]

@@ -9,11 +9,23 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._checks import one_of
-from .._environment import versions
+from .._system import versions
 from ..attacks import CW, MIM, MORA, PGD, Attack, AutoAttack, EnsembleAutoAttack
-from ._result import Mask, ProtocolResult, Row
-from ._settings import check_grid, described, described_all
-from .shared import Box, Subject, clean_row, last_iterate, sound_attacks, subjects, white_box_rows
+from .shared import (
+    Box,
+    Mask,
+    ProtocolResult,
+    Row,
+    Subject,
+    check_grid,
+    clean_row,
+    described,
+    described_all,
+    last_iterate,
+    sound_attacks,
+    subjects,
+    white_box_rows,
+)
 
 _ATTACKS = ("PGD", "MIM", "CW", "AA")
 _ENSEMBLE_ATTACKS = ("mora", "autoattack")

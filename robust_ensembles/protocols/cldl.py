@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from numpy.typing import ArrayLike
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from .._checks import one_of
-from .._environment import versions
+from .._system import versions
 from ..attacks import BIM, FGSM, MIM, PGD, Attack
 from ..attacks.transfer import refuse_target
-from ._result import Mask, ProtocolResult, Row
-from ._settings import described, described_all, fixed_radii
-from ._split import check_subset, selected
 from .shared import (
     Box,
+    Mask,
+    ProtocolResult,
+    Row,
     Subject,
     clean_row,
+    described,
+    described_all,
+    fixed_radii,
     last_iterate,
     outcome_rows,
     sound_attacks,
@@ -25,6 +30,49 @@ from .shared import (
     subjects,
     white_box_rows,
 )
+
+_SUBSETS = ("evaluation", "hyper-parameters", "all", "common_correct")
+_N_IMAGES, _N_TUNING = 10_000, 1_000
+
+
+def cldl_split() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How CLDL's code splits the 10,000 test images of each data set.
+
+    Returns
+    -------
+    hyper_parameters : ndarray of shape (1000,)
+        Indices of the images that hyper-parameters are chosen on.
+    evaluation : ndarray of shape (9000,)
+        Indices of the others.
+    """
+    # a generator of our own draws what the global one does after random.seed(0)
+    order = np.array(random.Random(0).sample(range(_N_IMAGES), _N_IMAGES), dtype=np.int64)
+    return order[:_N_TUNING], order[_N_TUNING:]
+
+
+def check_subset(subset: str, y: ArrayLike) -> None:
+    """Raise for an unknown subset, or if X cannot be what it is a part of."""
+    one_of(subset, _SUBSETS, "cldl: subset")
+    n_images = len(np.asarray(y))
+    if subset in ("evaluation", "hyper-parameters") and n_images != _N_IMAGES:
+        raise ValueError(
+            f"subset={subset!r} is a part of the {_N_IMAGES} test images of a data set; got "
+            f"{n_images} images. Take subset='all' for these"
+        )
+
+
+def selected(subset: str, targets: list[Subject]) -> NDArray[np.int64]:
+    """Indices of the images of a subset, in the order of the code."""
+    if subset == "all":
+        return np.arange(len(targets[0].y))
+    if subset == "common_correct":
+        index = np.logical_and.reduce([target.clean for target in targets]).nonzero()[0]
+        if not len(index):
+            raise ValueError("subset='common_correct': no image is right for all estimators")
+        return index
+    hyper_parameters, evaluation = cldl_split()
+    return evaluation if subset == "evaluation" else hyper_parameters
+
 
 GRIDS = {
     "cifar10": (0.01, 0.02, 0.03, 0.04),

@@ -2,19 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
+from torch import Tensor, nn
 
 from .._checks import one_of
-from .._environment import versions
+from .._system import versions
 from ..attacks import BIM, FGSM, MIM, PGD, BoundedAttack
-from ._batch_statistics import attacked_by_batch, has_batch_norm, right_by_batch
-from ._result import Mask, ProtocolResult, Row
-from ._settings import described, described_all, fixed_radii
-from .shared import Box, Subject, clean_row, sound_attacks, subjects, white_box_rows
+from ..attacks.engine.margins import untouched
+from .shared import (
+    Box,
+    Mask,
+    ProtocolResult,
+    Row,
+    Subject,
+    clean_row,
+    described,
+    described_all,
+    fixed_radii,
+    sound_attacks,
+    subjects,
+    white_box_rows,
+)
+
+_BATCH_SIZE = 64
+_LAYERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether any layer could use the statistics of a batch."""
+    return any(isinstance(layer, _LAYERS) for layer in module.modules())
+
+
+def right_by_batch(subject: Subject) -> Mask:
+    """Which images are right in batches of 64, in their order, by the batch's own statistics."""
+    with _batch_statistics(subject.module) as module, torch.no_grad():
+        batches = zip(_batches(subject.x), _batches(subject.y), strict=True)
+        return _joined([_right(module, x, y) for x, y in batches])
+
+
+def attacked_by_batch(subject: Subject, attack: BoundedAttack, clean: Mask) -> tuple[Mask, Tensor]:
+    """Attack batches of 64 of the images that were right, and judge each batch by itself.
+
+    Parameters
+    ----------
+    subject : Subject
+    attack : BoundedAttack
+    clean : bool ndarray of shape (n_samples,)
+        The images to attack.
+
+    Returns
+    -------
+    right : bool ndarray of shape (n_samples,)
+        Who was attacked and is still right.
+    x_adv : Tensor of the shape of ``subject.x``
+    """
+    chosen = torch.from_numpy(clean).to(subject.x.device)
+    right, x_adv = np.zeros_like(clean), subject.x.clone()
+    if not clean.any():
+        return right, x_adv
+    made, kept = [], []
+    box = getattr(subject.module, "clip_values", None)
+    with _batch_statistics(subject.module) as module:
+        for x, y in zip(_batches(subject.x[chosen]), _batches(subject.y[chosen]), strict=True):
+            made.append(attack.craft(module, x, y, box=box, seed=attack._seed()))
+            with torch.no_grad():
+                kept.append(_right(module, made[-1], y))
+    x_adv[chosen] = torch.cat(made)
+    right[clean] = _joined(kept)
+    return right, x_adv
+
+
+@contextmanager
+def _batch_statistics(module: nn.Module) -> Iterator[nn.Module]:
+    """Eval mode for all but BatchNorm; everything is put back."""
+    with untouched(module):
+        for layer in module.modules():
+            if isinstance(layer, _LAYERS):
+                layer.train()
+        yield module
+
+
+def _batches(values: Tensor) -> list[Tensor]:
+    parts = list(values.split(_BATCH_SIZE))
+    # one image alone has no statistics: it joins the batch before
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
+
+
+def _right(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return module(x).argmax(dim=1) == y
+
+
+def _joined(masks: list[Tensor]) -> Mask:
+    return torch.cat(masks).cpu().numpy()
+
 
 # of FGSM and MI-FGSM, and of PGD and BIM
 _FGSM_GRIDS = {"cifar10": (0.03, 0.09), "fashion-mnist": (0.1, 0.3)}

@@ -2,18 +2,118 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from numbers import Real
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, clone
 from torch import Tensor, nn
 
+from .._checks import one_of
 from ..attacks import PGD, Attack, WorstCase, is_broken, resolve_target
-from ._result import Mask, Row
+from ..estimators import EnsembleParameters, VanillaEnsembleClassifier
+
+Mask = NDArray[np.bool_]
+
+
+class Row(NamedTuple):
+    """One line of a table; see `ProtocolResult.to_frame`."""
+
+    estimator: str
+    threat: str
+    attack: str
+    eps: float
+    metric: str
+    faithful: float
+    sound: float
+    n_samples: int
+    published: bool
+
+
+@dataclass(frozen=True, eq=False)
+class ProtocolResult:
+    """Numbers as a paper computes them, and sound ones beside them.
+
+    Parameters
+    ----------
+    protocol : str
+        Name of the paper's method.
+    rows : list of Row
+    settings : dict
+        All that is needed to repeat the numbers, with versions. Only strings, numbers, lists and
+        dicts, so that it can be written as JSON.
+    quirks : list of str
+        What sets the faithful numbers apart from the sound ones, a sentence each.
+    """
+
+    protocol: str
+    rows: list[Row]
+    settings: dict[str, Any]
+    quirks: list[str]
+
+    def to_frame(self) -> pd.DataFrame:
+        """The numbers as a tidy table.
+
+        Returns
+        -------
+        table : pandas.DataFrame
+            With the columns
+
+            - ``estimator``: its name;
+            - ``threat``: ``"none"``, ``"black"`` or ``"white"`` box;
+            - ``attack``: as the paper calls it, ``"clean"``, or ``"worst"``, the per-sample worst
+              of all attacks at this eps;
+            - ``eps``: in the units of X; 0 for clean;
+            - ``metric``: ``"conditional"``, the part of the images that the estimator has right
+              when clean, or ``"unconditional"``, the part of all images;
+            - ``faithful``: accuracy, a fraction, under the paper's attack as the paper counts;
+            - ``sound``: accuracy when also attacked soundly, of images that are right when clean;
+              not above ``faithful``, unless that uses other statistics of BatchNorm (`ncen`);
+            - ``n_samples``: number of images that ``faithful`` is a fraction of;
+            - ``published``: whether the paper prints this metric of this attack.
+        """
+        return pd.DataFrame(self.rows, columns=list(Row._fields))
+
+    def to_markdown(self) -> str:
+        """The numbers, in percent, and the quirks.
+
+        Returns
+        -------
+        text : str
+        """
+        columns = Row._fields[:-1]
+        lines = [_line(columns), _line("---" for _ in columns)]
+        lines += [_line(_cells(row)) for row in self.rows]
+        quirks = "\n".join(f"- {quirk}" for quirk in self.quirks)
+        return (
+            f"## Protocol of {self.protocol}\n\n"
+            + "\n".join(lines)
+            + f"\n\nAccuracy in percent.\n\n{quirks}\n"
+        )
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cells(row: Row) -> list[str]:
+    percents = [f"{100 * value:.1f}" for value in (row.faithful, row.sound)]
+    return [
+        row.estimator.replace("|", "\\|"),
+        row.threat,
+        row.attack,
+        f"{row.eps:g}",
+        row.metric,
+        *percents,
+        str(row.n_samples),
+    ]
+
 
 Box = tuple[float, float]
 
@@ -238,3 +338,125 @@ def clean_row(attacked: Subject, *, published: bool, clean: Mask | None = None) 
 def fraction(mask: Mask, of: Mask) -> float:
     """Part of some samples that a mask selects; NaN of none."""
     return float(mask[of].mean()) if of.any() else float("nan")
+
+
+def fixed_radii(
+    owner: str,
+    dataset: str | None,
+    eps: float | Sequence[float] | None,
+    grids: Mapping[str, tuple[float, ...]],
+) -> tuple[float, ...]:
+    """The radii that are given, or those of a data set.
+
+    Parameters
+    ----------
+    owner : str
+        For messages.
+    dataset : str or None
+    eps : float, sequence of float, or None
+        Wins over the data set's.
+    grids : dict of tuples of float
+
+    Returns
+    -------
+    radii : tuple of float
+
+    Raises
+    ------
+    ValueError
+        For an unknown data set, bad radii, or if neither is given.
+    """
+    if dataset is not None:
+        one_of(dataset, grids, f"{owner}: dataset")
+    if eps is not None:
+        return check_grid(eps, owner)
+    if dataset is None:
+        raise ValueError(f"{owner} needs eps, or a dataset that gives it: one of {list(grids)}")
+    return grids[dataset]
+
+
+def check_grid(eps: float | Sequence[float], owner: str) -> tuple[float, ...]:
+    """The radii as a tuple; raise unless there are some, all finite and positive."""
+    radii: list[Any] = [eps] if isinstance(eps, Real) else list(eps)  # type: ignore[arg-type]
+    if not radii or not all(isinstance(r, Real) and 0 < float(r) < float("inf") for r in radii):
+        raise ValueError(
+            f"{owner}: eps must be a positive number, in the units of X, or several; got {eps!r}"
+        )
+    return tuple(float(radius) for radius in radii)
+
+
+def described(item: Any) -> str:
+    """All of an estimator or attack that is not at its default, or a module's layers; one line."""
+    # scikit-learn cuts long ones otherwise
+    text = item.__repr__(N_CHAR_MAX=100_000) if isinstance(item, BaseEstimator) else repr(item)
+    return " ".join(text.split())
+
+
+def described_all(estimators: Any) -> dict[str, str]:
+    """One estimator, or several by name, described."""
+    return {name: described(estimator) for name, estimator in by_name(estimators).items()}
+
+
+def train_surrogates(
+    recipe: EnsembleParameters | Mapping[str, Any],
+    X: ArrayLike,
+    y: ArrayLike,
+    *,
+    n_members: Sequence[int] = (3, 5),
+    random_state: int = 1000,
+) -> list[VanillaEnsembleClassifier]:
+    """Train the surrogates of CLDL's black box: vanilla ensembles of 3 and of 5 members.
+
+    Parameters
+    ----------
+    recipe : estimator or dict
+        Any ensemble of this package, fitted or not, whose network and training settings are
+        taken over (what its method adds is left out), or such settings. As published:
+        ``recipes.get("vanilla", "cifar10", source="cldl")``; there the targets GAL and CLDL have
+        leaky ReLUs and noise in training, and the surrogates have neither.
+    X : array-like of shape (n_samples, ...)
+        Training images.
+    y : array-like of shape (n_samples,)
+    n_members : sequence of int, default=(3, 5)
+        One surrogate for each.
+    random_state : int, default=1000
+        A surrogate of n members has the seed ``random_state + n``: with equal seeds the members
+        of one would be among those of the other, and of a vanilla target.
+
+    Returns
+    -------
+    surrogates : list of VanillaEnsembleClassifier
+        Fitted.
+
+    Raises
+    ------
+    TypeError
+        If `recipe` is neither an ensemble nor a dict.
+
+    Examples
+    --------
+    >>> from robust_ensembles import VanillaEnsembleClassifier, protocols
+    >>> from robust_ensembles.datasets import load_digits_images
+    >>> X, y = load_digits_images()
+    >>> recipe = VanillaEnsembleClassifier(max_epochs=2)
+    >>> [len(s.estimators_) for s in protocols.train_surrogates(recipe, X[:500], y[:500])]
+    [3, 5]
+    """
+    vanilla = _vanilla(recipe)
+    surrogates = []
+    for n in n_members:
+        surrogate = clone(vanilla).set_params(n_estimators=n, random_state=random_state + n)
+        surrogates.append(surrogate.fit(X, y))
+    return surrogates
+
+
+def _vanilla(recipe: Any) -> VanillaEnsembleClassifier:
+    if isinstance(recipe, Mapping):
+        return VanillaEnsembleClassifier(**recipe)
+    if not isinstance(recipe, EnsembleParameters):
+        raise TypeError(
+            "recipe must be an ensemble of robust_ensembles, such as recipes.get('vanilla', "
+            f"'cifar10'), or a dict of its settings; got {recipe!r}"
+        )
+    settings = {field.name: getattr(recipe, field.name) for field in fields(EnsembleParameters)}
+    return VanillaEnsembleClassifier(**{**settings, "warm_start": False, "checkpoint_dir": None})

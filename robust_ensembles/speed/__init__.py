@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .._checks import one_of
-from .._logging import tell_once
+from .._system import tell_once
 from ..contrib.vmap import vectorized_members, why_not_vectorized
 from ..modules import Ensemble
+from ..modules.layers import exchanged
 from .double_backward import fast_double_backward
 
 TECHNIQUES = (
@@ -199,3 +201,28 @@ def _flushed_denormals() -> Iterator[None]:
 
 def _flushes_denormals() -> bool:
     return bool(torch.tensor(torch.finfo(torch.float32).tiny) / 2 == 0)
+
+
+@contextmanager
+def mixed_precision(members: Iterable[nn.Module]) -> Iterator[None]:
+    """Let members compute in bfloat16, for as long as the context lasts.
+
+    Weights, inputs and outputs stay as they are, and so do losses, input gradients and updates.
+
+    Parameters
+    ----------
+    members : iterable of nn.Module
+    """
+    # partials, not closures: copies of the members have to call themselves
+    with exchanged({member: partial(_in_bfloat16, member.forward) for member in members}):
+        yield
+
+
+def _in_bfloat16(forward: Callable[..., Tensor], x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, torch.bfloat16):
+        return full_precision(forward(x))
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """What a layer in mixed precision returns, for use outside the network."""
+    return x.float() if x.dtype == torch.bfloat16 else x

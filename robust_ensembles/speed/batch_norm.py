@@ -66,6 +66,7 @@ class FastBatchNorm(Function):
         momentum: float,
         eps: float,
     ) -> Tensor:
+        """See the class; called by torch."""
         y, mean, invstd = _aten.native_batch_norm(
             x, weight, bias, running_mean, running_var, of_batch, momentum, eps
         )
@@ -79,6 +80,7 @@ class FastBatchNorm(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> Gradients:
+        """See the class; called by torch."""
         x, weight, mean, invstd = ctx.saved_tensors
         mask = asked(ctx, 3)
         statistics = _Statistics(mean, invstd, ctx.of_batch)

@@ -20,14 +20,61 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from .._exchange import exchanged
-from .._logging import tell_once
-from ..training._batch_norms import next_update, uses_batch_statistics
-from ..training._fast_rectifier import FastRectifier
+from .._system import tell_once
+from ..modules.layers import exchanged, next_update, uses_batch_statistics
 from .aten import Gradients, asked, total
 from .batch_norm import FastBatchNorm
 
 _aten = torch.ops.aten
+
+
+class FastRectifier(Function):
+    """As `torch.nn.functional.leaky_relu` with a slope of 0 (ReLU) or more.
+
+    Like torch's own, a ReLU keeps its output and a leaky one its input: either tells the sign,
+    and what comes next may change the other in place.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: float) -> Tensor:
+        """See the class; called by torch."""
+        # a ReLU of its own: 0 times infinity is no number
+        y: Tensor = _aten.leaky_relu(x, slope) if slope else _aten.relu(x)
+        ctx.save_for_backward(x if slope else y)
+        ctx.slope = slope
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None]:
+        """See the class; called by torch."""
+        (kept,) = ctx.saved_tensors
+        # the slope does not change with x
+        return _Slopes.apply(grad_y, kept.detach(), ctx.slope), None
+
+
+class _Slopes(Function):
+    """A gradient times 1 where a tensor is positive, else times the slope."""
+
+    @staticmethod
+    def forward(ctx: Any, grad_y: Tensor, kept: Tensor, slope: float) -> Tensor:
+        ctx.save_for_backward(kept)
+        ctx.slope = slope
+        return _times_slopes(grad_y, kept, slope)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None]:
+        (kept,) = ctx.saved_tensors
+        return _times_slopes(v, kept, ctx.slope), None, None
+
+
+def _times_slopes(gradient: Tensor, kept: Tensor, slope: float) -> Tensor:
+    result: Tensor = (
+        _aten.leaky_relu_backward(gradient, kept, slope, False)
+        if slope
+        else _aten.threshold_backward(gradient, kept, 0)
+    )
+    return result
+
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -6,13 +6,7 @@ objective sees a `TrainingStep`. What makes it fast: `accelerated` in ``_acceler
 
 from ..distributed import check_same, current_ranks, shared
 from ..speed import TECHNIQUES, resolve_acceleration
-from ._distillation import distill, repel
-from ._features import captured_embedding, embedding_size, final_linear
-from ._inference import log_proba, member_log_proba
-from ._lock import locked
-from ._memory import PerturbationMemory
-from ._resume import Checkpoints, differences
-from ._streaming import BadSampleError, StreamedX, split_item, to_tensor
+from ..state.checkpoints import Checkpoints, differences, locked
 from .augmentation import (
     AugmentationPipeline,
     BatchTransform,
@@ -21,9 +15,29 @@ from .augmentation import (
     RandomCrop,
     RandomHorizontalFlip,
 )
-from .data import Batch, EnsembleDataset, MiniBatches, to_float
-from .features import feature_layers, features, replaced_output, resolve_layers
-from .net import EnsembleNet
+from .data import (
+    BadSampleError,
+    Batch,
+    EnsembleDataset,
+    MiniBatches,
+    StreamedX,
+    split_item,
+    to_float,
+    to_tensor,
+)
+from .features import (
+    PerturbationMemory,
+    captured_embedding,
+    distill,
+    embedding_size,
+    feature_layers,
+    features,
+    final_linear,
+    repel,
+    replaced_output,
+    resolve_layers,
+)
+from .net import EnsembleNet, log_proba, member_log_proba
 from .random import (
     derive_seed,
     generator,

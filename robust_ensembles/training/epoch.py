@@ -2,17 +2,103 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .._memory_errors import is_out_of_memory
-from ..exceptions import NonFiniteLossError
-from ._meter import EpochMeter
+from .._system import is_out_of_memory
+from ..exceptions import NonFiniteLossError, TrainingMemoryError
+from .data import MiniBatches
+
+
+class EpochMeter:
+    """Collects the terms of each batch.
+
+    Parameters
+    ----------
+    prefix : str
+        ``"train"`` or ``"valid"``; columns of the history are called prefix_term.
+    epoch : int
+        Counted from 0, for messages.
+    immediate : bool
+        Look for non-finite terms at each batch, free on a CPU, instead of at the end of the
+        epoch, which spares an accelerator the waiting.
+
+    Attributes
+    ----------
+    first_bad : int or None
+        Number of the first batch with a non-finite term, once that was noticed.
+    """
+
+    def __init__(self, prefix: str, epoch: int, *, immediate: bool) -> None:
+        self.prefix, self.epoch, self.immediate = prefix, epoch, immediate
+        self.first_bad: int | None = None
+        self._names: list[str] = []
+        self._rows: list[Tensor] = []
+        self._sizes: list[int] = []
+
+    def add(self, terms: dict[str, Tensor], n_samples: int) -> None:
+        """Take the scalar terms of a batch.
+
+        Raises
+        ------
+        NonFiniteLossError
+            If one is NaN or infinite (at once if `immediate`).
+        """
+        self._names = list(terms)
+        row = torch.stack([term.detach() for term in terms.values()])
+        self._rows.append(row)
+        self._sizes.append(n_samples)
+        if self.immediate and not torch.isfinite(row).all():
+            self._raise(self._table())
+
+    def write(self, history: Any) -> None:
+        """Write the terms, of the epoch and of each batch, into skorch's history.
+
+        Raises
+        ------
+        NonFiniteLossError
+            If a term was NaN or infinite.
+        """
+        table = self._table()
+        if not all(math.isfinite(value) for row in table for value in row):
+            self._raise(table)
+        total = sum(self._sizes)
+        columns = [f"{self.prefix}_{name}" for name in self._names]
+        for i, column in enumerate(columns):
+            weighted = sum(row[i] * n for row, n in zip(table, self._sizes, strict=True))
+            history.record(column, weighted / total)
+        for entry, row, size in zip(
+            history[-1]["batches"][-len(table) :], table, self._sizes, strict=True
+        ):
+            entry.update(zip(columns, row, strict=True))
+            entry[f"{self.prefix}_batch_size"] = size
+        history.record(f"{self.prefix}_batch_count", len(table))
+
+    def _table(self) -> list[list[float]]:
+        table: list[list[float]] = torch.stack(self._rows).tolist()
+        return table
+
+    def _raise(self, table: list[list[float]]) -> None:
+        number, bad = next(
+            (i, row) for i, row in enumerate(table) if not all(map(math.isfinite, row))
+        )
+        self.first_bad = number
+        # the total is non-finite whenever a term is: name the term
+        guilty = [i for i, name in enumerate(self._names) if name != "loss"] or [0]
+        column = next((i for i in guilty if not math.isfinite(bad[i])), guilty[0])
+        before = [row[column] for row in table[:number]]
+        last = f"{before[-1]:.6g}" if before else "none in this epoch"
+        raise NonFiniteLossError(
+            f"the {self.prefix} loss turned non-finite in epoch {self.epoch + 1}, batch "
+            f"{number + 1}: {self._names[column]} is {bad[column]} (last finite value: {last}). "
+            "The last good weights are restored. Lower lr, or look for extreme values in X."
+        )
 
 
 class LastGood:
@@ -84,3 +170,44 @@ class LastGood:
                 "finite. The last good weights are restored. Lower lr, or look for extreme "
                 "values in X."
             )
+
+
+@contextmanager
+def explained_out_of_memory(batches: MiniBatches) -> Iterator[None]:
+    """Say which batch size to try, if memory runs out within the block.
+
+    Parameters
+    ----------
+    batches : MiniBatches
+        That are trained on.
+
+    Raises
+    ------
+    TrainingMemoryError
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _explained(error, batches) from error
+
+
+def _explained(error: Exception, batches: MiniBatches) -> TrainingMemoryError:
+    size, finished = batches.batch_size, batches.epoch
+    smaller = size // 2
+    said = str(error).partition("\n")[0] or type(error).__name__
+    what = [f"out of memory on {batches.device} with batches of {size} samples ({said})"]
+    if finished:
+        what.append(
+            f"There was enough before, and the weights of the finished epochs ({finished}) are "
+            "kept: does something else take memory now? fit goes on from them with "
+            "warm_start=True, or from the disk with checkpoint_dir"
+        )
+    if smaller:
+        what.append(f'Try batch_size={smaller}, or "auto", which halves it until it fits')
+    what.append(
+        "Fewer members or smaller networks need less memory as well, on a GPU also "
+        'precision="bfloat16"'
+    )
+    return TrainingMemoryError(". ".join(what), batch_size=smaller)

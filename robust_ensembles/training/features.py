@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .._checks import one_of
-from ..attacks._mode import untouched
+from ..attacks.engine.ascent import Climbable, Steps, ascend
+from ..attacks.engine.balls import LinfBall
+from ..attacks.engine.margins import untouched
 from ..distributed import part, whole
-from ._precision import full_precision
+from ..speed import full_precision
+
+if TYPE_CHECKING:
+    from .step import TrainingStep
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -213,3 +218,224 @@ def replaced_output(
         yield
     finally:
         handle.remove()
+
+
+def final_linear(member: nn.Module, owner: str) -> tuple[str, nn.Linear]:
+    """Name and layer of the last linear layer of a network, its classifier.
+
+    Parameters
+    ----------
+    member : nn.Module
+    owner : str
+        Who asks, for the message.
+
+    Returns
+    -------
+    name : str
+    layer : nn.Linear
+
+    Raises
+    ------
+    ValueError
+        If there is no linear layer.
+    """
+    layers = [(name, m) for name, m in member.named_modules() if isinstance(m, nn.Linear)]
+    if not layers:
+        raise ValueError(
+            f"{owner} needs a network that ends in a linear layer, whose input is the embedding; "
+            f"{type(member).__name__} has no nn.Linear. Use one that has, such as 'resnet20'."
+        )
+    return layers[-1]
+
+
+def embedding_size(member: nn.Module, owner: str) -> int:
+    """Size of a network's embedding: what its layer `embedding` gives, or its classifier takes.
+
+    Parameters
+    ----------
+    member : nn.Module
+    owner : str
+        Who asks, for the message.
+
+    Returns
+    -------
+    size : int
+    """
+    layer = getattr(member, "embedding", None)
+    if isinstance(layer, nn.Linear):
+        return layer.out_features
+    return final_linear(member, owner)[1].in_features
+
+
+@contextmanager
+def captured_embedding(member: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect the embedding of each forward pass within the block.
+
+    Parameters
+    ----------
+    member : nn.Module
+
+    Yields
+    ------
+    embeddings : list of Tensors of shape (n_samples, embedding_size)
+        One for each forward pass: the output of a linear layer named `embedding`, before its
+        activation, where the network has one; else the input of its last linear layer.
+    """
+    embeddings: list[Tensor] = []
+    layer = getattr(member, "embedding", None)
+    if isinstance(layer, nn.Linear):
+        handle = layer.register_forward_hook(
+            lambda _m, _x, out: embeddings.append(whole(full_precision(out)))
+        )
+    else:
+        _, classifier = final_linear(member, "an embedding")
+        handle = classifier.register_forward_pre_hook(
+            lambda _m, x: embeddings.append(whole(full_precision(x[0])))
+        )
+    try:
+        yield embeddings
+    finally:
+        handle.remove()
+
+
+class FeatureDistance(Climbable):
+    """Distance of a member's features from given ones, as something to climb or to descend.
+
+    Parameters
+    ----------
+    member : nn.Module
+        Its parameters must be frozen by the caller.
+    layer : str
+    target : Tensor of shape (n_samples, ...)
+        Features to be measured from.
+    descend : bool
+        Whether the gradient points downwards.
+    """
+
+    def __init__(self, member: nn.Module, layer: str, target: Tensor, *, descend: bool) -> None:
+        self.member, self.layer, self.target = member, layer, target
+        self.sign = -1.0 if descend else 1.0
+
+    def gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient of each sample's mean squared distance; nothing counts as broken."""
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            difference = features(self.member, self.layer, x) - self.target
+            distance = self.sign * difference.square().flatten(1).mean(dim=1).sum()
+            (gradient,) = torch.autograd.grad(distance, x)
+        return gradient, self.broken(x, y)
+
+
+def distill(
+    step: TrainingStep,
+    member: nn.Module,
+    layer: str,
+    *,
+    x_target: Tensor,
+    eps: float,
+    walk: Steps,
+) -> Tensor:
+    r"""Samples of the batch, moved to have a member's features of other samples.
+
+    .. math:: \arg\min_{|x' - x|_\infty \le \varepsilon} |f^l(x') - f^l(x_t)|^2
+
+    Parameters
+    ----------
+    step : TrainingStep
+        Its x is where the walk starts. The members must be frozen.
+    member : nn.Module
+    layer : str
+    x_target : Tensor of the shape of x
+    eps : float
+        Radius of the ball around x, in the units of X.
+    walk : Steps
+
+    Returns
+    -------
+    x_distilled : Tensor of the shape of x
+    """
+    with torch.no_grad():
+        target = features(member, layer, x_target)
+    descent = FeatureDistance(member, layer, target, descend=True)
+    return _walk(step, descent, None, eps, walk)
+
+
+def repel(
+    step: TrainingStep, member: nn.Module, layer: str, *, start: Tensor, eps: float, walk: Steps
+) -> Tensor:
+    r"""Samples of the batch, moved away from a member's features of themselves.
+
+    .. math:: \arg\max_{|x' - x|_\infty \le \varepsilon} |f^l(x') - f^l(x)|^2
+
+    Parameters
+    ----------
+    step : TrainingStep
+        The members must be frozen.
+    member : nn.Module
+    layer : str
+    start : Tensor of the shape of x
+        Where the walk starts: at x itself the gradient is zero.
+    eps : float
+        Radius of the ball around x, in the units of X.
+    walk : Steps
+
+    Returns
+    -------
+    x_repelled : Tensor of the shape of x
+    """
+    with torch.no_grad():
+        own = features(member, layer, step.x)
+    return _walk(step, FeatureDistance(member, layer, own, descend=False), start, eps, walk)
+
+
+def _walk(
+    step: TrainingStep, distance: FeatureDistance, start: Tensor | None, eps: float, walk: Steps
+) -> Tensor:
+    """All steps within the ball around the batch, by default from its centre."""
+    ball = LinfBall(step.x, eps, step.clip_values)
+    start = ball.project(step.x) if start is None else start
+    return ascend(distance, ball, start, step.y, walk, stop_when_broken=False)[0]
+
+
+class PerturbationMemory:
+    """One perturbation for each training sample, empty at first.
+
+    Parameters
+    ----------
+    n_samples : int
+    """
+
+    def __init__(self, n_samples: int) -> None:
+        self.n_samples = n_samples
+        self.kept: Tensor | None = None
+
+    def recall(self, index: Tensor, *, like: Tensor) -> Tensor:
+        """What is kept for some samples.
+
+        Parameters
+        ----------
+        index : int64 Tensor of shape (n,)
+            Of the samples.
+        like : Tensor of shape (n, ...)
+            Shape, dtype and device of the perturbations.
+
+        Returns
+        -------
+        kept : Tensor of shape (n, ...)
+            NaN where nothing is kept yet.
+        """
+        if self.kept is None:
+            self.kept = like.new_full((self.n_samples, *like.shape[1:]), torch.nan)
+        return self.kept[index]
+
+    def keep(self, index: Tensor, perturbations: Tensor) -> None:
+        """Keep perturbations in place of the former ones.
+
+        Parameters
+        ----------
+        index : int64 Tensor of shape (n,)
+        perturbations : Tensor of shape (n, ...)
+        """
+        if self.kept is None:
+            raise RuntimeError("nothing was recalled yet")
+        self.kept[index] = perturbations

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..attacks._mode import CraftMode, untouched
+from ..attacks.engine.margins import CraftMode, untouched
 from ..losses import member_cross_entropy
 from ..modules import Ensemble
 from .data import Batch

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from skorch.callbacks import Callback
 
-from .._signals import end_with_main_process, exit_by_sigterm, handled_sigterm, in_worker, is_orphan
+from .._system import end_with_main_process, exit_by_sigterm, handled_sigterm, in_worker, is_orphan
 from ..distributed import any_rank
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Differentiable twins of fitted scikit-learn estimators, so that attacks act on raw X."""
 
-from ..attacks._twins._pipeline import HasMemberLogits
 from .registry import as_torch, check_differentiable
+from .steps import HasMemberLogits
 
 __all__ = ["HasMemberLogits", "as_torch", "check_differentiable"]

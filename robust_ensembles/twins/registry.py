@@ -22,22 +22,20 @@ from sklearn.preprocessing import (
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from ..attacks._twins._pipeline import (
-    HasMemberLogits,
-    TwinEnsemblePipeline,
-    TwinPipeline,
-    match_parameters,
-)
 from ..exceptions import NotDifferentiableError
 from .steps import (
     FUNCTION_WAYS_OUT,
     WAYS_OUT,
     CenterScaleTwin,
     FunctionTwin,
+    HasMemberLogits,
     MinMaxTwin,
     NormalizerTwin,
     PCATwin,
     StandardTwin,
+    TwinEnsemblePipeline,
+    TwinPipeline,
+    match_parameters,
 )
 
 # Has no public path, but is the common base of every search, those of other packages too.

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from robust_ensembles.datasets import load_cifar10, load_image_folder, load_image_npz, load_mnist
-from robust_ensembles.datasets._idx import read_idx
+from robust_ensembles.datasets.mnist import read_idx
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 5, 6), dtype=np.uint8)
 LABELS = np.array([3, 1, 4, 1], np.uint8)

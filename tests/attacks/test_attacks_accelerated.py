@@ -7,7 +7,7 @@ import torch
 from small_models import ensemble, labelled, uniform
 from torch import nn
 
-from robust_ensembles._logging import tell_once
+from robust_ensembles._system import tell_once
 from robust_ensembles.attacks import (
     APGD,
     FAB,
@@ -19,17 +19,14 @@ from robust_ensembles.attacks import (
     External,
     Square,
     TargetedAPGD,
+    base,
     fab,
     is_broken,
 )
-from robust_ensembles.attacks import _base as base
-from robust_ensembles.attacks import _momentum as momentum
-from robust_ensembles.attacks._filling import fill
-from robust_ensembles.attacks._folding import observe, plain_layers
-from robust_ensembles.attacks._mode import untouched
-from robust_ensembles.attacks._passes import Passes
-from robust_ensembles.attacks.engine.balls import LinfBall
-from robust_ensembles.attacks.engine.fast_eval import FastEval
+from robust_ensembles.attacks import apgd as momentum
+from robust_ensembles.attacks.engine.balls import LinfBall, fill
+from robust_ensembles.attacks.engine.fast_eval import FastEval, observe, plain_layers
+from robust_ensembles.attacks.engine.margins import Passes, untouched
 from robust_ensembles.attacks.minimum_norm import Nearest
 from robust_ensembles.modules import Ensemble, LeNet5, ResNet20
 

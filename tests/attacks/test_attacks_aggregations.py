@@ -6,8 +6,8 @@ from small_models import ensemble, labelled, mlp, random
 from torch import nn
 
 from robust_ensembles.attacks import APGD, FAB, MORA, PGD, Square, TargetedAPGD, is_broken
-from robust_ensembles.attacks._momentum import WalkState
-from robust_ensembles.attacks._objective import Evaluation, Objective, TowardsClass
+from robust_ensembles.attacks.apgd import WalkState
+from robust_ensembles.attacks.engine.ascent import Evaluation, Objective, TowardsClass
 from robust_ensembles.attacks.engine.balls import LinfBall
 from robust_ensembles.attacks.engine.margins import aggregate, difference, targeted_dlr
 from robust_ensembles.attacks.mora import ReweighedMembers

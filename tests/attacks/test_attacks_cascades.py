@@ -17,14 +17,12 @@ from robust_ensembles.attacks import (
     WorstCase,
     is_broken,
 )
-from robust_ensembles.attacks._hyperplane import project_onto_hyperplane
-from robust_ensembles.attacks._momentum import End, WalkState
-from robust_ensembles.attacks._objective import Evaluation
-from robust_ensembles.attacks._patches import PROPOSALS
-from robust_ensembles.attacks._sparse import adapt_sparsity
-from robust_ensembles.attacks.apgd import _checkpoints
+from robust_ensembles.attacks.apgd import End, WalkState, _checkpoints, adapt_sparsity
+from robust_ensembles.attacks.engine.ascent import Evaluation
 from robust_ensembles.attacks.engine.balls import L1Ball, LinfBall
 from robust_ensembles.attacks.engine.noise import sample_keys
+from robust_ensembles.attacks.minimum_norm import project_onto_hyperplane
+from robust_ensembles.attacks.square import PROPOSALS
 
 
 @pytest.fixture(scope="module")

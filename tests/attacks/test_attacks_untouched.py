@@ -25,7 +25,7 @@ from robust_ensembles.attacks import (
     WorstCase,
     is_broken,
 )
-from robust_ensembles.attacks._mode import untouched
+from robust_ensembles.attacks.engine.margins import untouched
 from robust_ensembles.modules import Ensemble
 
 ATTACKS = {

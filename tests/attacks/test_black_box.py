@@ -14,7 +14,7 @@ from sklearn.svm import LinearSVC
 
 from robust_ensembles import VanillaEnsembleClassifier
 from robust_ensembles.attacks import PGD, Square, Transfer, UniformNoise
-from robust_ensembles.attacks._black_box import BlackBox
+from robust_ensembles.attacks.engine.target import BlackBox
 from robust_ensembles.exceptions import NotDifferentiableError
 from robust_ensembles.metrics import make_robust_scorer, robust_accuracy_score, robust_scoring
 

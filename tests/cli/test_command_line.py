@@ -19,7 +19,8 @@ from skorch.callbacks import Callback
 from tiny_training import TINY, train
 
 from robust_ensembles import CEATEnsembleClassifier, VanillaEnsembleClassifier, recipes
-from robust_ensembles._cli import _console, main
+from robust_ensembles._cli import common as _console
+from robust_ensembles._cli import main
 from robust_ensembles.attacks import PGD
 from robust_ensembles.datasets import load_digits_images
 from robust_ensembles.inspection import RobustnessReport
@@ -315,8 +316,8 @@ def examples():
 
 @pytest.mark.parametrize("line", list(examples()))
 def test_examples_of_the_help_can_be_understood(line):
-    from robust_ensembles._cli._settings import make_estimator
     from robust_ensembles._cli.main import _parser
+    from robust_ensembles._cli.train import make_estimator
 
     args = _parser("x").parse_args(line.split())
     if args.command == "train":

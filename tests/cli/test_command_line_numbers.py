@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from tiny_training import train
 
-from robust_ensembles._cli._models import load_models
-from robust_ensembles._cli.data import Images
+from robust_ensembles._cli.data import Images, load_models
 from robust_ensembles.attacks import PGD
 from robust_ensembles.inspection import robustness_report
 from robust_ensembles.metrics import robust_accuracy_score

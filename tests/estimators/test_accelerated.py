@@ -15,7 +15,7 @@ from robust_ensembles import (
     GALEnsembleClassifier,
     VanillaEnsembleClassifier,
 )
-from robust_ensembles._logging import tell_once
+from robust_ensembles._system import tell_once
 from robust_ensembles.attacks import PGD
 from robust_ensembles.training import TECHNIQUES, resolve_acceleration
 

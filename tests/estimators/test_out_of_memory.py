@@ -22,7 +22,7 @@ from robust_ensembles import (
     FASTENEnsembleClassifier,
     VanillaEnsembleClassifier,
 )
-from robust_ensembles._memory_errors import is_out_of_memory
+from robust_ensembles._system import is_out_of_memory
 from robust_ensembles.exceptions import TrainingMemoryError
 from robust_ensembles.persistence import load
 from robust_ensembles.training import GaussianNoise

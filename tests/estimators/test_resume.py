@@ -390,7 +390,7 @@ def test_without_fit(data, tmp_path):
 
 def test_another_format(data, tmp_path, monkeypatch):
     make(checkpoint_dir=tmp_path, **SETTINGS).fit(*data)
-    monkeypatch.setattr("robust_ensembles.training._resume._FORMAT", 2)
+    monkeypatch.setattr("robust_ensembles.state.checkpoints._FORMAT", 2)
     with pytest.raises(ValueError, match="another version of robust_ensembles"):
         make(checkpoint_dir=tmp_path, **SETTINGS).fit(*data)
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from robust_ensembles.attacks import FGSM, PGD
 from robust_ensembles.inspection import RobustnessReport, robustness_report
-from robust_ensembles.inspection._report import _evaluation
+from robust_ensembles.inspection import report as _evaluation
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from skorch.callbacks import EpochTimer
 from robust_ensembles import VanillaEnsembleClassifier
 from robust_ensembles.attacks import FGSM, PGD, External, Square, Transfer, UniformNoise, WorstCase
 from robust_ensembles.inspection import RobustnessReport, robustness_report, sanity
-from robust_ensembles.inspection._report._fingerprint import describe, digest_of_model
+from robust_ensembles.inspection.cells import describe, digest_of_model
 from robust_ensembles.metrics import robust_accuracy_score, robust_mask
 
 EPS = 0.08
@@ -345,7 +345,7 @@ def test_interrupted_in_a_check(net, tmp_path, monkeypatch):
     def run(**interrupts):
         checks = {name: stub(name, interrupts.get(name)) for name in ("first", "second", "third")}
         monkeypatch.setattr(sanity, "CHECKS", checks)
-        monkeypatch.setattr("robust_ensembles.inspection._report._evaluation.CHECKS", checks)
+        monkeypatch.setattr("robust_ensembles.inspection.report.CHECKS", checks)
         return report_of(net, {"pgd": counted()}, path=path, sanity_checks=True)
 
     with pytest.raises(KeyboardInterrupt):

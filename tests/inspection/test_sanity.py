@@ -21,9 +21,8 @@ from robust_ensembles.attacks import (
     UniformNoise,
 )
 from robust_ensembles.inspection import Finding, robustness_report
-from robust_ensembles.inspection._report._bounds import Limits
-from robust_ensembles.inspection._sanity._order import more_steps, order
-from robust_ensembles.inspection.sanity import CHECKS, Subject
+from robust_ensembles.inspection.cells import Limits
+from robust_ensembles.inspection.sanity import CHECKS, Subject, more_steps, order
 from robust_ensembles.metrics import robust_mask
 from robust_ensembles.modules import Ensemble
 
@@ -50,7 +49,7 @@ def not_run(findings):
 def only(monkeypatch, *checks):
     """Run these checks alone."""
     chosen = {name: CHECKS[name] for name in checks}
-    monkeypatch.setattr("robust_ensembles.inspection._report._evaluation.CHECKS", chosen)
+    monkeypatch.setattr("robust_ensembles.inspection.report.CHECKS", chosen)
 
 
 @pytest.fixture(scope="module")

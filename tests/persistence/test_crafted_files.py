@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 
 from robust_ensembles import CLDLEnsembleClassifier, DVERGEEnsembleClassifier
 from robust_ensembles.exceptions import ModelFileError
-from robust_ensembles.persistence import _load, _members, load
+from robust_ensembles.persistence import files as _load
+from robust_ensembles.persistence import files as _members
+from robust_ensembles.persistence import load
 from robust_ensembles.state.container import MAX_TABLE
 
 MANY = 10**12

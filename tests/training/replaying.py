@@ -14,10 +14,8 @@ from robust_ensembles import (
     TRSEnsembleClassifier,
 )
 from robust_ensembles.attacks import PGD
-from robust_ensembles.contrib.cuda_graph import replayed_steps
+from robust_ensembles.contrib.cuda_graph import Recorder, capture_rules, replayed_steps
 from robust_ensembles.training import EnsembleNet, TrainingStep
-from robust_ensembles.training._capture_rules import capture_rules
-from robust_ensembles.training._replay import Recorder
 
 CRAFTING = (AdversarialEnsembleClassifier, CEATEnsembleClassifier)
 

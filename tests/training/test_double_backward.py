@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from robust_ensembles._logging import tell_once
+from robust_ensembles._system import tell_once
 from robust_ensembles.speed import batch_norm as _fast_batch_norm
 from robust_ensembles.speed import double_backward as _double_backward
 from robust_ensembles.speed.aten import asked

@@ -26,13 +26,19 @@ from robust_ensembles import (
     VanillaEnsembleClassifier,
 )
 from robust_ensembles.attacks import PGD
-from robust_ensembles.attacks._objective import Objective
+from robust_ensembles.attacks.engine.ascent import Objective
 from robust_ensembles.attacks.engine.balls import NORMS
 from robust_ensembles.attacks.engine.noise import sample_keys
-from robust_ensembles.contrib.cuda_graph import _set_capturable
+from robust_ensembles.contrib.cuda_graph import (
+    EagerRecorder,
+    NotCapturableError,
+    Recorder,
+    Replayed,
+    _set_capturable,
+    capture_rules,
+    place,
+)
 from robust_ensembles.modules import MLP, Ensemble
-from robust_ensembles.training._capture_rules import NotCapturableError, capture_rules, place
-from robust_ensembles.training._replay import EagerRecorder, Recorder, Replayed
 
 REPLAYABLE = [
     VanillaEnsembleClassifier,

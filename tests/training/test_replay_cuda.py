@@ -15,12 +15,12 @@ from robust_ensembles import (
     GALEnsembleClassifier,
     VanillaEnsembleClassifier,
 )
-from robust_ensembles.attacks._objective import Objective
+from robust_ensembles.attacks.engine.ascent import Objective
+from robust_ensembles.contrib.cuda_graph import CudaGraphRecorder, Replayed
 from robust_ensembles.contrib.vmap import vectorized_logits
 from robust_ensembles.losses import gal_regularizer, member_cross_entropy
 from robust_ensembles.modules import Ensemble
 from robust_ensembles.training import input_gradients
-from robust_ensembles.training._replay import CudaGraphRecorder, Replayed
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,12 +8,48 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._filling import fill
+from ..._checks import is_number
 from .noise import STREAM_SHIFT, sample_keys, uniform
+
+
+def fill(speed: Tensor, room: Tensor, amount: Tensor) -> Tensor:
+    r"""When vessels that fill at constant speeds hold a given amount together.
+
+    .. math:: \min \lambda \ge 0 \quad\text{with}\quad \sum_i \min(\lambda s_i, r_i) = a
+
+    The sum is concave in lambda, so Newton's method comes up from below and is exact after finitely
+    many steps, in practice a handful: cheaper than sorting the times at which vessels are full.
+
+    Parameters
+    ----------
+    speed, room : Tensor of shape (n_samples, n_features)
+        At least 0; room may be infinite.
+    amount : Tensor of shape (n_samples,)
+        At least 0.
+
+    Returns
+    -------
+    lam : Tensor of shape (n_samples,)
+        Infinity where all the room is less than the amount.
+    """
+    lam = torch.zeros_like(amount)
+    n_full = torch.full_like(amount, -1)
+    while True:
+        full = lam.unsqueeze(1) * speed >= room
+        n_full_before, n_full = n_full, full.sum(dim=1).to(amount)
+        # vessels never become empty again; those of no speed count for nothing, full or not
+        if torch.equal(n_full, n_full_before):
+            return lam
+        missing = amount - torch.where(full, room, 0.0).sum(dim=1)
+        rate = torch.where(full, 0.0, speed).sum(dim=1)
+        reached = torch.where(rate > 0, missing / rate, torch.inf)
+        lam = torch.where(missing > 0, reached.maximum(lam), lam)
+
 
 Box = tuple[float, float]
 
@@ -253,3 +289,39 @@ class L1Ball(Ball):
 
 
 NORMS: dict[str, type[Ball]] = {"linf": LinfBall, "l2": L2Ball, "l1": L1Ball}
+
+
+# X may lie this part of the box's size outside it: what float32 does to a scaled image
+_BOX_TOLERANCE = 1e-6
+
+
+def check_box(clip_values: Any, owner: str) -> None:
+    """Raise unless `clip_values` is a pair (low, high) of numbers with low < high."""
+    try:
+        low, high = clip_values
+        valid = is_number(low) and is_number(high) and bool(low < high)
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise ValueError(
+            f"{owner}: clip_values must be a pair (low, high) of numbers with low < high, such as "
+            f"(0, 1); "
+            f"got {clip_values!r}"
+        )
+
+
+def box_excess(low: float, high: float, box: Box) -> float:
+    """How far values from low to high lie outside a box; 0 within the tolerance of rounding."""
+    excess = max(box[0] - low, high - box[1])
+    return excess if excess > _BOX_TOLERANCE * max(1.0, abs(box[0]), abs(box[1])) else 0.0
+
+
+def check_radius(eps: float, norm: str, box: Box | None, owner: str) -> None:
+    """Raise for a radius in the maximum norm that is larger than the box: of other units."""
+    if norm != "linf" or box is None or eps <= (box[1] - box[0]) * (1 + _BOX_TOLERANCE):
+        return
+    hint = f"; did you mean {eps:g}/255?" if tuple(box) == (0, 1) else ""
+    raise ValueError(
+        f"{owner}: eps={eps:g} is more than X can change, whose values lie in [{box[0]:g}, "
+        f"{box[1]:g}]: eps is in the units of X{hint}"
+    )

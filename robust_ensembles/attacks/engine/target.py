@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,12 +13,162 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..._checks import as_array
+from ..._system import is_out_of_memory
 from ...exceptions import NotDifferentiableError
 from ...twins import as_torch, check_differentiable
-from .._black_box import BlackBox
-from .._checks import check_finite_values
-from .._mode import untouched
-from .._objective import device_of
+from .balls import Box, box_excess
+from .margins import device_of, member_logits, untouched
+
+
+class BlackBox(nn.Module):
+    """Log-probabilities of a fitted classifier, by its `predict_proba`; no gradient passes.
+
+    Parameters
+    ----------
+    estimator : fitted classifier
+        Of any package. What it wants to be called with a DataFrame gets one with the columns that
+        it was fitted with.
+    """
+
+    def __init__(self, estimator: Any) -> None:
+        super().__init__()
+        self.estimator = estimator
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Log-probabilities.
+
+        Parameters
+        ----------
+        x : Tensor of shape (n_samples, ...)
+            Raw X.
+
+        Returns
+        -------
+        log_probabilities : Tensor of shape (n_samples, n_classes)
+            Where a probability is 0, the logarithm of the smallest number of the dtype of `x`.
+        """
+        if not len(x):
+            # scikit-learn's estimators refuse it
+            return x.new_empty(0, len(self.estimator.classes_))
+        probabilities = np.array(self.estimator.predict_proba(self._given(x)))
+        values = torch.from_numpy(probabilities).to(x)
+        return values.clamp_min(torch.finfo(x.dtype).tiny).log()
+
+    def _given(self, x: Tensor) -> Any:
+        rows = x.detach().cpu().numpy()
+        names = getattr(self.estimator, "feature_names_in_", None)
+        if names is None:
+            return rows
+        # names come from a DataFrame, so that pandas is there
+        import pandas as pd
+
+        return pd.DataFrame(rows, columns=names)
+
+
+def warn_of_units(X: Tensor, eps: float, norm: str, box: Box | None) -> None:
+    """Warn where images look like bytes and the radius like one for pixels from 0 to 1."""
+    if norm != "linf" or box is not None or X.ndim != 4 or not X.numel() or not 0 < eps < 0.5:
+        return
+    low, high = float(X.min()), float(X.max())
+    if high - low > 100:
+        warnings.warn(
+            f"X spans [{low:g}, {high:g}], and eps={eps:.3g} is less than half of a grey level: "
+            "eps is in the units of X, so hardly anything is attacked. Give uint8 images or X / "
+            f"255 to an estimator trained on these, or eps={255 * eps:.3g}",
+            stacklevel=3,
+        )
+
+
+def check_batch(module: nn.Module, X: Any, y: Any, box: Box | None) -> Tensor:
+    """Raise, before the first step, for what cannot be attacked.
+
+    Parameters
+    ----------
+    module : nn.Module
+        One sample goes through it, if there is one.
+    X : Tensor of shape (n_samples, ...)
+    y : Tensor of shape (n_samples,)
+    box : tuple of two floats or None
+
+    Returns
+    -------
+    y : int64 Tensor of shape (n_samples,)
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    _check_tensors(X, y)
+    check_finite_values(X)
+    if not len(X):
+        return y.long()
+    if box is not None:
+        low, high = X.min().item(), X.max().item()
+        excess = box_excess(low, high, box)
+        if excess:
+            raise ValueError(
+                f"X lies up to {excess:.3g} outside clip_values={box}: it spans "
+                f"[{low:.4g}, {high:.4g}]. Give the box that the raw data live in, or move the "
+                "scaling of X into the module or a Pipeline."
+            )
+    n_classes = _count_classes(module, X)
+    if y.min() < 0 or y.max() >= n_classes:
+        raise ValueError(
+            f"y must hold class indices from 0 to {n_classes - 1}, which the module's outputs "
+            f"stand for; got {int(y.min())} to {int(y.max())}"
+        )
+    return y.long()
+
+
+def check_finite_values(X: Tensor) -> None:
+    """Raise for NaN and infinity."""
+    if not torch.isfinite(X).all():
+        raise ValueError("X contains NaN or infinity; remove or impute these samples first")
+
+
+def _check_tensors(X: Any, y: Any) -> None:
+    for name, value in (("X", X), ("y", y)):
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{name} must be a torch tensor; got a {type(value).__name__}. For arrays take "
+                "attack.generate(estimator, X, y)"
+            )
+        if value.is_meta or value.layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor that holds numbers")
+    if X.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"X must be float32 or float64; got {X.dtype}. Convert it with X.float(); scale "
+            "images to [0, 1] first."
+        )
+    if X.ndim < 2 or not X.shape[1:].numel():
+        raise ValueError(f"X must have shape (n_samples, n_features, ...); got {tuple(X.shape)}")
+    if y.ndim != 1 or y.dtype == torch.bool or y.is_floating_point() or y.is_complex():
+        raise ValueError(
+            f"y must be whole numbers, the indices of classes, of shape (n_samples,); got "
+            f"{y.dtype} of shape {tuple(y.shape)}"
+        )
+    if len(X) != len(y):
+        raise ValueError(f"X has {len(X)} samples but y has {len(y)} labels")
+
+
+def _count_classes(module: nn.Module, X: Tensor) -> int:
+    """How many classes a module tells apart."""
+    try:
+        with untouched(module), torch.no_grad():
+            logits = member_logits(module, X[:1].to(device_of(module, X.device)))
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"the module does not take X, {X.dtype} of shape {tuple(X.shape)}: {error}"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[2] < 2:
+        raise ValueError(
+            "the module must return logits of shape (n_samples, n_classes), of two classes or "
+            f"more; got {tuple(getattr(logits, 'shape', ()))[1:]} for one sample"
+        )
+    return int(logits.shape[2])
+
 
 _CHECKED_ROWS = 32
 

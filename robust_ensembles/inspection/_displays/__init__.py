@@ -1,1 +1,0 @@
-"""Pictures, in the manner of scikit-learn's displays."""

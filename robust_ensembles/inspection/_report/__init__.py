@@ -1,1 +1,0 @@
-"""The robustness report: what is measured, kept and written down."""
