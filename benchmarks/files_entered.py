@@ -230,6 +230,7 @@ def measure(files: dict[str, list[str]], *, quick: bool) -> dict[str, Any]:
     figures["modules imported after all of these, own"] = of_package(sys.modules)
     if not quick:
         figures |= imports(_STARTED) | help_seconds(_STARTED)
+        figures["load of the machine meanwhile (mean of a minute)"] = round(os.getloadavg()[0], 1)
     return figures | sizes()
 
 
@@ -273,7 +274,8 @@ def write(label: str, figures: dict[str, Any], files: dict[str, list[str]]) -> N
             "one epoch, against PGD of two steps; the training step is what runs between a "
             "batch's two callbacks. Times are medians of three "
             "processes each, on a machine that does other things too; those of imports are "
-            "Python's own, by `-X importtime`, which itself costs something."
+            "Python's own, by `-X importtime`, which itself costs something. On a loaded machine "
+            "they say little: two columns of times compare only where the loads do."
         ),
         files={**old["files"], label: files},
     )
