@@ -12,7 +12,7 @@ if not (ROOT / "benchmarks").exists():
     pytest.skip("the benchmarks are not in the source distribution", allow_module_level=True)
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import _report, _timing, overhead, roofline, scaling, training  # noqa: E402
+from benchmarks import _report, _timing, files_entered, overhead, roofline, scaling, training  # noqa: E402
 from benchmarks._cases import (  # noqa: E402
     METHODS,
     NETWORKS,
@@ -21,7 +21,7 @@ from benchmarks._cases import (  # noqa: E402
     make_estimator,
     random_batch,
 )
-from robust_ensembles.modules import LeNet5  # noqa: E402
+from robust_ensembles.modules import LeNet5, default_module  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = {"tiny": NETWORKS["tiny"], "lenet5": Network(LeNet5, (1, 12, 12), 6)}
@@ -199,4 +199,32 @@ def test_ratios_are_those_of_each_round():
 def test_quick_runs_write_no_files(module, results):
     arguments = {training: ["--quick", "--methods", "vanilla"]}.get(module, ["--quick"])
     module.main(arguments)
+    assert not list(results.iterdir())
+
+
+def test_files_entered_are_the_package_s_own():
+    entered = files_entered.Entered()
+    with entered.watching():
+        default_module((1, 8, 8))
+    default_module((1, 8, 8))
+    own = entered.own()
+    assert own
+    assert all((files_entered.PACKAGE / path).exists() for path in own)
+
+
+def test_one_column_of_files_entered_stands_beside_the_other(results):
+    files_entered.write("before", {"a": 3, "b": 1}, {"a": ["x.py"]})
+    files_entered.write("after", {"a": 2, "c": 5}, {"a": []})
+    payload = json.loads((results / "files_entered.json").read_text())
+    assert payload["rows"] == [
+        {"what": "a", "before": 3, "after": 2},
+        {"what": "b", "before": 1, "after": "-"},
+        {"what": "c", "before": "-", "after": 5},
+    ]
+    assert payload["files"] == {"before": {"a": ["x.py"]}, "after": {"a": []}}
+
+
+@pytest.mark.slow
+def test_files_entered_runs(results):
+    files_entered.main(["--quick", "--list"])
     assert not list(results.iterdir())
