@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import math
 import threading
 import traceback
@@ -21,10 +20,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..attacks.engine.noise import Seed
+from .._system import LOGGER
 from ..training.data import Batch
 from ..training.epoch import EpochMeter
-from ..training.step import Objective, TrainingStep
+from ..training.step import TrainingStep
 
 if TYPE_CHECKING:
     from ..training.net import EnsembleNet
@@ -152,7 +151,6 @@ def _tensors(value: Any) -> Iterable[Tensor]:
     return [tensor for entry in value for tensor in _tensors(entry)]
 
 
-_LOGGER = logging.getLogger("robust_ensembles")
 # torch allows one capture at a time in a process
 _CAPTURE = threading.Lock()
 
@@ -343,7 +341,7 @@ class _Slot:
         try:
             self.replay = self.recorder.record(self._run)
         except Exception as error:  # libraries raise their own
-            _LOGGER.warning("a CUDA graph was not captured, so steps run one by one: %s", error)
+            LOGGER.warning("a CUDA graph was not captured, so steps run one by one: %s", error)
             self.n_warm_ups = math.inf
 
     def _run(self) -> Any:
@@ -371,45 +369,29 @@ _OF_EPOCH = ("epoch", "epoch_seed")
 # numbers of an optimizer's state that torch keeps on the host, unless they are to be captured
 _COUNTS = {"step", "mu_product", "eta", "mu"}
 
-MakeStep = Callable[[Batch, Seed], TrainingStep]
-
 
 @contextmanager
-def replayed_steps(
-    net: EnsembleNet,
-    make_step: MakeStep,
-    objective: Objective,
-    recorder: Recorder | None = None,
-) -> Iterator[ReplayedStep | None]:
+def replayed_steps(net: EnsembleNet, recorder: Recorder | None = None) -> Iterator[ReplayedStep]:
     """Replay the training steps of a net, for as long as the context lasts.
 
     Parameters
     ----------
     net : EnsembleNet
         Its modules, their parameters and the optimizer must be the same objects throughout.
-    make_step : callable
-        From a batch and a seed to the step that an objective sees.
-    objective : callable
-        From a step to the terms of the loss.
     recorder : Recorder, default=None
-        None is CUDA graphs if `net.techniques` has ``"cuda_graph"``, else nothing is replayed.
+        None is CUDA graphs.
 
     Yields
     ------
-    step : ReplayedStep or None
-        None if nothing is replayed.
+    step : ReplayedStep
     """
-    if recorder is None and "cuda_graph" in net.techniques:
-        recorder = CudaGraphRecorder(torch.device(net.device))
-    if recorder is None:
-        yield None
-        return
-    on_cuda = torch.device(net.device).type == "cuda"
+    device = torch.device(net.device)
+    on_cuda = device.type == "cuda"
     before = [group.get("capturable", False) for group in net.optimizer_.param_groups]
     try:
         if on_cuda:
             _set_capturable(net.optimizer_, [True] * len(before))
-        yield ReplayedStep(net, make_step, objective, recorder)
+        yield ReplayedStep(net, CudaGraphRecorder(device) if recorder is None else recorder)
     finally:
         if on_cuda:
             _set_capturable(net.optimizer_, before)
@@ -418,10 +400,8 @@ def replayed_steps(
 class ReplayedStep:
     """Optimizer steps on full batches; the others are left to the net. See `replayed_steps`."""
 
-    def __init__(
-        self, net: EnsembleNet, make_step: MakeStep, objective: Objective, recorder: Recorder
-    ) -> None:
-        self.net, self.make_step, self.objective = net, make_step, objective
+    def __init__(self, net: EnsembleNet, recorder: Recorder) -> None:
+        self.net = net
         self._replayed = Replayed(self._compute, recorder)
         self._fields: list[str] = []
         self._names: list[str] = []
@@ -442,7 +422,7 @@ class ReplayedStep:
             reason = self._why_not(batch)
             self._size = 0 if reason else len(batch.x)
             if reason:
-                _LOGGER.warning("accelerate: 'cuda_graph' is not used, since %s", reason)
+                LOGGER.warning("accelerate: 'cuda_graph' is not used, since %s", reason)
         return len(batch.x) == self._size
 
     def __call__(self, batch: Batch, seed: int, meter: EpochMeter) -> dict[str, Any]:
@@ -463,7 +443,7 @@ class ReplayedStep:
         """
         if not self.net.module_.training:
             self.net._set_training(True)
-        host = self.make_step(batch, seed)
+        host = self.net.make_step(batch, seed)
         of_epoch = tuple(getattr(host, name) for name in sorted(self._read))
         on_device = torch.full((), seed, dtype=torch.int64, device=batch.x.device)
         tensors = [getattr(batch, name) for name in self._fields]
@@ -478,14 +458,14 @@ class ReplayedStep:
         *fields, seed = tensors
         missing = dict.fromkeys(Batch._fields)
         batch = Batch(**{**missing, **dict(zip(self._fields, fields, strict=True))})  # type: ignore[arg-type]
-        optimizer = self.net.optimizer_
-        optimizer.zero_grad()
-        terms = self.objective(_WatchedStep(self.make_step(batch, seed), self._read))
-        loss = torch.stack(list(terms.values())).sum()
-        loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"]])
-        optimizer.step()
-        self._names = ["loss", *terms]
-        return torch.stack([loss, *terms.values()]).detach()
+        step = _WatchedStep(self.net.make_step(batch, seed), self._read)
+        self.net.optimizer_.zero_grad()
+        losses = self.net.losses(step)
+        self.net.backward(losses["loss"])
+        self.net.optimizer_.step()
+        step.commit()
+        self._names = list(losses)
+        return torch.stack(list(losses.values())).detach()
 
     def _why_not(self, batch: Batch) -> str | None:
         for name, callback in self.net.callbacks_:
@@ -507,7 +487,7 @@ class ReplayedStep:
         """Compute the loss and its gradients on copies, under the rules of a capture."""
         device = batch.x.device
         seed = torch.zeros((), dtype=torch.int64, device=device)
-        step = _WatchedStep(self.make_step(batch, seed), self._read)
+        step = _WatchedStep(self.net.make_step(batch, seed), self._read)
         module, auxiliary = deepcopy((step.module, step.auxiliary))
         vars(step).update(module=module, auxiliary=auxiliary)
         owners = [module] if auxiliary is None else [module, auxiliary]
@@ -515,8 +495,7 @@ class ReplayedStep:
             owner.train()
         weights = [p for owner in owners for p in owner.parameters() if p.requires_grad]
         with torch.random.fork_rng([device] if device.type == "cuda" else []), capture_rules():
-            loss = torch.stack(list(self.objective(step).values())).sum()
-            torch.autograd.grad(loss, weights, allow_unused=True)
+            torch.autograd.grad(self.net.losses(step)["loss"], weights, allow_unused=True)
 
 
 class _WatchedStep(TrainingStep):

@@ -1,7 +1,14 @@
-"""What makes a training step fast without changing what it computes, and when it is used."""
+"""What makes a training step fast without changing what it computes, and when it is used.
+
+`resolve_acceleration` chooses techniques from what was measured to pay on a device, and
+`accelerated` lets modules train by them. A technique that no measurement backs yet lies in
+`robust_ensembles.contrib`, in a file of its name, and is imported by `opt_in` where `accelerate`
+names it. bfloat16 arithmetic, which does change results, is `mixed_precision`.
+"""
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,20 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import one_of
-from .._system import tell_once
-from ..contrib.vmap import vectorized_members, why_not_vectorized
+from .._system import log_once
 from ..modules import Ensemble
-from ..modules.layers import exchanged
+from ..modules.layers import patched_forwards
 from .double_backward import fast_double_backward
 
-TECHNIQUES = (
-    "double_backward",
-    "channels_last",
-    "fused_optimizer",
-    "flush_denormal",
-    "vmap",
-    "cuda_graph",
-)
+OPT_IN = ("vmap", "cuda_graph")
+"""Techniques that are used only where `accelerate` names them."""
+
+TECHNIQUES = ("double_backward", "channels_last", "fused_optimizer", "flush_denormal", *OPT_IN)
 """Names that `accelerate` takes beside ``"auto"`` and ``"none"``."""
 
 
@@ -64,6 +66,21 @@ def resolve_acceleration(
             "out, or use accelerate='auto'"
         )
     return frozenset(names)
+
+
+def opt_in(technique: str) -> Any:
+    """The module of an opt-in technique, imported now.
+
+    Parameters
+    ----------
+    technique : str
+        One of `OPT_IN`.
+
+    Returns
+    -------
+    module : module
+    """
+    return importlib.import_module(f"..contrib.{technique}", __package__)
 
 
 def _automatic(device: torch.device, second_order: bool) -> frozenset[str]:
@@ -136,7 +153,7 @@ def accelerated(
     vectorized = _vectorized(techniques, modules)
     with ExitStack() as stack:
         if vectorized is not None:
-            stack.enter_context(vectorized_members(vectorized))
+            stack.enter_context(opt_in("vmap").vectorized_members(vectorized))
         if "double_backward" in techniques:
             # torch cannot vectorise functions of ours
             for module in [m for m in modules if m is not vectorized]:
@@ -153,10 +170,10 @@ def _vectorized(techniques: frozenset[str], modules: Sequence[nn.Module]) -> Ens
     ensembles = [module for module in modules if isinstance(module, Ensemble)]
     if "vmap" not in techniques or not ensembles:
         return None
-    reason = why_not_vectorized(ensembles[0])
+    reason = opt_in("vmap").why_not_vectorized(ensembles[0])
     if reason is None:
         return ensembles[0]
-    tell_once(f"accelerate: 'vmap' is not used, since {reason}")
+    log_once(f"accelerate: 'vmap' is not used, since {reason}")
     return None
 
 
@@ -214,7 +231,7 @@ def mixed_precision(members: Iterable[nn.Module]) -> Iterator[None]:
     members : iterable of nn.Module
     """
     # partials, not closures: copies of the members have to call themselves
-    with exchanged({member: partial(_in_bfloat16, member.forward) for member in members}):
+    with patched_forwards({member: partial(_in_bfloat16, member.forward) for member in members}):
         yield
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 Gradients = tuple[Tensor | None, ...]
 
 
-def asked(ctx: Any, n: int) -> tuple[bool, ...]:
+def needed_gradients(ctx: Any, n: int) -> tuple[bool, ...]:
     """Which of a node's first inputs the running backward pass wants a gradient of.
 
     `needs_input_grad` is fixed in the forward pass: by it, a gradient by the input alone would

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from .aten import Gradients, asked, total
+from .aten import Gradients, needed_gradients, total
 
 _aten = torch.ops.aten
 
@@ -82,7 +82,7 @@ class FastBatchNorm(Function):
     def backward(ctx: Any, grad_y: Tensor) -> Gradients:
         """See the class; called by torch."""
         x, weight, mean, invstd = ctx.saved_tensors
-        mask = asked(ctx, 3)
+        mask = needed_gradients(ctx, 3)
         statistics = _Statistics(mean, invstd, ctx.of_batch)
         grad_y = _laid_out_as(grad_y, x)
         if torch.is_grad_enabled():
@@ -121,7 +121,7 @@ class _FastBatchNormBackward(Function):
     def backward(ctx: Any, v: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None) -> Any:
         grad_y, x, weight, mean, invstd, *sums = ctx.saved_tensors
         statistics = _Statistics(mean, invstd, ctx.of_batch)
-        wanted = asked(ctx, 3)
+        wanted = needed_gradients(ctx, 3)
         terms: list[Gradients] = []
         if v is not None:
             v = _laid_out_as(v, x)

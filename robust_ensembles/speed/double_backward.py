@@ -20,9 +20,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from .._system import tell_once
-from ..modules.layers import exchanged, next_update, uses_batch_statistics
-from .aten import Gradients, asked, total
+from .._system import log_once
+from ..modules.layers import next_update, patched_forwards, uses_batch_statistics
+from .aten import Gradients, needed_gradients, total
 from .batch_norm import FastBatchNorm
 
 _aten = torch.ops.aten
@@ -102,7 +102,9 @@ def fast_double_backward(module: nn.Module) -> Iterator[nn.Module]:
         The same.
     """
     forwards = {layer: _fast_forward(layer) for layer in module.modules()}
-    with exchanged({layer: forward for layer, forward in forwards.items() if forward is not None}):
+    with patched_forwards(
+        {layer: forward for layer, forward in forwards.items() if forward is not None}
+    ):
         yield module
 
 
@@ -127,7 +129,7 @@ def _fast_forward(layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
         if own == (base.forward, base._conv_forward) and padding is not None:
             geometry = _Geometry(layer.stride, padding, layer.dilation, layer.groups)
             return partial(_conv_forward, layer, geometry)
-    tell_once(f"{layer} has no fast double backward, so torch's own is used for it")
+    log_once(f"{layer} has no fast double backward, so torch's own is used for it")
     return None
 
 
@@ -223,7 +225,7 @@ class _Conv(Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> Gradients:
         x, weight = ctx.saved_tensors
-        mask = asked(ctx, 3)
+        mask = needed_gradients(ctx, 3)
         if torch.is_grad_enabled():
             return (*_ConvBackward.apply(grad_y, x, weight, ctx.geometry, mask), None)
         return (*ctx.geometry.backward(grad_y, x, weight, mask), None)
@@ -252,7 +254,7 @@ class _ConvBackward(Function):
         grad_y, x, weight = ctx.saved_tensors
         geometry = ctx.geometry
         by_grad_y, by_x, by_weight = None, None, None
-        wanted = asked(ctx, 3)
+        wanted = needed_gradients(ctx, 3)
         if wanted[0]:
             terms = [] if v is None else [geometry.convolve(v, weight)]
             if v_weight is not None:

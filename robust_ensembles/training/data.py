@@ -346,7 +346,7 @@ def to_float(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype) / 255 if x.dtype == torch.uint8 else x.to(dtype)
 
 
-class HeldRows:
+class ArrayBatches:
     """Samples of an array.
 
     It moves to an accelerator once, if it takes at most half of the free memory there, else batch
@@ -392,7 +392,7 @@ class HeldRows:
                 yield self.on_device[there]
 
 
-class StreamedRows:
+class DatasetBatches:
     """Samples that are read for each batch.
 
     Parameters
@@ -407,7 +407,7 @@ class StreamedRows:
     def batches(
         self, rows: list[NDArray[np.int64]], where: tuple[Tensor, ...], seed: int
     ) -> Generator[Tensor, None, None]:
-        """Batches of raw samples on the device; see `HeldRows`."""
+        """Batches of raw samples on the device; see `ArrayBatches`."""
         with closing(self.X.batches(rows, seed=seed)) as reading:
             for x, _ in reading:
                 yield x.to(self.device)
@@ -451,8 +451,8 @@ class MiniBatches:
         self.batch_size = min(batch_size, self._n_samples)
         self.n_rows = len(base)
         streamed = isinstance(base.X, StreamedX)
-        self.source: HeldRows | StreamedRows = (
-            StreamedRows(base.X, device) if streamed else HeldRows(np.asarray(base.X), device)
+        self.source: ArrayBatches | DatasetBatches = (
+            DatasetBatches(base.X, device) if streamed else ArrayBatches(np.asarray(base.X), device)
         )
         self.y = torch.as_tensor(np.asarray(base.y), device=device)
         weight = base.sample_weight

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import one_of
+from .._strategy import current_strategy
 from ..attacks.engine.ascent import Climbable, Steps, ascend
 from ..attacks.engine.balls import LinfBall
 from ..attacks.engine.margins import untouched
-from ..distributed import part, whole
 from ..speed import full_precision
 
 if TYPE_CHECKING:
@@ -169,6 +169,11 @@ class _LayerReachedError(Exception):
         self.output = output
 
 
+def _read(output: Tensor) -> Tensor:
+    """What a hook has got of a layer: of all samples, in full precision."""
+    return current_strategy().gather_rows(full_precision(output))
+
+
 def features(member: nn.Module, layer: str, x: Tensor) -> Tensor:
     """Output of one layer; the network is run up to there only.
 
@@ -186,7 +191,7 @@ def features(member: nn.Module, layer: str, x: Tensor) -> Tensor:
     """
 
     def leave(_module: nn.Module, _args: Any, output: Tensor) -> None:
-        raise _LayerReachedError(whole(full_precision(output)))
+        raise _LayerReachedError(_read(output))
 
     handle = member.get_submodule(layer).register_forward_hook(leave)
     try:
@@ -211,9 +216,12 @@ def replaced_output(
     replace : callable
         From the output to what the rest of the network gets, of the same shape.
     """
-    handle = member.get_submodule(layer).register_forward_hook(
-        lambda _module, _args, output: part(replace(whole(output)))
-    )
+
+    def exchange(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        strategy = current_strategy()
+        return strategy.take_own_rows(replace(strategy.gather_rows(output)))
+
+    handle = member.get_submodule(layer).register_forward_hook(exchange)
     try:
         yield
     finally:
@@ -284,14 +292,10 @@ def captured_embedding(member: nn.Module) -> Iterator[list[Tensor]]:
     embeddings: list[Tensor] = []
     layer = getattr(member, "embedding", None)
     if isinstance(layer, nn.Linear):
-        handle = layer.register_forward_hook(
-            lambda _m, _x, out: embeddings.append(whole(full_precision(out)))
-        )
+        handle = layer.register_forward_hook(lambda _m, _x, out: embeddings.append(_read(out)))
     else:
         _, classifier = final_linear(member, "an embedding")
-        handle = classifier.register_forward_pre_hook(
-            lambda _m, x: embeddings.append(whole(full_precision(x[0])))
-        )
+        handle = classifier.register_forward_pre_hook(lambda _m, x: embeddings.append(_read(x[0])))
     try:
         yield embeddings
     finally:
