@@ -357,15 +357,28 @@ def distill(
     Returns
     -------
     x_distilled : Tensor of the shape of x
+        Crafted once in a step for the same arguments.
     """
-    with torch.no_grad():
-        target = features(member, layer, x_target)
-    descent = FeatureDistance(member, layer, target, descend=True)
-    return _walk(step, descent, None, eps, walk)
+
+    def craft() -> Tensor:
+        with torch.no_grad():
+            target = features(member, layer, x_target)
+        descent = FeatureDistance(member, layer, target, descend=True)
+        ball = LinfBall(step.x, eps, step.clip_values)
+        return _walk(step, descent, ball, ball.project(step.x), walk)
+
+    settings = layer, eps, walk.n_steps, walk.step_size, walk.decay
+    return step.remembered(craft, "distilled", member, member.training, x_target, settings)
 
 
 def repel(
-    step: TrainingStep, member: nn.Module, layer: str, *, start: Tensor, eps: float, walk: Steps
+    step: TrainingStep,
+    member: nn.Module,
+    layer: str,
+    *,
+    start: Tensor,
+    ball: LinfBall,
+    walk: Steps,
 ) -> Tensor:
     r"""Samples of the batch, moved away from a member's features of themselves.
 
@@ -379,8 +392,8 @@ def repel(
     layer : str
     start : Tensor of the shape of x
         Where the walk starts: at x itself the gradient is zero.
-    eps : float
-        Radius of the ball around x, in the units of X.
+    ball : LinfBall
+        Around x.
     walk : Steps
 
     Returns
@@ -389,15 +402,13 @@ def repel(
     """
     with torch.no_grad():
         own = features(member, layer, step.x)
-    return _walk(step, FeatureDistance(member, layer, own, descend=False), start, eps, walk)
+    return _walk(step, FeatureDistance(member, layer, own, descend=False), ball, start, walk)
 
 
 def _walk(
-    step: TrainingStep, distance: FeatureDistance, start: Tensor | None, eps: float, walk: Steps
+    step: TrainingStep, distance: FeatureDistance, ball: LinfBall, start: Tensor, walk: Steps
 ) -> Tensor:
-    """All steps within the ball around the batch, by default from its centre."""
-    ball = LinfBall(step.x, eps, step.clip_values)
-    start = ball.project(step.x) if start is None else start
+    """All steps within the ball around the batch."""
     return ascend(distance, ball, start, step.y, walk, stop_when_broken=False)[0]
 
 
@@ -428,9 +439,7 @@ class PerturbationMemory:
         kept : Tensor of shape (n, ...)
             NaN where nothing is kept yet.
         """
-        if self.kept is None:
-            self.kept = like.new_full((self.n_samples, *like.shape[1:]), torch.nan)
-        return self.kept[index]
+        return torch.full_like(like, torch.nan) if self.kept is None else self.kept[index]
 
     def keep(self, index: Tensor, perturbations: Tensor) -> None:
         """Keep perturbations in place of the former ones.
@@ -441,5 +450,6 @@ class PerturbationMemory:
         perturbations : Tensor of shape (n, ...)
         """
         if self.kept is None:
-            raise RuntimeError("nothing was recalled yet")
+            shape = self.n_samples, *perturbations.shape[1:]
+            self.kept = perturbations.new_full(shape, torch.nan)
         self.kept[index] = perturbations
