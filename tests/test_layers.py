@@ -127,6 +127,28 @@ def test_no_file_takes_private_names_of_another_room(name):
     assert private == []
 
 
+def private_parts_of_torch(source: str) -> set[str]:
+    """Such as ``torch.ops`` and ``torch._C``: kernels that torch promises nothing of."""
+    return {
+        f"torch.{node.attr}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "torch"
+        and (node.attr == "ops" or is_private(node.attr))
+    }
+
+
+def test_private_kernels_of_torch_are_called_through_one_file():
+    """But for parts that may leave again."""
+    found = {
+        name
+        for name, file in zip(NAMES, FILES, strict=True)
+        if not name.startswith("contrib/") and private_parts_of_torch(file.read_text())
+    }
+    assert found == {"speed/aten.py"}
+
+
 def at_import(file: Path) -> set[str]:
     """Modules of the package that a file needs before its own first line is run."""
     tree = ast.parse(file.read_text())
