@@ -1,4 +1,12 @@
-"""The whole training step, loss to optimizer, as a function of tensors that can be replayed."""
+"""The whole training step, loss to optimizer, as a function of tensors that a CUDA graph replays.
+
+Networks as small as those of ensembles leave a GPU waiting for the processor, which needs longer to
+launch a kernel than the kernel runs. A graph launches all kernels of a function at once.
+
+`replayed_steps` puts this in the place of a net's own steps. `Replayed` is any function of tensors
+that reads them from fixed memory, and a `Recorder` is how it is recorded. What a graph cannot
+record is found out on any device, by `capture_rules`, before it is tried.
+"""
 
 from __future__ import annotations
 
@@ -35,339 +43,18 @@ _WAITING = {
     _aten.lift_fresh.default: "makes a tensor of numbers that lie on the host",
     _aten._linalg_check_errors.default: "waits for the errors of a factorisation",
 }
+
 _READING = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.cpu}
-
-
-class NotCapturableError(RuntimeError):
-    """A computation that needs the host in the middle."""
-
-
-@contextmanager
-def capture_rules() -> Iterator[None]:
-    """Raise for whatever a CUDA graph could not record, also on a CPU.
-
-    A graph repeats kernels, not Python: nothing may read a value of a tensor (`item`, ``if`` on a
-    tensor, a mask as an index), take numbers from the host, or change devices.
-
-    Raises
-    ------
-    NotCapturableError
-        At the first such operation; its traceback tells where.
-    """
-    with ExitStack() as stack:
-        operations = stack.enter_context(_Operations())
-        stack.enter_context(_Reads(operations))
-        yield
-
-
-def place(error: BaseException) -> str:
-    """File and line of Python that an error comes from, outside of torch.
-
-    Parameters
-    ----------
-    error : BaseException
-
-    Returns
-    -------
-    place : str
-        Such as ``"_balls.py:125"``.
-    """
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = Path(frame.filename)
-        if path.suffix == ".py" and path != Path(__file__) and "torch" not in path.parts:
-            return f"{path.name}:{frame.lineno}"
-    return "unknown"
-
-
-class _Operations(TorchDispatchMode):
-    """Looks at each operation, those of backward passes included."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.paused = False
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if not self.paused:
-            reason = _why_not(func, args, kwargs)
-            if reason is not None:
-                raise NotCapturableError(f"{func} {reason}")
-        return func(*args, **kwargs)
-
-
-class _Reads(TorchFunctionMode):
-    """Sees what never becomes an operation, and lets pass what only a CPU waits for."""
-
-    def __init__(self, operations: _Operations) -> None:
-        super().__init__()
-        self.operations = operations
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in _READING:
-            raise NotCapturableError(f"{func.__name__} moves a tensor to the host")
-        if func is F.one_hot and len(args) + len(kwargs) > 1:
-            # checks its labels on a CPU; where the number of classes is given, not on CUDA
-            return self._unwatched(func, args, kwargs)
-        return func(*args, **kwargs)
-
-    def _unwatched(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        before, self.operations.paused = self.operations.paused, True
-        try:
-            return func(*args, **kwargs)
-        finally:
-            self.operations.paused = before
-
-
-def _why_not(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
-    if func in _WAITING:
-        return _WAITING[func]
-    if torch.Tag.data_dependent_output in func.tags:
-        return "reads a value of a tensor"
-    # indices are tagged for the sake of masks alone
-    if func.overloadpacket in (_aten.index, _aten.index_put, _aten.index_put_):
-        if any(t.dtype in (torch.bool, torch.uint8) for t in _tensors(args[1])):
-            return "has a mask as an index: the result's shape depends on values"
-    elif torch.Tag.dynamic_output_shape in func.tags:
-        return "has a result whose shape depends on values"
-    devices = {t.device.type for t in _tensors([args, kwargs]) if t.ndim}
-    if "device" in kwargs and kwargs["device"] is not None and devices:
-        devices.add(torch.device(kwargs["device"]).type)
-    return "mixes devices: " + ", ".join(sorted(devices)) if len(devices) > 1 else None
-
-
-def _tensors(value: Any) -> Iterable[Tensor]:
-    """All tensors in nested arguments."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, (list, tuple)):
-        return []
-    return [tensor for entry in value for tensor in _tensors(entry)]
-
 
 # torch allows one capture at a time in a process
 _CAPTURE = threading.Lock()
 
-Run = Callable[[], Any]
-
-
-class Recorder(ABC):
-    """How a computation on fixed memory is recorded."""
-
-    # calls that really compute before the first recording: libraries allocate and choose kernels
-    n_warm_ups: ClassVar[int] = 3
-
-    @abstractmethod
-    def warm_up(self, run: Run) -> Any:
-        """Compute once, without recording."""
-
-    @abstractmethod
-    def record(self, run: Run) -> Run:
-        """What computes the same again each time that it is called; recording computes nothing."""
-
-
-class EagerRecorder(Recorder):
-    """Records nothing, computes anew and holds the function to the rules of a capture.
-
-    On a CPU it stands in for `CudaGraphRecorder`, in all but speed.
-    """
-
-    def warm_up(self, run: Run) -> Any:
-        """Compute once."""
-        return run()
-
-    def record(self, run: Run) -> Run:
-        """The same computation, under `capture_rules`."""
-
-        def replay() -> Any:
-            with capture_rules():
-                return run()
-
-        return replay
-
-
-class CudaGraphRecorder(Recorder):
-    """Records CUDA graphs.
-
-    Parameters
-    ----------
-    device : torch.device
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        # one stream for everything: libraries keep handles and workspaces for each
-        self.stream = torch.cuda.Stream(device)
-
-    def warm_up(self, run: Run) -> Any:
-        """Compute once on the stream that will be captured."""
-        with self._beside():
-            return run()
-
-    def record(self, run: Run) -> Run:
-        """Capture a graph; its memory lives as long as the function returned."""
-        graph = torch.cuda.CUDAGraph()
-        # an autograd graph in a dead reference cycle would tie the capture to other streams
-        gc.collect()
-        with (
-            _CAPTURE,
-            torch.cuda.device(self.device),
-            _same_stream_after(),
-            torch.cuda.graph(graph, stream=self.stream),
-        ):
-            outputs = run()
-
-        def replay() -> Any:
-            with self._beside():
-                graph.replay()
-            return outputs
-
-        return replay
-
-    @contextmanager
-    def _beside(self) -> Iterator[None]:
-        """Work on the recorder's stream, after what is queued and before what follows."""
-        current = torch.cuda.current_stream(self.device)
-        self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream):
-            yield
-        current.wait_stream(self.stream)
-
-
-@contextmanager
-def _same_stream_after() -> Iterator[None]:
-    """Go back to the present stream even where a capture fails, which torch may not do."""
-    stream = torch.cuda.current_stream()
-    try:
-        yield
-    finally:
-        torch.cuda.set_stream(stream)
-
-
-class Replayed:
-    """A function of tensors, recorded once for each shape of its arguments.
-
-    The first calls compute as usual, then the function is recorded, and replayed from then on: no
-    line of its Python runs again. What it reads beside its arguments is read where it lay while
-    recording: tensors must be changed in place, and what lies on the host stays as it was, unless
-    it is in `key`. Where a graph cannot be captured, the reason is logged and all calls compute as
-    usual.
-
-    Parameters
-    ----------
-    function : callable
-        From tensors to a Tensor or a tuple of Tensors.
-    recorder : Recorder
-    buckets : bool, default=False
-        Whether samples are independent of each other, so that a batch may be padded, by copies of
-        its first sample, to the next power of two or to the largest batch so far, whichever is
-        less. Else every size is recorded by itself.
-    """
-
-    def __init__(
-        self, function: Callable[..., Any], recorder: Recorder, *, buckets: bool = False
-    ) -> None:
-        self.function, self.recorder, self.buckets = function, recorder, buckets
-        self._slots: dict[Hashable, _Slot] = {}
-        self._key: Hashable = None
-        self._largest = 0
-
-    def __call__(self, *inputs: Tensor, key: Hashable = None) -> Any:
-        """Results of the function.
-
-        Parameters
-        ----------
-        *inputs : Tensors
-            The first has the samples on its first axis. With `buckets`, so has every other one
-            that has as many rows.
-        key : hashable, default=None
-            What else the recording depends on. A new key makes those before it invalid.
-
-        Returns
-        -------
-        outputs : Tensor or tuple of Tensors
-            Copies, which the next call leaves alone.
-        """
-        if key != self._key:
-            for slot in self._slots.values():
-                slot.forget()
-            self._key = key
-        n = len(inputs[0])
-        size = self._bucket(n) if self.buckets else n
-        shapes = [(size, *x.shape[1:]) if x.ndim and len(x) == n else x.shape for x in inputs]
-        signature = tuple((s, x.dtype, x.device) for s, x in zip(shapes, inputs, strict=True))
-        if signature not in self._slots:
-            static = [x.new_empty(shape) for x, shape in zip(inputs, shapes, strict=True)]
-            self._slots[signature] = _Slot(self.function, self.recorder, static)
-        outputs = self._slots[signature](inputs)
-        return _copies(outputs, n if size != n else None)
-
-    def _bucket(self, n: int) -> int:
-        self._largest = max(self._largest, n)
-        return min(1 << max(n - 1, 0).bit_length(), self._largest)
-
-
-class _Slot:
-    """Fixed memory for arguments of one shape, and what was recorded on it."""
-
-    def __init__(
-        self, function: Callable[..., Any], recorder: Recorder, static: list[Tensor]
-    ) -> None:
-        self.function, self.recorder, self.static = function, recorder, static
-        self.n_warm_ups: float = recorder.n_warm_ups
-        self.replay: Run | None = None
-
-    def __call__(self, inputs: Sequence[Tensor]) -> Any:
-        for memory, x in zip(self.static, inputs, strict=True):
-            _fill(memory, x)
-        if self.replay is None and not self.n_warm_ups:
-            self._record()
-        if self.replay is not None:
-            return self.replay()
-        self.n_warm_ups -= 1
-        return self.recorder.warm_up(self._run)
-
-    def forget(self) -> None:
-        """Record anew after a call as usual, so that what changes all the time never is."""
-        self.replay, self.n_warm_ups = None, max(self.n_warm_ups, 1)
-
-    def _record(self) -> None:
-        try:
-            self.replay = self.recorder.record(self._run)
-        except Exception as error:  # libraries raise their own
-            LOGGER.warning("a CUDA graph was not captured, so steps run one by one: %s", error)
-            self.n_warm_ups = math.inf
-
-    def _run(self) -> Any:
-        return self.function(*self.static)
-
-
-def _fill(memory: Tensor, x: Tensor) -> None:
-    """Copy an argument, and its first row into the rows that it lacks."""
-    if memory.shape == x.shape:
-        memory.copy_(x)
-    else:
-        memory[: len(x)].copy_(x)
-        memory[len(x) :].copy_(x[:1].expand_as(memory[len(x) :]))
-
-
-def _copies(outputs: Any, n: int | None) -> Any:
-    """Copies of a Tensor or of all in a tuple, of their first n rows only if n is given."""
-    if isinstance(outputs, Tensor):
-        return outputs[:n].clone() if outputs.ndim else outputs.clone()
-    copies = [_copies(output, n) for output in outputs]
-    return type(outputs)(*copies) if hasattr(outputs, "_fields") else tuple(copies)
-
-
 _OF_EPOCH = ("epoch", "epoch_seed")
+
 # numbers of an optimizer's state that torch keeps on the host, unless they are to be captured
 _COUNTS = {"step", "mu_product", "eta", "mu"}
+
+Run = Callable[[], Any]
 
 
 @contextmanager
@@ -548,3 +235,324 @@ def _set_capturable(optimizer: torch.optim.Optimizer, flags: Sequence[bool]) -> 
             for name in _COUNTS & state.keys():
                 if isinstance(state[name], Tensor):
                     state[name] = state[name].to(weight.device if beside else "cpu")
+
+
+class Replayed:
+    """A function of tensors, recorded once for each shape of its arguments.
+
+    The first calls compute as usual, then the function is recorded, and replayed from then on: no
+    line of its Python runs again. What it reads beside its arguments is read where it lay while
+    recording: tensors must be changed in place, and what lies on the host stays as it was, unless
+    it is in `key`. Where a graph cannot be captured, the reason is logged and all calls compute as
+    usual.
+
+    Parameters
+    ----------
+    function : callable
+        From tensors to a Tensor or a tuple of Tensors.
+    recorder : Recorder
+    buckets : bool, default=False
+        Whether samples are independent of each other, so that a batch may be padded, by copies of
+        its first sample, to the next power of two or to the largest batch so far, whichever is
+        less. Else every size is recorded by itself.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], recorder: Recorder, *, buckets: bool = False
+    ) -> None:
+        self.function, self.recorder, self.buckets = function, recorder, buckets
+        self._slots: dict[Hashable, _Slot] = {}
+        self._key: Hashable = None
+        self._largest = 0
+
+    def __call__(self, *inputs: Tensor, key: Hashable = None) -> Any:
+        """Results of the function.
+
+        Parameters
+        ----------
+        *inputs : Tensors
+            The first has the samples on its first axis. With `buckets`, so has every other one
+            that has as many rows.
+        key : hashable, default=None
+            What else the recording depends on. A new key makes those before it invalid.
+
+        Returns
+        -------
+        outputs : Tensor or tuple of Tensors
+            Copies, which the next call leaves alone.
+        """
+        if key != self._key:
+            for slot in self._slots.values():
+                slot.forget()
+            self._key = key
+        n = len(inputs[0])
+        size = self._bucket(n) if self.buckets else n
+        shapes = [(size, *x.shape[1:]) if x.ndim and len(x) == n else x.shape for x in inputs]
+        signature = tuple((s, x.dtype, x.device) for s, x in zip(shapes, inputs, strict=True))
+        if signature not in self._slots:
+            static = [x.new_empty(shape) for x, shape in zip(inputs, shapes, strict=True)]
+            self._slots[signature] = _Slot(self.function, self.recorder, static)
+        outputs = self._slots[signature](inputs)
+        return _copies(outputs, n if size != n else None)
+
+    def _bucket(self, n: int) -> int:
+        self._largest = max(self._largest, n)
+        return min(1 << max(n - 1, 0).bit_length(), self._largest)
+
+
+class _Slot:
+    """Fixed memory for arguments of one shape, and what was recorded on it."""
+
+    def __init__(
+        self, function: Callable[..., Any], recorder: Recorder, static: list[Tensor]
+    ) -> None:
+        self.function, self.recorder, self.static = function, recorder, static
+        self.n_warm_ups: float = recorder.n_warm_ups
+        self.replay: Run | None = None
+
+    def __call__(self, inputs: Sequence[Tensor]) -> Any:
+        for memory, x in zip(self.static, inputs, strict=True):
+            _fill(memory, x)
+        if self.replay is None and not self.n_warm_ups:
+            self._record()
+        if self.replay is not None:
+            return self.replay()
+        self.n_warm_ups -= 1
+        return self.recorder.warm_up(self._run)
+
+    def forget(self) -> None:
+        """Record anew after a call as usual, so that what changes all the time never is."""
+        self.replay, self.n_warm_ups = None, max(self.n_warm_ups, 1)
+
+    def _record(self) -> None:
+        try:
+            self.replay = self.recorder.record(self._run)
+        except Exception as error:  # libraries raise their own
+            LOGGER.warning("a CUDA graph was not captured, so steps run one by one: %s", error)
+            self.n_warm_ups = math.inf
+
+    def _run(self) -> Any:
+        return self.function(*self.static)
+
+
+def _fill(memory: Tensor, x: Tensor) -> None:
+    """Copy an argument, and its first row into the rows that it lacks."""
+    if memory.shape == x.shape:
+        memory.copy_(x)
+    else:
+        memory[: len(x)].copy_(x)
+        memory[len(x) :].copy_(x[:1].expand_as(memory[len(x) :]))
+
+
+def _copies(outputs: Any, n: int | None) -> Any:
+    """Copies of a Tensor or of all in a tuple, of their first n rows only if n is given."""
+    if isinstance(outputs, Tensor):
+        return outputs[:n].clone() if outputs.ndim else outputs.clone()
+    copies = [_copies(output, n) for output in outputs]
+    return type(outputs)(*copies) if hasattr(outputs, "_fields") else tuple(copies)
+
+
+class Recorder(ABC):
+    """How a computation on fixed memory is recorded."""
+
+    # calls that really compute before the first recording: libraries allocate and choose kernels
+    n_warm_ups: ClassVar[int] = 3
+
+    @abstractmethod
+    def warm_up(self, run: Run) -> Any:
+        """Compute once, without recording."""
+
+    @abstractmethod
+    def record(self, run: Run) -> Run:
+        """What computes the same again each time that it is called; recording computes nothing."""
+
+
+class CudaGraphRecorder(Recorder):
+    """Records CUDA graphs.
+
+    Parameters
+    ----------
+    device : torch.device
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        # one stream for everything: libraries keep handles and workspaces for each
+        self.stream = torch.cuda.Stream(device)
+
+    def warm_up(self, run: Run) -> Any:
+        """Compute once on the stream that will be captured."""
+        with self._beside():
+            return run()
+
+    def record(self, run: Run) -> Run:
+        """Capture a graph; its memory lives as long as the function returned."""
+        graph = torch.cuda.CUDAGraph()
+        # an autograd graph in a dead reference cycle would tie the capture to other streams
+        gc.collect()
+        with (
+            _CAPTURE,
+            torch.cuda.device(self.device),
+            _same_stream_after(),
+            torch.cuda.graph(graph, stream=self.stream),
+        ):
+            outputs = run()
+
+        def replay() -> Any:
+            with self._beside():
+                graph.replay()
+            return outputs
+
+        return replay
+
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        """Work on the recorder's stream, after what is queued and before what follows."""
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            yield
+        current.wait_stream(self.stream)
+
+
+@contextmanager
+def _same_stream_after() -> Iterator[None]:
+    """Go back to the present stream even where a capture fails, which torch may not do."""
+    stream = torch.cuda.current_stream()
+    try:
+        yield
+    finally:
+        torch.cuda.set_stream(stream)
+
+
+class EagerRecorder(Recorder):
+    """Records nothing, computes anew and holds the function to the rules of a capture.
+
+    On a CPU it stands in for `CudaGraphRecorder`, in all but speed.
+    """
+
+    def warm_up(self, run: Run) -> Any:
+        """Compute once."""
+        return run()
+
+    def record(self, run: Run) -> Run:
+        """The same computation, under `capture_rules`."""
+
+        def replay() -> Any:
+            with capture_rules():
+                return run()
+
+        return replay
+
+
+class NotCapturableError(RuntimeError):
+    """A computation that needs the host in the middle."""
+
+
+@contextmanager
+def capture_rules() -> Iterator[None]:
+    """Raise for whatever a CUDA graph could not record, also on a CPU.
+
+    A graph repeats kernels, not Python: nothing may read a value of a tensor (`item`, ``if`` on a
+    tensor, a mask as an index), take numbers from the host, or change devices.
+
+    Raises
+    ------
+    NotCapturableError
+        At the first such operation; its traceback tells where.
+    """
+    with ExitStack() as stack:
+        operations = stack.enter_context(_Operations())
+        stack.enter_context(_Reads(operations))
+        yield
+
+
+def place(error: BaseException) -> str:
+    """File and line of Python that an error comes from, outside of torch.
+
+    Parameters
+    ----------
+    error : BaseException
+
+    Returns
+    -------
+    place : str
+        Such as ``"_balls.py:125"``.
+    """
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.suffix == ".py" and path != Path(__file__) and "torch" not in path.parts:
+            return f"{path.name}:{frame.lineno}"
+    return "unknown"
+
+
+class _Operations(TorchDispatchMode):
+    """Looks at each operation, those of backward passes included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.paused = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not self.paused:
+            reason = _why_not(func, args, kwargs)
+            if reason is not None:
+                raise NotCapturableError(f"{func} {reason}")
+        return func(*args, **kwargs)
+
+
+class _Reads(TorchFunctionMode):
+    """Sees what never becomes an operation, and lets pass what only a CPU waits for."""
+
+    def __init__(self, operations: _Operations) -> None:
+        super().__init__()
+        self.operations = operations
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _READING:
+            raise NotCapturableError(f"{func.__name__} moves a tensor to the host")
+        if func is F.one_hot and len(args) + len(kwargs) > 1:
+            # checks its labels on a CPU; where the number of classes is given, not on CUDA
+            return self._unwatched(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _unwatched(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        before, self.operations.paused = self.operations.paused, True
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.operations.paused = before
+
+
+def _why_not(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    if func in _WAITING:
+        return _WAITING[func]
+    if torch.Tag.data_dependent_output in func.tags:
+        return "reads a value of a tensor"
+    # indices are tagged for the sake of masks alone
+    if func.overloadpacket in (_aten.index, _aten.index_put, _aten.index_put_):
+        if any(t.dtype in (torch.bool, torch.uint8) for t in _tensors(args[1])):
+            return "has a mask as an index: the result's shape depends on values"
+    elif torch.Tag.dynamic_output_shape in func.tags:
+        return "has a result whose shape depends on values"
+    devices = {t.device.type for t in _tensors([args, kwargs]) if t.ndim}
+    if "device" in kwargs and kwargs["device"] is not None and devices:
+        devices.add(torch.device(kwargs["device"]).type)
+    return "mixes devices: " + ", ".join(sorted(devices)) if len(devices) > 1 else None
+
+
+def _tensors(value: Any) -> Iterable[Tensor]:
+    """All tensors in nested arguments."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return []
+    return [tensor for entry in value for tensor in _tensors(entry)]

@@ -68,6 +68,15 @@ def resolve_acceleration(
     return frozenset(names)
 
 
+def _automatic(device: torch.device, second_order: bool) -> frozenset[str]:
+    chosen = {"fused_optimizer"} if device.type in ("cpu", "cuda") else set()
+    if second_order:
+        chosen.add("double_backward")
+    if device.type == "cpu":
+        chosen |= {"channels_last", "flush_denormal"}
+    return frozenset(chosen)
+
+
 def opt_in(technique: str) -> Any:
     """The module of an opt-in technique, imported now.
 
@@ -81,60 +90,6 @@ def opt_in(technique: str) -> Any:
     module : module
     """
     return importlib.import_module(f"..contrib.{technique}", __package__)
-
-
-def _automatic(device: torch.device, second_order: bool) -> frozenset[str]:
-    chosen = {"fused_optimizer"} if device.type in ("cpu", "cuda") else set()
-    if second_order:
-        chosen.add("double_backward")
-    if device.type == "cpu":
-        chosen |= {"channels_last", "flush_denormal"}
-    return frozenset(chosen)
-
-
-def make_optimizer(
-    optimizer: type[torch.optim.Optimizer],
-    groups: list[dict[str, Any]],
-    given: dict[str, Any],
-    techniques: frozenset[str],
-) -> torch.optim.Optimizer:
-    """Make an optimizer, with a step that is one kernel where it can and nobody objects.
-
-    Parameters
-    ----------
-    optimizer : type
-    groups : list of dict
-        Of parameters.
-    given : dict
-        Its arguments.
-    techniques : frozenset of str
-
-    Returns
-    -------
-    optimizer : Optimizer
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it does not take these arguments, or not several groups.
-    """
-    try:
-        return optimizer(groups, **given, **_one_kernel(optimizer, given, techniques))
-    except (TypeError, ValueError, RuntimeError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(
-            f"the optimizer {optimizer.__name__} cannot be made with {len(groups)} parameter "
-            f"groups and optimizer_params (with lr) {given}: {error}"
-        ) from error
-
-
-def _one_kernel(
-    optimizer: type[torch.optim.Optimizer], given: dict[str, Any], techniques: frozenset[str]
-) -> dict[str, Any]:
-    """Further arguments for that."""
-    ways = {"fused", "foreach", "differentiable", "capturable"}
-    fusible = "fused" in inspect.signature(optimizer).parameters and not ways & set(given)
-    return {"fused": True} if fusible and "fused_optimizer" in techniques else {}
 
 
 @contextmanager
@@ -218,6 +173,51 @@ def _flushed_denormals() -> Iterator[None]:
 
 def _flushes_denormals() -> bool:
     return bool(torch.tensor(torch.finfo(torch.float32).tiny) / 2 == 0)
+
+
+def make_optimizer(
+    optimizer: type[torch.optim.Optimizer],
+    groups: list[dict[str, Any]],
+    given: dict[str, Any],
+    techniques: frozenset[str],
+) -> torch.optim.Optimizer:
+    """Make an optimizer, with a step that is one kernel where it can and nobody objects.
+
+    Parameters
+    ----------
+    optimizer : type
+    groups : list of dict
+        Of parameters.
+    given : dict
+        Its arguments.
+    techniques : frozenset of str
+
+    Returns
+    -------
+    optimizer : Optimizer
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it does not take these arguments, or not several groups.
+    """
+    try:
+        return optimizer(groups, **given, **_one_kernel(optimizer, given, techniques))
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(
+            f"the optimizer {optimizer.__name__} cannot be made with {len(groups)} parameter "
+            f"groups and optimizer_params (with lr) {given}: {error}"
+        ) from error
+
+
+def _one_kernel(
+    optimizer: type[torch.optim.Optimizer], given: dict[str, Any], techniques: frozenset[str]
+) -> dict[str, Any]:
+    """Further arguments for that."""
+    ways = {"fused", "foreach", "differentiable", "capturable"}
+    fusible = "fused" in inspect.signature(optimizer).parameters and not ways & set(given)
+    return {"fused": True} if fusible and "fused_optimizer" in techniques else {}
 
 
 @contextmanager

@@ -1,4 +1,11 @@
-"""Intermediate features of any network by layer name: read on the way, or replaced."""
+"""Features of any network by layer name, and images made to have them.
+
+`features` reads a layer, `replaced_output` exchanges what it gives, `captured_embedding` collects
+what the classifier sees; all by forward hooks, so that networks need not know. `resolve_layers`
+finds the layers to look at. From features come images that look like one sample and have a
+member's features of another (`distill`) or none of their own (`repel`), which `PerturbationMemory`
+keeps from epoch to epoch.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +27,101 @@ if TYPE_CHECKING:
     from .step import TrainingStep
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+def features(member: nn.Module, layer: str, x: Tensor) -> Tensor:
+    """Output of one layer; the network is run up to there only.
+
+    Parameters
+    ----------
+    member : nn.Module
+    layer : str
+        A name from `resolve_layers`.
+    x : Tensor of shape (n_samples, ...)
+
+    Returns
+    -------
+    output : Tensor of shape (n_samples, ...)
+        Of the first call, if the forward pass calls the layer more than once.
+    """
+
+    def leave(_module: nn.Module, _args: Any, output: Tensor) -> None:
+        raise _LayerReachedError(_read(output))
+
+    handle = member.get_submodule(layer).register_forward_hook(leave)
+    try:
+        member(x)
+    except _LayerReachedError as reached:
+        return reached.output
+    finally:
+        handle.remove()
+    raise RuntimeError(f"the forward pass of {type(member).__name__} did not reach {layer!r}")
+
+
+@contextmanager
+def replaced_output(
+    member: nn.Module, layer: str, replace: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
+    """Put something else in place of a layer's output within the block.
+
+    Parameters
+    ----------
+    member : nn.Module
+    layer : str
+    replace : callable
+        From the output to what the rest of the network gets, of the same shape.
+    """
+
+    def exchange(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        strategy = current_strategy()
+        return strategy.take_own_rows(replace(strategy.gather_rows(output)))
+
+    handle = member.get_submodule(layer).register_forward_hook(exchange)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def captured_embedding(member: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect the embedding of each forward pass within the block.
+
+    Parameters
+    ----------
+    member : nn.Module
+
+    Yields
+    ------
+    embeddings : list of Tensors of shape (n_samples, embedding_size)
+        One for each forward pass: the output of a linear layer named `embedding`, before its
+        activation, where the network has one; else the input of its last linear layer.
+    """
+    embeddings: list[Tensor] = []
+    layer = getattr(member, "embedding", None)
+    if isinstance(layer, nn.Linear):
+        handle = layer.register_forward_hook(lambda _m, _x, out: embeddings.append(_read(out)))
+    else:
+        _, classifier = final_linear(member, "an embedding")
+        handle = classifier.register_forward_pre_hook(lambda _m, x: embeddings.append(_read(x[0])))
+    try:
+        yield embeddings
+    finally:
+        handle.remove()
+
+
+def _read(output: Tensor) -> Tensor:
+    """What a hook has got of a layer: of all samples, in full precision."""
+    return current_strategy().gather_rows(full_precision(output))
+
+
+class _LayerReachedError(Exception):
+    """Raised by a hook to leave a forward pass early; holds what it came for."""
+
+    def __init__(self, output: Tensor) -> None:
+        self.output = output
 
 
 def resolve_layers(
@@ -162,72 +263,6 @@ def _usable_layers(member: nn.Module, input_shape: tuple[int, ...]) -> set[str]:
     return usable
 
 
-class _LayerReachedError(Exception):
-    """Raised by a hook to leave a forward pass early; holds what it came for."""
-
-    def __init__(self, output: Tensor) -> None:
-        self.output = output
-
-
-def _read(output: Tensor) -> Tensor:
-    """What a hook has got of a layer: of all samples, in full precision."""
-    return current_strategy().gather_rows(full_precision(output))
-
-
-def features(member: nn.Module, layer: str, x: Tensor) -> Tensor:
-    """Output of one layer; the network is run up to there only.
-
-    Parameters
-    ----------
-    member : nn.Module
-    layer : str
-        A name from `resolve_layers`.
-    x : Tensor of shape (n_samples, ...)
-
-    Returns
-    -------
-    output : Tensor of shape (n_samples, ...)
-        Of the first call, if the forward pass calls the layer more than once.
-    """
-
-    def leave(_module: nn.Module, _args: Any, output: Tensor) -> None:
-        raise _LayerReachedError(_read(output))
-
-    handle = member.get_submodule(layer).register_forward_hook(leave)
-    try:
-        member(x)
-    except _LayerReachedError as reached:
-        return reached.output
-    finally:
-        handle.remove()
-    raise RuntimeError(f"the forward pass of {type(member).__name__} did not reach {layer!r}")
-
-
-@contextmanager
-def replaced_output(
-    member: nn.Module, layer: str, replace: Callable[[Tensor], Tensor]
-) -> Iterator[None]:
-    """Put something else in place of a layer's output within the block.
-
-    Parameters
-    ----------
-    member : nn.Module
-    layer : str
-    replace : callable
-        From the output to what the rest of the network gets, of the same shape.
-    """
-
-    def exchange(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-        strategy = current_strategy()
-        return strategy.take_own_rows(replace(strategy.gather_rows(output)))
-
-    handle = member.get_submodule(layer).register_forward_hook(exchange)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def final_linear(member: nn.Module, owner: str) -> tuple[str, nn.Linear]:
     """Name and layer of the last linear layer of a network, its classifier.
 
@@ -273,61 +308,6 @@ def embedding_size(member: nn.Module, owner: str) -> int:
     if isinstance(layer, nn.Linear):
         return layer.out_features
     return final_linear(member, owner)[1].in_features
-
-
-@contextmanager
-def captured_embedding(member: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect the embedding of each forward pass within the block.
-
-    Parameters
-    ----------
-    member : nn.Module
-
-    Yields
-    ------
-    embeddings : list of Tensors of shape (n_samples, embedding_size)
-        One for each forward pass: the output of a linear layer named `embedding`, before its
-        activation, where the network has one; else the input of its last linear layer.
-    """
-    embeddings: list[Tensor] = []
-    layer = getattr(member, "embedding", None)
-    if isinstance(layer, nn.Linear):
-        handle = layer.register_forward_hook(lambda _m, _x, out: embeddings.append(_read(out)))
-    else:
-        _, classifier = final_linear(member, "an embedding")
-        handle = classifier.register_forward_pre_hook(lambda _m, x: embeddings.append(_read(x[0])))
-    try:
-        yield embeddings
-    finally:
-        handle.remove()
-
-
-class FeatureDistance(Climbable):
-    """Distance of a member's features from given ones, as something to climb or to descend.
-
-    Parameters
-    ----------
-    member : nn.Module
-        Its parameters must be frozen by the caller.
-    layer : str
-    target : Tensor of shape (n_samples, ...)
-        Features to be measured from.
-    descend : bool
-        Whether the gradient points downwards.
-    """
-
-    def __init__(self, member: nn.Module, layer: str, target: Tensor, *, descend: bool) -> None:
-        self.member, self.layer, self.target = member, layer, target
-        self.sign = -1.0 if descend else 1.0
-
-    def gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient of each sample's mean squared distance; nothing counts as broken."""
-        x = x.detach().requires_grad_()
-        with torch.enable_grad():
-            difference = features(self.member, self.layer, x) - self.target
-            distance = self.sign * difference.square().flatten(1).mean(dim=1).sum()
-            (gradient,) = torch.autograd.grad(distance, x)
-        return gradient, self.broken(x, y)
 
 
 def distill(
@@ -410,6 +390,34 @@ def _walk(
 ) -> Tensor:
     """All steps within the ball around the batch."""
     return ascend(distance, ball, start, step.y, walk, stop_when_broken=False)[0]
+
+
+class FeatureDistance(Climbable):
+    """Distance of a member's features from given ones, as something to climb or to descend.
+
+    Parameters
+    ----------
+    member : nn.Module
+        Its parameters must be frozen by the caller.
+    layer : str
+    target : Tensor of shape (n_samples, ...)
+        Features to be measured from.
+    descend : bool
+        Whether the gradient points downwards.
+    """
+
+    def __init__(self, member: nn.Module, layer: str, target: Tensor, *, descend: bool) -> None:
+        self.member, self.layer, self.target = member, layer, target
+        self.sign = -1.0 if descend else 1.0
+
+    def gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient of each sample's mean squared distance; nothing counts as broken."""
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            difference = features(self.member, self.layer, x) - self.target
+            distance = self.sign * difference.square().flatten(1).mean(dim=1).sum()
+            (gradient,) = torch.autograd.grad(distance, x)
+        return gradient, self.broken(x, y)
 
 
 class PerturbationMemory:
