@@ -22,7 +22,6 @@ from robust_ensembles import (
     VanillaEnsembleClassifier,
 )
 from robust_ensembles.attacks import PGD
-from robust_ensembles.contrib.cuda_graph import replayed_steps
 from robust_ensembles.estimators.base import BaseEnsembleClassifier
 from robust_ensembles.modules import CifarResNet, LabelConfusionModel, LeNet5
 from robust_ensembles.speed import accelerated
@@ -157,7 +156,7 @@ class OwnStep:
         self.net = net = estimator.net_
         # for good: what is recorded for replay serves all runs
         self._replaying = ExitStack()
-        self._replayed = self._replaying.enter_context(replayed_steps(net, net._step, net._terms))
+        self._replayed = self._replaying.enter_context(net.replaying())
 
     def run(self, batches: Sequence[Batch]) -> list[Tensor]:
         """One step for each batch; returns the losses."""

@@ -1,4 +1,8 @@
-"""Files that are written whole or not at all."""
+"""What the package needs of the system that it runs on.
+
+Files that are written whole or not at all; SIGTERM, which clusters send before they kill; errors
+that mean that memory has run out; the log; versions.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +28,25 @@ import skorch
 import torch
 
 from ._version import __version__
+
+LOGGER = logging.getLogger("robust_ensembles")
+"""Tells what happens out of sight; warnings too, where the result is the same."""
+
+# what a shell reports of a process that SIGTERM has ended
+_STATUS = 128 + int(signal.SIGTERM)
+_PARENT = os.getppid()
+# seconds between two looks at whether the main process lives
+_PAUSE = 1.0
+
+# what torch says where running out of memory has no exception class of its own
+_MESSAGES = (
+    "can't allocate memory",  # a CPU
+    "not enough memory",  # a CPU, Windows
+    "bad_alloc",  # a CPU, in libraries
+    "CUDA error: out of memory",  # by the driver, past torch's allocator
+    "_STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN
+    "MPS backend out of memory",
+)
 
 
 @contextmanager
@@ -98,13 +121,6 @@ def _sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-# what a shell reports of a process that SIGTERM has ended
-_STATUS = 128 + int(signal.SIGTERM)
-_PARENT = os.getppid()
-# seconds between two looks at whether the main process lives
-_PAUSE = 1.0
-
-
 @contextmanager
 def handled_sigterm(handler: Callable[..., Any]) -> Iterator[bool]:
     """Handle SIGTERM, for as long as the context lasts.
@@ -151,11 +167,6 @@ def in_worker() -> bool:
     return current_process().name.startswith("LokyProcess")
 
 
-def is_orphan() -> bool:
-    """Whether this is a worker process whose main process has died: nobody waits for it."""
-    return in_worker() and os.getppid() != _PARENT
-
-
 @cache
 def end_with_main_process() -> None:
     """Let a worker process get SIGTERM once its main process has died, whatever it does then.
@@ -167,21 +178,24 @@ def end_with_main_process() -> None:
         threading.Thread(target=_watch_main_process, daemon=True).start()
 
 
+def n_signals_of_watch() -> int:
+    """How many times `end_with_main_process` has sent SIGTERM to this process, or is about to.
+
+    Whoever has ended the main process may end its workers likewise: theirs and this one are one
+    request.
+    """
+    return int(_is_orphan())
+
+
+def _is_orphan() -> bool:
+    """Whether this is a worker process whose main process has died: nobody waits for it."""
+    return in_worker() and os.getppid() != _PARENT
+
+
 def _watch_main_process() -> None:
-    while not is_orphan():
+    while not _is_orphan():
         time.sleep(_PAUSE)
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-# what torch says where running out of memory has no exception class of its own
-_MESSAGES = (
-    "can't allocate memory",  # a CPU
-    "not enough memory",  # a CPU, Windows
-    "bad_alloc",  # a CPU, in libraries
-    "CUDA error: out of memory",  # by the driver, past torch's allocator
-    "_STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN
-    "MPS backend out of memory",
-)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -200,7 +214,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(part in str(error) for part in _MESSAGES)
 
 
-def let_go(error: BaseException) -> None:
+def release_frames(error: BaseException) -> None:
     """Free what an exception keeps in memory: all tensors of the calls that it has ended.
 
     Its traceback still says where they were. Frees torch's reserve on CUDA devices, too.
@@ -218,11 +232,8 @@ def let_go(error: BaseException) -> None:
         torch.cuda.empty_cache()
 
 
-_LOGGER = logging.getLogger("robust_ensembles")
-
-
 @cache
-def tell_once(message: str) -> None:
+def log_once(message: str) -> None:
     """Log that something is slower or otherwise done than asked for, the first time in a process.
 
     Parameters
@@ -230,7 +241,7 @@ def tell_once(message: str) -> None:
     message : str
         What, and why.
     """
-    _LOGGER.info(message)
+    LOGGER.info(message)
 
 
 def versions() -> dict[str, str]:

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "robust_ensembles"
 
 # what everyone may import
-GROUND = {"_checks", "_plain", "_registry", "_system", "_version", "exceptions"}
+GROUND = {"_checks", "_plain", "_registry", "_strategy", "_system", "_version", "exceptions"}
 
 # room: the other rooms that its files may import
 ALLOWED: dict[str, set[str]] = {
@@ -22,8 +22,8 @@ ALLOWED: dict[str, set[str]] = {
     "datasets": set(),
     "distributed": {"modules"},
     "speed": {"modules"},
-    "state": {"distributed"},
-    "training": {"attacks", "distributed", "losses", "modules", "speed", "state"},
+    "state": set(),
+    "training": {"attacks", "losses", "modules", "speed", "state"},
     "contrib": {"attacks", "modules", "training"},
     "estimators": {"attacks", "losses", "modules", "training"},
     "persistence": {"attacks", "estimators", "modules", "state", "training"},
@@ -47,11 +47,7 @@ ALLOWED: dict[str, set[str]] = {
 # (file, room): imports that go the other way, inside a function, and why
 EXCEPTIONS = {
     ("estimators/base.py", "persistence"): "clf.save calls persistence, which reads estimators",
-    # until training has a seam for many processes and for parts that are opt-in
-    ("distributed/lockstep.py", "training"): "the net's type",
     ("state/checkpoints.py", "training"): "the net's type",
-    ("speed/__init__.py", "contrib"): "vmap",
-    ("training/net.py", "contrib"): "CUDA graphs",
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -129,6 +125,28 @@ def test_no_file_takes_private_names_of_another_room(name):
         and (is_private(imported) or any(is_private(p) for p in target.split(".")[2:]))
     ]
     assert private == []
+
+
+def private_parts_of_torch(source: str) -> set[str]:
+    """Such as ``torch.ops`` and ``torch._C``: kernels that torch promises nothing of."""
+    return {
+        f"torch.{node.attr}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "torch"
+        and (node.attr == "ops" or is_private(node.attr))
+    }
+
+
+def test_private_kernels_of_torch_are_called_through_one_file():
+    """But for parts that may leave again."""
+    found = {
+        name
+        for name, file in zip(NAMES, FILES, strict=True)
+        if not name.startswith("contrib/") and private_parts_of_torch(file.read_text())
+    }
+    assert found == {"speed/aten.py"}
 
 
 def at_import(file: Path) -> set[str]:

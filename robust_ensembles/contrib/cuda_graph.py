@@ -1,9 +1,16 @@
-"""The whole training step, loss to optimizer, as a function of tensors that can be replayed."""
+"""The whole training step, loss to optimizer, as a function of tensors that a CUDA graph replays.
+
+Networks as small as those of ensembles leave a GPU waiting for the processor, which needs longer to
+launch a kernel than the kernel runs. A graph launches all kernels of a function at once.
+
+`replayed_steps` puts this in the place of a net's own steps. `Replayed` is any function of tensors
+that reads them from fixed memory, and a `Recorder` is how it is recorded. What a graph cannot
+record is found out on any device, by `capture_rules`, before it is tried.
+"""
 
 from __future__ import annotations
 
 import gc
-import logging
 import math
 import threading
 import traceback
@@ -21,10 +28,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..attacks.engine.noise import Seed
+from .._system import LOGGER
 from ..training.data import Batch
 from ..training.epoch import EpochMeter
-from ..training.step import Objective, TrainingStep
+from ..training.step import TrainingStep
 
 if TYPE_CHECKING:
     from ..training.net import EnsembleNet
@@ -36,7 +43,406 @@ _WAITING = {
     _aten.lift_fresh.default: "makes a tensor of numbers that lie on the host",
     _aten._linalg_check_errors.default: "waits for the errors of a factorisation",
 }
+
 _READING = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.cpu}
+
+# torch allows one capture at a time in a process
+_CAPTURE = threading.Lock()
+
+_OF_EPOCH = ("epoch", "epoch_seed")
+
+# numbers of an optimizer's state that torch keeps on the host, unless they are to be captured
+_COUNTS = {"step", "mu_product", "eta", "mu"}
+
+Run = Callable[[], Any]
+
+
+@contextmanager
+def replayed_steps(net: EnsembleNet, recorder: Recorder | None = None) -> Iterator[ReplayedStep]:
+    """Replay the training steps of a net, for as long as the context lasts.
+
+    Parameters
+    ----------
+    net : EnsembleNet
+        Its modules, their parameters and the optimizer must be the same objects throughout.
+    recorder : Recorder, default=None
+        None is CUDA graphs.
+
+    Yields
+    ------
+    step : ReplayedStep
+    """
+    device = torch.device(net.device)
+    on_cuda = device.type == "cuda"
+    before = [group.get("capturable", False) for group in net.optimizer_.param_groups]
+    try:
+        if on_cuda:
+            _set_capturable(net.optimizer_, [True] * len(before))
+        yield ReplayedStep(net, CudaGraphRecorder(device) if recorder is None else recorder)
+    finally:
+        if on_cuda:
+            _set_capturable(net.optimizer_, before)
+
+
+class ReplayedStep:
+    """Optimizer steps on full batches; the others are left to the net. See `replayed_steps`."""
+
+    def __init__(self, net: EnsembleNet, recorder: Recorder) -> None:
+        self.net = net
+        self._replayed = Replayed(self._compute, recorder)
+        self._fields: list[str] = []
+        self._names: list[str] = []
+        self._read: set[str] = set()
+        self._size: int | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a copy of the net, made meanwhile by a callback, replays nothing
+        return type(None), ()
+
+    def takes(self, batch: Batch) -> bool:
+        """Whether this batch is for a replayed step.
+
+        The first batch decides: others of its size are, if its step needs no help of the host.
+        """
+        if self._size is None:
+            self._fields = [name for name, value in batch._asdict().items() if value is not None]
+            reason = self._why_not(batch)
+            self._size = 0 if reason else len(batch.x)
+            if reason:
+                LOGGER.warning("accelerate: 'cuda_graph' is not used, since %s", reason)
+        return len(batch.x) == self._size
+
+    def __call__(self, batch: Batch, seed: int, meter: EpochMeter) -> dict[str, Any]:
+        """One optimizer step; the same as `EnsembleNet.train_step`, with this seed.
+
+        Parameters
+        ----------
+        batch : Batch
+        seed : int
+            Of this step.
+        meter : EpochMeter
+            Gets the terms of the loss.
+
+        Returns
+        -------
+        result : dict
+            As skorch expects it.
+        """
+        if not self.net.module_.training:
+            self.net._set_training(True)
+        host = self.net.make_step(batch, seed)
+        of_epoch = tuple(getattr(host, name) for name in sorted(self._read))
+        on_device = torch.full((), seed, dtype=torch.int64, device=batch.x.device)
+        tensors = [getattr(batch, name) for name in self._fields]
+        key = (of_epoch, _optimizer_settings(self.net.optimizer_))
+        row = self._replayed(*tensors, on_device, key=key)
+        terms = dict(zip(self._names, row.unbind(), strict=True))
+        meter.add(terms, len(batch.x))
+        return {"loss": terms["loss"], "y_pred": None}
+
+    def _compute(self, *tensors: Tensor) -> Tensor:
+        """The loss and its terms, after which the weights have moved."""
+        *fields, seed = tensors
+        missing = dict.fromkeys(Batch._fields)
+        batch = Batch(**{**missing, **dict(zip(self._fields, fields, strict=True))})  # type: ignore[arg-type]
+        step = _WatchedStep(self.net.make_step(batch, seed), self._read)
+        self.net.optimizer_.zero_grad()
+        losses = self.net.losses(step)
+        self.net.backward(losses["loss"])
+        self.net.optimizer_.step()
+        step.commit()
+        self._names = list(losses)
+        return torch.stack(list(losses.values())).detach()
+
+    def _why_not(self, batch: Batch) -> str | None:
+        for name, callback in self.net.callbacks_:
+            if getattr(type(callback), "on_grad_computed", None) is not Callback.on_grad_computed:
+                return f"the callback {name!r} looks at each step's gradients"
+        optimizer = self.net.optimizer_
+        if not (isinstance(optimizer, torch.optim.SGD) or "capturable" in optimizer.defaults):
+            return f"the steps of {type(optimizer).__name__} need the host"
+        try:
+            self._try(batch)
+        except NotCapturableError as error:
+            return f"the loss needs the host: {error} ({place(error)})"
+        except Exception as error:  # if it is a genuine one, the step itself raises it again
+            reason = "the loss cannot do with a seed that lies on the device"
+            return f"{reason}: {type(error).__name__}: {error} ({place(error)})"
+        return None
+
+    def _try(self, batch: Batch) -> None:
+        """Compute the loss and its gradients on copies, under the rules of a capture."""
+        device = batch.x.device
+        seed = torch.zeros((), dtype=torch.int64, device=device)
+        step = _WatchedStep(self.net.make_step(batch, seed), self._read)
+        module, auxiliary = deepcopy((step.module, step.auxiliary))
+        vars(step).update(module=module, auxiliary=auxiliary)
+        owners = [module] if auxiliary is None else [module, auxiliary]
+        for owner in owners:
+            owner.train()
+        weights = [p for owner in owners for p in owner.parameters() if p.requires_grad]
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), capture_rules():
+            torch.autograd.grad(self.net.losses(step)["loss"], weights, allow_unused=True)
+
+
+class _WatchedStep(TrainingStep):
+    """A step that notes which numbers of its epoch the loss depends on.
+
+    They lie on the host, so what was recorded with them is good for that epoch only.
+    """
+
+    def __init__(self, step: TrainingStep, read: set[str]) -> None:
+        vars(self).update(vars(step), _read=read)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in _OF_EPOCH:
+            vars(self)["_read"].add(name)
+        return super().__getattribute__(name)
+
+
+def _optimizer_settings(optimizer: torch.optim.Optimizer) -> tuple[Any, ...]:
+    """What a recorded step takes from the host: rates and the like, and which weights move."""
+    settings: list[Any] = []
+    for group in optimizer.param_groups:
+        for name, value in group.items():
+            if name == "params":
+                settings.append(tuple(p.requires_grad for p in value))
+            else:
+                # a tensor is read by each replay where it lies
+                settings.append((name, id(value) if isinstance(value, Tensor) else repr(value)))
+    return tuple(settings)
+
+
+def _set_capturable(optimizer: torch.optim.Optimizer, flags: Sequence[bool]) -> None:
+    """Let an optimizer count its steps beside its weights or, as by default, on the host.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+        One without the option is left alone.
+    flags : sequence of bool
+        For each parameter group.
+    """
+    # torch warns of capturable steps that are not captured; ours are, but for the first ones
+    optimizer._warned_capturable_if_run_uncaptured = True
+    for group, flag in zip(optimizer.param_groups, flags, strict=True):
+        if "capturable" not in group:
+            continue
+        group["capturable"] = flag
+        for weight in group["params"]:
+            state = optimizer.state.get(weight, {})
+            beside = flag or group.get("fused", False)
+            for name in _COUNTS & state.keys():
+                if isinstance(state[name], Tensor):
+                    state[name] = state[name].to(weight.device if beside else "cpu")
+
+
+class Replayed:
+    """A function of tensors, recorded once for each shape of its arguments.
+
+    The first calls compute as usual, then the function is recorded, and replayed from then on: no
+    line of its Python runs again. What it reads beside its arguments is read where it lay while
+    recording: tensors must be changed in place, and what lies on the host stays as it was, unless
+    it is in `key`. Where a graph cannot be captured, the reason is logged and all calls compute as
+    usual.
+
+    Parameters
+    ----------
+    function : callable
+        From tensors to a Tensor or a tuple of Tensors.
+    recorder : Recorder
+    buckets : bool, default=False
+        Whether samples are independent of each other, so that a batch may be padded, by copies of
+        its first sample, to the next power of two or to the largest batch so far, whichever is
+        less. Else every size is recorded by itself.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], recorder: Recorder, *, buckets: bool = False
+    ) -> None:
+        self.function, self.recorder, self.buckets = function, recorder, buckets
+        self._slots: dict[Hashable, _Slot] = {}
+        self._key: Hashable = None
+        self._largest = 0
+
+    def __call__(self, *inputs: Tensor, key: Hashable = None) -> Any:
+        """Results of the function.
+
+        Parameters
+        ----------
+        *inputs : Tensors
+            The first has the samples on its first axis. With `buckets`, so has every other one
+            that has as many rows.
+        key : hashable, default=None
+            What else the recording depends on. A new key makes those before it invalid.
+
+        Returns
+        -------
+        outputs : Tensor or tuple of Tensors
+            Copies, which the next call leaves alone.
+        """
+        if key != self._key:
+            for slot in self._slots.values():
+                slot.forget()
+            self._key = key
+        n = len(inputs[0])
+        size = self._bucket(n) if self.buckets else n
+        shapes = [(size, *x.shape[1:]) if x.ndim and len(x) == n else x.shape for x in inputs]
+        signature = tuple((s, x.dtype, x.device) for s, x in zip(shapes, inputs, strict=True))
+        if signature not in self._slots:
+            static = [x.new_empty(shape) for x, shape in zip(inputs, shapes, strict=True)]
+            self._slots[signature] = _Slot(self.function, self.recorder, static)
+        outputs = self._slots[signature](inputs)
+        return _copies(outputs, n if size != n else None)
+
+    def _bucket(self, n: int) -> int:
+        self._largest = max(self._largest, n)
+        return min(1 << max(n - 1, 0).bit_length(), self._largest)
+
+
+class _Slot:
+    """Fixed memory for arguments of one shape, and what was recorded on it."""
+
+    def __init__(
+        self, function: Callable[..., Any], recorder: Recorder, static: list[Tensor]
+    ) -> None:
+        self.function, self.recorder, self.static = function, recorder, static
+        self.n_warm_ups: float = recorder.n_warm_ups
+        self.replay: Run | None = None
+
+    def __call__(self, inputs: Sequence[Tensor]) -> Any:
+        for memory, x in zip(self.static, inputs, strict=True):
+            _fill(memory, x)
+        if self.replay is None and not self.n_warm_ups:
+            self._record()
+        if self.replay is not None:
+            return self.replay()
+        self.n_warm_ups -= 1
+        return self.recorder.warm_up(self._run)
+
+    def forget(self) -> None:
+        """Record anew after a call as usual, so that what changes all the time never is."""
+        self.replay, self.n_warm_ups = None, max(self.n_warm_ups, 1)
+
+    def _record(self) -> None:
+        try:
+            self.replay = self.recorder.record(self._run)
+        except Exception as error:  # libraries raise their own
+            LOGGER.warning("a CUDA graph was not captured, so steps run one by one: %s", error)
+            self.n_warm_ups = math.inf
+
+    def _run(self) -> Any:
+        return self.function(*self.static)
+
+
+def _fill(memory: Tensor, x: Tensor) -> None:
+    """Copy an argument, and its first row into the rows that it lacks."""
+    if memory.shape == x.shape:
+        memory.copy_(x)
+    else:
+        memory[: len(x)].copy_(x)
+        memory[len(x) :].copy_(x[:1].expand_as(memory[len(x) :]))
+
+
+def _copies(outputs: Any, n: int | None) -> Any:
+    """Copies of a Tensor or of all in a tuple, of their first n rows only if n is given."""
+    if isinstance(outputs, Tensor):
+        return outputs[:n].clone() if outputs.ndim else outputs.clone()
+    copies = [_copies(output, n) for output in outputs]
+    return type(outputs)(*copies) if hasattr(outputs, "_fields") else tuple(copies)
+
+
+class Recorder(ABC):
+    """How a computation on fixed memory is recorded."""
+
+    # calls that really compute before the first recording: libraries allocate and choose kernels
+    n_warm_ups: ClassVar[int] = 3
+
+    @abstractmethod
+    def warm_up(self, run: Run) -> Any:
+        """Compute once, without recording."""
+
+    @abstractmethod
+    def record(self, run: Run) -> Run:
+        """What computes the same again each time that it is called; recording computes nothing."""
+
+
+class CudaGraphRecorder(Recorder):
+    """Records CUDA graphs.
+
+    Parameters
+    ----------
+    device : torch.device
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        # one stream for everything: libraries keep handles and workspaces for each
+        self.stream = torch.cuda.Stream(device)
+
+    def warm_up(self, run: Run) -> Any:
+        """Compute once on the stream that will be captured."""
+        with self._beside():
+            return run()
+
+    def record(self, run: Run) -> Run:
+        """Capture a graph; its memory lives as long as the function returned."""
+        graph = torch.cuda.CUDAGraph()
+        # an autograd graph in a dead reference cycle would tie the capture to other streams
+        gc.collect()
+        with (
+            _CAPTURE,
+            torch.cuda.device(self.device),
+            _same_stream_after(),
+            torch.cuda.graph(graph, stream=self.stream),
+        ):
+            outputs = run()
+
+        def replay() -> Any:
+            with self._beside():
+                graph.replay()
+            return outputs
+
+        return replay
+
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        """Work on the recorder's stream, after what is queued and before what follows."""
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            yield
+        current.wait_stream(self.stream)
+
+
+@contextmanager
+def _same_stream_after() -> Iterator[None]:
+    """Go back to the present stream even where a capture fails, which torch may not do."""
+    stream = torch.cuda.current_stream()
+    try:
+        yield
+    finally:
+        torch.cuda.set_stream(stream)
+
+
+class EagerRecorder(Recorder):
+    """Records nothing, computes anew and holds the function to the rules of a capture.
+
+    On a CPU it stands in for `CudaGraphRecorder`, in all but speed.
+    """
+
+    def warm_up(self, run: Run) -> Any:
+        """Compute once."""
+        return run()
+
+    def record(self, run: Run) -> Run:
+        """The same computation, under `capture_rules`."""
+
+        def replay() -> Any:
+            with capture_rules():
+                return run()
+
+        return replay
 
 
 class NotCapturableError(RuntimeError):
@@ -150,422 +556,3 @@ def _tensors(value: Any) -> Iterable[Tensor]:
     elif not isinstance(value, (list, tuple)):
         return []
     return [tensor for entry in value for tensor in _tensors(entry)]
-
-
-_LOGGER = logging.getLogger("robust_ensembles")
-# torch allows one capture at a time in a process
-_CAPTURE = threading.Lock()
-
-Run = Callable[[], Any]
-
-
-class Recorder(ABC):
-    """How a computation on fixed memory is recorded."""
-
-    # calls that really compute before the first recording: libraries allocate and choose kernels
-    n_warm_ups: ClassVar[int] = 3
-
-    @abstractmethod
-    def warm_up(self, run: Run) -> Any:
-        """Compute once, without recording."""
-
-    @abstractmethod
-    def record(self, run: Run) -> Run:
-        """What computes the same again each time that it is called; recording computes nothing."""
-
-
-class EagerRecorder(Recorder):
-    """Records nothing, computes anew and holds the function to the rules of a capture.
-
-    On a CPU it stands in for `CudaGraphRecorder`, in all but speed.
-    """
-
-    def warm_up(self, run: Run) -> Any:
-        """Compute once."""
-        return run()
-
-    def record(self, run: Run) -> Run:
-        """The same computation, under `capture_rules`."""
-
-        def replay() -> Any:
-            with capture_rules():
-                return run()
-
-        return replay
-
-
-class CudaGraphRecorder(Recorder):
-    """Records CUDA graphs.
-
-    Parameters
-    ----------
-    device : torch.device
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        # one stream for everything: libraries keep handles and workspaces for each
-        self.stream = torch.cuda.Stream(device)
-
-    def warm_up(self, run: Run) -> Any:
-        """Compute once on the stream that will be captured."""
-        with self._beside():
-            return run()
-
-    def record(self, run: Run) -> Run:
-        """Capture a graph; its memory lives as long as the function returned."""
-        graph = torch.cuda.CUDAGraph()
-        # an autograd graph in a dead reference cycle would tie the capture to other streams
-        gc.collect()
-        with (
-            _CAPTURE,
-            torch.cuda.device(self.device),
-            _same_stream_after(),
-            torch.cuda.graph(graph, stream=self.stream),
-        ):
-            outputs = run()
-
-        def replay() -> Any:
-            with self._beside():
-                graph.replay()
-            return outputs
-
-        return replay
-
-    @contextmanager
-    def _beside(self) -> Iterator[None]:
-        """Work on the recorder's stream, after what is queued and before what follows."""
-        current = torch.cuda.current_stream(self.device)
-        self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream):
-            yield
-        current.wait_stream(self.stream)
-
-
-@contextmanager
-def _same_stream_after() -> Iterator[None]:
-    """Go back to the present stream even where a capture fails, which torch may not do."""
-    stream = torch.cuda.current_stream()
-    try:
-        yield
-    finally:
-        torch.cuda.set_stream(stream)
-
-
-class Replayed:
-    """A function of tensors, recorded once for each shape of its arguments.
-
-    The first calls compute as usual, then the function is recorded, and replayed from then on: no
-    line of its Python runs again. What it reads beside its arguments is read where it lay while
-    recording: tensors must be changed in place, and what lies on the host stays as it was, unless
-    it is in `key`. Where a graph cannot be captured, the reason is logged and all calls compute as
-    usual.
-
-    Parameters
-    ----------
-    function : callable
-        From tensors to a Tensor or a tuple of Tensors.
-    recorder : Recorder
-    buckets : bool, default=False
-        Whether samples are independent of each other, so that a batch may be padded, by copies of
-        its first sample, to the next power of two or to the largest batch so far, whichever is
-        less. Else every size is recorded by itself.
-    """
-
-    def __init__(
-        self, function: Callable[..., Any], recorder: Recorder, *, buckets: bool = False
-    ) -> None:
-        self.function, self.recorder, self.buckets = function, recorder, buckets
-        self._slots: dict[Hashable, _Slot] = {}
-        self._key: Hashable = None
-        self._largest = 0
-
-    def __call__(self, *inputs: Tensor, key: Hashable = None) -> Any:
-        """Results of the function.
-
-        Parameters
-        ----------
-        *inputs : Tensors
-            The first has the samples on its first axis. With `buckets`, so has every other one
-            that has as many rows.
-        key : hashable, default=None
-            What else the recording depends on. A new key makes those before it invalid.
-
-        Returns
-        -------
-        outputs : Tensor or tuple of Tensors
-            Copies, which the next call leaves alone.
-        """
-        if key != self._key:
-            for slot in self._slots.values():
-                slot.forget()
-            self._key = key
-        n = len(inputs[0])
-        size = self._bucket(n) if self.buckets else n
-        shapes = [(size, *x.shape[1:]) if x.ndim and len(x) == n else x.shape for x in inputs]
-        signature = tuple((s, x.dtype, x.device) for s, x in zip(shapes, inputs, strict=True))
-        if signature not in self._slots:
-            static = [x.new_empty(shape) for x, shape in zip(inputs, shapes, strict=True)]
-            self._slots[signature] = _Slot(self.function, self.recorder, static)
-        outputs = self._slots[signature](inputs)
-        return _copies(outputs, n if size != n else None)
-
-    def _bucket(self, n: int) -> int:
-        self._largest = max(self._largest, n)
-        return min(1 << max(n - 1, 0).bit_length(), self._largest)
-
-
-class _Slot:
-    """Fixed memory for arguments of one shape, and what was recorded on it."""
-
-    def __init__(
-        self, function: Callable[..., Any], recorder: Recorder, static: list[Tensor]
-    ) -> None:
-        self.function, self.recorder, self.static = function, recorder, static
-        self.n_warm_ups: float = recorder.n_warm_ups
-        self.replay: Run | None = None
-
-    def __call__(self, inputs: Sequence[Tensor]) -> Any:
-        for memory, x in zip(self.static, inputs, strict=True):
-            _fill(memory, x)
-        if self.replay is None and not self.n_warm_ups:
-            self._record()
-        if self.replay is not None:
-            return self.replay()
-        self.n_warm_ups -= 1
-        return self.recorder.warm_up(self._run)
-
-    def forget(self) -> None:
-        """Record anew after a call as usual, so that what changes all the time never is."""
-        self.replay, self.n_warm_ups = None, max(self.n_warm_ups, 1)
-
-    def _record(self) -> None:
-        try:
-            self.replay = self.recorder.record(self._run)
-        except Exception as error:  # libraries raise their own
-            _LOGGER.warning("a CUDA graph was not captured, so steps run one by one: %s", error)
-            self.n_warm_ups = math.inf
-
-    def _run(self) -> Any:
-        return self.function(*self.static)
-
-
-def _fill(memory: Tensor, x: Tensor) -> None:
-    """Copy an argument, and its first row into the rows that it lacks."""
-    if memory.shape == x.shape:
-        memory.copy_(x)
-    else:
-        memory[: len(x)].copy_(x)
-        memory[len(x) :].copy_(x[:1].expand_as(memory[len(x) :]))
-
-
-def _copies(outputs: Any, n: int | None) -> Any:
-    """Copies of a Tensor or of all in a tuple, of their first n rows only if n is given."""
-    if isinstance(outputs, Tensor):
-        return outputs[:n].clone() if outputs.ndim else outputs.clone()
-    copies = [_copies(output, n) for output in outputs]
-    return type(outputs)(*copies) if hasattr(outputs, "_fields") else tuple(copies)
-
-
-_OF_EPOCH = ("epoch", "epoch_seed")
-# numbers of an optimizer's state that torch keeps on the host, unless they are to be captured
-_COUNTS = {"step", "mu_product", "eta", "mu"}
-
-MakeStep = Callable[[Batch, Seed], TrainingStep]
-
-
-@contextmanager
-def replayed_steps(
-    net: EnsembleNet,
-    make_step: MakeStep,
-    objective: Objective,
-    recorder: Recorder | None = None,
-) -> Iterator[ReplayedStep | None]:
-    """Replay the training steps of a net, for as long as the context lasts.
-
-    Parameters
-    ----------
-    net : EnsembleNet
-        Its modules, their parameters and the optimizer must be the same objects throughout.
-    make_step : callable
-        From a batch and a seed to the step that an objective sees.
-    objective : callable
-        From a step to the terms of the loss.
-    recorder : Recorder, default=None
-        None is CUDA graphs if `net.techniques` has ``"cuda_graph"``, else nothing is replayed.
-
-    Yields
-    ------
-    step : ReplayedStep or None
-        None if nothing is replayed.
-    """
-    if recorder is None and "cuda_graph" in net.techniques:
-        recorder = CudaGraphRecorder(torch.device(net.device))
-    if recorder is None:
-        yield None
-        return
-    on_cuda = torch.device(net.device).type == "cuda"
-    before = [group.get("capturable", False) for group in net.optimizer_.param_groups]
-    try:
-        if on_cuda:
-            _set_capturable(net.optimizer_, [True] * len(before))
-        yield ReplayedStep(net, make_step, objective, recorder)
-    finally:
-        if on_cuda:
-            _set_capturable(net.optimizer_, before)
-
-
-class ReplayedStep:
-    """Optimizer steps on full batches; the others are left to the net. See `replayed_steps`."""
-
-    def __init__(
-        self, net: EnsembleNet, make_step: MakeStep, objective: Objective, recorder: Recorder
-    ) -> None:
-        self.net, self.make_step, self.objective = net, make_step, objective
-        self._replayed = Replayed(self._compute, recorder)
-        self._fields: list[str] = []
-        self._names: list[str] = []
-        self._read: set[str] = set()
-        self._size: int | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # a copy of the net, made meanwhile by a callback, replays nothing
-        return type(None), ()
-
-    def takes(self, batch: Batch) -> bool:
-        """Whether this batch is for a replayed step.
-
-        The first batch decides: others of its size are, if its step needs no help of the host.
-        """
-        if self._size is None:
-            self._fields = [name for name, value in batch._asdict().items() if value is not None]
-            reason = self._why_not(batch)
-            self._size = 0 if reason else len(batch.x)
-            if reason:
-                _LOGGER.warning("accelerate: 'cuda_graph' is not used, since %s", reason)
-        return len(batch.x) == self._size
-
-    def __call__(self, batch: Batch, seed: int, meter: EpochMeter) -> dict[str, Any]:
-        """One optimizer step; the same as `EnsembleNet.train_step`, with this seed.
-
-        Parameters
-        ----------
-        batch : Batch
-        seed : int
-            Of this step.
-        meter : EpochMeter
-            Gets the terms of the loss.
-
-        Returns
-        -------
-        result : dict
-            As skorch expects it.
-        """
-        if not self.net.module_.training:
-            self.net._set_training(True)
-        host = self.make_step(batch, seed)
-        of_epoch = tuple(getattr(host, name) for name in sorted(self._read))
-        on_device = torch.full((), seed, dtype=torch.int64, device=batch.x.device)
-        tensors = [getattr(batch, name) for name in self._fields]
-        key = (of_epoch, _optimizer_settings(self.net.optimizer_))
-        row = self._replayed(*tensors, on_device, key=key)
-        terms = dict(zip(self._names, row.unbind(), strict=True))
-        meter.add(terms, len(batch.x))
-        return {"loss": terms["loss"], "y_pred": None}
-
-    def _compute(self, *tensors: Tensor) -> Tensor:
-        """The loss and its terms, after which the weights have moved."""
-        *fields, seed = tensors
-        missing = dict.fromkeys(Batch._fields)
-        batch = Batch(**{**missing, **dict(zip(self._fields, fields, strict=True))})  # type: ignore[arg-type]
-        optimizer = self.net.optimizer_
-        optimizer.zero_grad()
-        terms = self.objective(_WatchedStep(self.make_step(batch, seed), self._read))
-        loss = torch.stack(list(terms.values())).sum()
-        loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"]])
-        optimizer.step()
-        self._names = ["loss", *terms]
-        return torch.stack([loss, *terms.values()]).detach()
-
-    def _why_not(self, batch: Batch) -> str | None:
-        for name, callback in self.net.callbacks_:
-            if getattr(type(callback), "on_grad_computed", None) is not Callback.on_grad_computed:
-                return f"the callback {name!r} looks at each step's gradients"
-        optimizer = self.net.optimizer_
-        if not (isinstance(optimizer, torch.optim.SGD) or "capturable" in optimizer.defaults):
-            return f"the steps of {type(optimizer).__name__} need the host"
-        try:
-            self._try(batch)
-        except NotCapturableError as error:
-            return f"the loss needs the host: {error} ({place(error)})"
-        except Exception as error:  # if it is a genuine one, the step itself raises it again
-            reason = "the loss cannot do with a seed that lies on the device"
-            return f"{reason}: {type(error).__name__}: {error} ({place(error)})"
-        return None
-
-    def _try(self, batch: Batch) -> None:
-        """Compute the loss and its gradients on copies, under the rules of a capture."""
-        device = batch.x.device
-        seed = torch.zeros((), dtype=torch.int64, device=device)
-        step = _WatchedStep(self.make_step(batch, seed), self._read)
-        module, auxiliary = deepcopy((step.module, step.auxiliary))
-        vars(step).update(module=module, auxiliary=auxiliary)
-        owners = [module] if auxiliary is None else [module, auxiliary]
-        for owner in owners:
-            owner.train()
-        weights = [p for owner in owners for p in owner.parameters() if p.requires_grad]
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), capture_rules():
-            loss = torch.stack(list(self.objective(step).values())).sum()
-            torch.autograd.grad(loss, weights, allow_unused=True)
-
-
-class _WatchedStep(TrainingStep):
-    """A step that notes which numbers of its epoch the loss depends on.
-
-    They lie on the host, so what was recorded with them is good for that epoch only.
-    """
-
-    def __init__(self, step: TrainingStep, read: set[str]) -> None:
-        vars(self).update(vars(step), _read=read)
-
-    def __getattribute__(self, name: str) -> Any:
-        if name in _OF_EPOCH:
-            vars(self)["_read"].add(name)
-        return super().__getattribute__(name)
-
-
-def _optimizer_settings(optimizer: torch.optim.Optimizer) -> tuple[Any, ...]:
-    """What a recorded step takes from the host: rates and the like, and which weights move."""
-    settings: list[Any] = []
-    for group in optimizer.param_groups:
-        for name, value in group.items():
-            if name == "params":
-                settings.append(tuple(p.requires_grad for p in value))
-            else:
-                # a tensor is read by each replay where it lies
-                settings.append((name, id(value) if isinstance(value, Tensor) else repr(value)))
-    return tuple(settings)
-
-
-def _set_capturable(optimizer: torch.optim.Optimizer, flags: Sequence[bool]) -> None:
-    """Let an optimizer count its steps beside its weights or, as by default, on the host.
-
-    Parameters
-    ----------
-    optimizer : torch.optim.Optimizer
-        One without the option is left alone.
-    flags : sequence of bool
-        For each parameter group.
-    """
-    # torch warns of capturable steps that are not captured; ours are, but for the first ones
-    optimizer._warned_capturable_if_run_uncaptured = True
-    for group, flag in zip(optimizer.param_groups, flags, strict=True):
-        if "capturable" not in group:
-            continue
-        group["capturable"] = flag
-        for weight in group["params"]:
-            state = optimizer.state.get(weight, {})
-            beside = flag or group.get("fused", False)
-            for name in _COUNTS & state.keys():
-                if isinstance(state[name], Tensor):
-                    state[name] = state[name].to(weight.device if beside else "cpu")

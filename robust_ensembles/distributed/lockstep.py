@@ -1,23 +1,19 @@
-"""What has to hold before processes train one net together, and what the first does for all."""
+"""What has to hold before processes train one net together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from skorch.callbacks import PrintLog
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._plain import digest_of_array
-from .ranks import check_same, current_ranks, is_first, share_tensors
+from .ranks import Ranks
 from .sharding import check_batch_norms
-
-if TYPE_CHECKING:
-    from ..training.net import EnsembleNet
 
 _IMPOSSIBLE = {
     "vmap": "runs members as one network, whose calls cannot be shared out",
@@ -25,41 +21,42 @@ _IMPOSSIBLE = {
 }
 
 
-def share_weights(net: EnsembleNet) -> None:
-    """Give all processes the first one's weights, of a net that was just made.
+class Trained(Protocol):
+    """The net that is trained: an `EnsembleNet`, of which this is what is looked at."""
 
-    Parameters
-    ----------
-    net : EnsembleNet
-    """
-    share_tensors(t for module in _modules(net) for t in module.state_dict().values())
+    techniques: frozenset[str]
+    callbacks_: list[tuple[str, Any]]
+    device: Any
+    seed: int
+    history: Any
+    optimizer_: Any
+
+    @property
+    def trained_modules(self) -> list[torch.nn.Module]:
+        """The ensemble, and what its method trains beside it."""
 
 
 @contextmanager
-def in_lockstep(net: EnsembleNet) -> Iterator[None]:
+def in_lockstep(net: Trained, ranks: Ranks) -> Iterator[None]:
     """Check that processes can train a net together; only the first prints meanwhile.
-
-    Nothing happens if this process trains alone.
 
     Parameters
     ----------
     net : EnsembleNet
+    ranks : Ranks
 
     Raises
     ------
     ValueError
         If they cannot, on all of them.
     """
-    if current_ranks() is None:
-        yield
-        return
     _check_techniques(net.techniques)
-    for module in _modules(net):
+    for module in net.trained_modules:
         check_batch_norms(module)
     _check_exchange(torch.device(net.device))
-    check_same(_summary(net), _explain)
+    check_same(_summary(net), _explain, ranks)
     before = net.callbacks_
-    if not is_first():
+    if ranks.rank > 0:
         net.callbacks_ = [entry for entry in before if not isinstance(entry[1], PrintLog)]
     try:
         yield
@@ -67,38 +64,31 @@ def in_lockstep(net: EnsembleNet) -> Iterator[None]:
         net.callbacks_ = before
 
 
-def check_same_batches(iterator: Any) -> None:
-    """Raise, on all processes, unless they draw their batches from the same samples.
+def check_same(value: Any, explain: Callable[[Any, Any, int], str], ranks: Ranks) -> None:
+    """Raise on all processes unless they have the same.
 
     Parameters
     ----------
-    iterator : MiniBatches
+    value : object
+        Plain.
+    explain : callable
+        From the first process's value, another one's and that one's number to what differs, in
+        words.
+    ranks : Ranks
+
+    Raises
+    ------
+    ValueError
     """
-    if current_ranks() is not None:
-        check_same(
-            digest_of_array(iterator.indices), lambda *_: "train_split has chosen other samples"
-        )
-
-
-def share_buffers(net: EnsembleNet) -> None:
-    """Give all processes what the first one's layers remember beside their weights.
-
-    Batch normalisations remember the same anyway.
-
-    Parameters
-    ----------
-    net : EnsembleNet
-    """
-    share_tensors(
-        buffer
-        for layer in net.module_.modules()
-        if not isinstance(layer, _BatchNorm)
-        for buffer in layer.buffers(recurse=False)
-    )
-
-
-def _modules(net: EnsembleNet) -> list[torch.nn.Module]:
-    return [getattr(net, f"{name}_") for name in net._modules]
+    values = ranks.collect(value)
+    for rank, other in enumerate(values):
+        if other != values[0]:
+            raise ValueError(
+                f"data_parallel: process {rank} differs from process 0: "
+                f"{explain(values[0], other, rank)}. All processes must call fit on estimators "
+                "with the same parameters and with the same, whole data; each then computes its "
+                "share"
+            )
 
 
 def _check_techniques(techniques: frozenset[str]) -> None:
@@ -122,14 +112,16 @@ def _check_exchange(device: torch.device) -> None:
         ) from error
 
 
-def _summary(net: EnsembleNet) -> dict[str, Any]:
+def _summary(net: Trained) -> dict[str, Any]:
     """The state of a net in short."""
     state = net.optimizer_.state_dict()["state"]
     return {
         "seed": net.seed,
         "number of epochs so far": len(net.history),
         "state of the weights": [
-            _short(value) for module in _modules(net) for value in module.state_dict().values()
+            _short(value)
+            for module in net.trained_modules
+            for value in module.state_dict().values()
         ],
         "state of the optimizer": [
             _short(value) for of_weight in state.values() for value in of_weight.values()

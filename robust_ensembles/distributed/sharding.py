@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..modules import Ensemble
-from ..modules.layers import exchanged, next_update, uses_batch_statistics
+from ..modules.layers import next_update, patched_forwards, uses_batch_statistics
 from .collectives import all_rows, own_rows, row_counts, summed
-from .ranks import Ranks, current_ranks, sum_tensors
+from .ranks import Ranks, sum_tensors
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,8 @@ def running(share: Share) -> Iterator[Share]:
         _SHARE.reset(token)
 
 
-def whole(own: Tensor) -> Tensor:
+def gather_rows(own: Tensor) -> Tensor:
     """Rows of all samples, from what a layer inside a member has here.
-
-    Whoever looks into a member by a hook must take it through this.
 
     Parameters
     ----------
@@ -97,14 +95,14 @@ def whole(own: Tensor) -> Tensor:
     Returns
     -------
     x : Tensor of shape (n_samples, ...)
-        The same tensor if one process trains alone.
+        The same tensor outside of a member's forward pass.
     """
     share = current_share()
     return own if share is None else share.give(own)
 
 
-def part(x: Tensor) -> Tensor:
-    """What a member goes on with here, from the rows of all samples: the inverse of `whole`.
+def take_own_rows(x: Tensor) -> Tensor:
+    """What a member goes on with here, from the rows of all samples: the inverse of `gather_rows`.
 
     Parameters
     ----------
@@ -113,7 +111,7 @@ def part(x: Tensor) -> Tensor:
     Returns
     -------
     own : Tensor of shape (n_own, ...)
-        The same tensor if one process trains alone.
+        The same tensor outside of a member's forward pass.
     """
     share = current_share()
     return x if share is None else share.take(x)
@@ -233,13 +231,19 @@ def _of_channels(values: Tensor, x: Tensor) -> Tensor:
     return values.view(1, -1, *[1] * (x.ndim - 2))
 
 
-class _LastTaken:
-    """What was taken of the last batch, so that members that see one batch share its gradient.
+class _Sharding:
+    """Who shares out the members' forward passes, and what was taken of the last batch.
 
-    That is then gathered once, and not for each member.
+    So members that see one batch share its gradient, which is then gathered once, and not for
+    each member.
+
+    Parameters
+    ----------
+    ranks : Ranks
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
         self._key: tuple[Tensor, int, bool] | None = None
         self._own: Tensor | None = None
 
@@ -253,49 +257,45 @@ class _LastTaken:
         return self._own
 
 
-_LAST: ContextVar[_LastTaken] = ContextVar("last_taken")
+# found here by forward passes, and not given to them: copies of members are made with all that a
+# partial holds, and processes cannot be copied
+_SHARDING: ContextVar[_Sharding | None] = ContextVar("sharding", default=None)
 
 
 @contextmanager
-def sharded(module: Ensemble) -> Iterator[None]:
+def sharded(module: Ensemble, ranks: Ranks) -> Iterator[None]:
     """Share out the members' forward passes among the processes, for as long as the context lasts.
-
-    Nothing happens if this process trains alone.
 
     Parameters
     ----------
     module : Ensemble
         Batch normalisations in it that are in train mode use the statistics of all rows.
+    ranks : Ranks
     """
-    if current_ranks() is None:
-        yield
-        return
     # partials, not closures: copies of the layers have to call themselves
     forwards: dict[nn.Module, Callable[[Tensor], Tensor]] = {
         layer: partial(synchronized_forward, layer, layer.forward) for layer in batch_norms(module)
     }
     for member in module:
         forwards[member] = partial(_sharded_forward, member.forward)
-    token = _LAST.set(_LastTaken())
+    token = _SHARDING.set(_Sharding(ranks))
     try:
-        with exchanged(forwards):
+        with patched_forwards(forwards):
             yield
     finally:
-        _LAST.reset(token)
+        _SHARDING.reset(token)
 
 
 def _sharded_forward(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    ranks = current_ranks()
-    if ranks is None or not len(x):  # nothing to share out
+    sharding = _SHARDING.get()
+    if sharding is None or not len(x):  # another thread, or nothing to share out
         return forward(x)
-    with running(Share(len(x), ranks)) as share:
-        return share.give(forward(_LAST.get().take(share, x)))
+    with running(Share(len(x), sharding.ranks)) as share:
+        return share.give(forward(sharding.take(share, x)))
 
 
-def sum_gradients(module: Ensemble, auxiliary: nn.Module | None) -> None:
+def sum_gradients(module: nn.Module, auxiliary: nn.Module | None, ranks: Ranks) -> None:
     """Make the gradients those of the whole batch, after a backward pass.
-
-    Nothing happens if this process trains alone.
 
     Parameters
     ----------
@@ -303,10 +303,8 @@ def sum_gradients(module: Ensemble, auxiliary: nn.Module | None) -> None:
         Each process has the gradients of its own rows' loss.
     auxiliary : nn.Module or None
         All processes have all of its gradient, up to what a GPU may compute in another order.
+    ranks : Ranks
     """
-    ranks = current_ranks()
-    if ranks is None:
-        return
     repeated = _gradients(auxiliary) if auxiliary is not None else []
     if ranks.rank > 0:  # so the sum is the first one's, and nobody drifts away
         for gradient in repeated:

@@ -20,7 +20,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from .._system import let_go
+from .._strategy import current_strategy
+from .._system import release_frames
 from ..exceptions import TrainingMemoryError
 from ..modules import Ensemble, RawInput, build_members
 from ..training import (
@@ -34,7 +35,6 @@ from ..training import (
     member_log_proba,
     resolve_acceleration,
     seeded_global_rng,
-    shared,
 )
 from .identity import check_same_fit, describe_fit, fit_folder
 from .inputs import (
@@ -313,7 +313,7 @@ def train_in_memory(estimator: BaseEnsembleClassifier, train: Callable[[], _T]) 
         try:
             return train()
         except TrainingMemoryError as error:
-            let_go(error)
+            release_frames(error)
             smaller = error.batch_size
             if start is None or estimator.n_iter_ or not smaller:
                 raise
@@ -532,7 +532,9 @@ class BaseEnsembleClassifier(
     def _initialize(self, resumed_seed: int | None = None) -> None:
         """Build the net; draws from the random state once."""
         drawn = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        seed = shared(drawn if resumed_seed is None else resumed_seed)
+        seed = current_strategy().broadcast_from_first(
+            drawn if resumed_seed is None else resumed_seed
+        )
         net = self._make_net(seed)
         with seeded_global_rng(seed):
             self.net_ = net.build(self._build_modules)

@@ -150,7 +150,7 @@ class FASTENEnsembleClassifier(DistillationMixin, DiversityMixin, BaseEnsembleCl
         return {name: value for name, value in state.items() if name != "_memory"}
 
     def _objective(self, step: TrainingStep) -> dict[str, Tensor]:
-        perturbed = self._perturbed(step)
+        perturbed = step.remembered(lambda: self._perturbed(step), self, "perturbed")
         adversarial = self._adversarial_views(step, perturbed)
         with torch.set_grad_enabled(self.clean_cross_entropy or self.calibration is not None):
             clean = step.module.member_logits(step.x)
@@ -171,33 +171,34 @@ class FASTENEnsembleClassifier(DistillationMixin, DiversityMixin, BaseEnsembleCl
         return terms
 
     def _perturbed(self, step: TrainingStep) -> list[Tensor]:
-        """What each member sees: a perturbation that another one has made."""
+        """What each member sees: a perturbation that another one has made; kept at the commit."""
         draw = np.random.default_rng(derive_seed(step.seed, "makers"))
         n_members = len(step.module)
         a, b = (int(m) for m in draw.choice(n_members, size=2, replace=False))
         memory = self._memory[1]
-        kept = memory.recall(step.batch.sample_index, like=step.x)
+        index = step.batch.sample_index
+        kept = memory.recall(index, like=step.x)
         is_first = kept.isnan()
         ball = LinfBall(step.x, self.eps, step.clip_values)
         made: dict[int, Tensor] = {}
         for m in (a, b):
-            fresh, r = self._make(step, m) - step.x, float(draw.random())
+            fresh, r = self._make(step, m, ball) - step.x, float(draw.random())
             blended = torch.where(is_first, fresh, r * fresh + (1 - r) * kept)
             made[m] = ball.project(step.x + blended)
             kept = made[m] - step.x  # b's is blended with what a has just left
-        memory.keep(step.batch.sample_index, kept)
+        step.on_commit("perturbation memory", lambda: memory.keep(index, kept))
         peer = {a: b, b: a}
         return [made[peer.get(i, a if draw.random() < 0.5 else b)] for i in range(n_members)]
 
-    def _make(self, step: TrainingStep, m: int) -> Tensor:
+    def _make(self, step: TrainingStep, m: int, ball: LinfBall) -> Tensor:
         """Perturb the batch by a step away from its features in member m."""
         shared = generator(derive_seed(step.seed, "shared start"), step.x.device)
         own = generator(derive_seed(step.seed, "own start", m), step.x.device)
         noise = self.eps_init * _uniform(step.x, shared) + self.eps * _uniform(step.x, own)
-        start = LinfBall(step.x, self.eps, step.clip_values).clip(step.x + noise)
+        start = ball.clip(step.x + noise)
         layer, walk = self._layer_names(step)[m], Steps(self.n_steps, self.step_size)
         with step.frozen(self._craft_mode):
-            return repel(step, step.module[m], layer, start=start, eps=self.eps, walk=walk)
+            return repel(step, step.module[m], layer, start=start, ball=ball, walk=walk)
 
     def _adversarial_views(
         self, step: TrainingStep, perturbed: list[Tensor]

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .._plain import describe, digest, type_name
-from ..training import StreamedX, check_same, current_ranks, differences
+from .._strategy import current_strategy
+from ..training import StreamedX, differences
 from .parameters import EnsembleParameters
 
 # parameters that say how a fit is run, and not what it computes
@@ -77,7 +78,8 @@ def check_same_fit(
     ValueError
         On all of them.
     """
-    if current_ranks() is None:
+    strategy = current_strategy()
+    if strategy.is_single:
         return
     if estimator.batch_size == "auto":  # one process alone would begin again
         raise ValueError(
@@ -87,7 +89,7 @@ def check_same_fit(
     about = describe_fit(estimator, X, y, sample_weight)
     # the folder's name may differ from host to host: only the first process uses it
     kept = {"checkpoint_dir": "None" if estimator.checkpoint_dir is None else "a folder"}
-    check_same({**about, **kept}, _explain)
+    strategy.check_same({**about, **kept}, _explain)
 
 
 def _explain(first: dict[str, Any], other: dict[str, Any], rank: int) -> str:

@@ -113,7 +113,7 @@ class TRSEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
 
     def _objective(self, step: TrainingStep) -> dict[str, Tensor]:
         x_adv = self._craft(step)
-        x_rough = self._roughest(step)
+        x_rough = step.remembered(lambda: self._roughest(step), self, "roughest")
         logits, g = step.input_gradients(step.input_leaves())
         g_rough = g if x_rough is None else _gradients(step, x_rough, step.y)
         losses = member_cross_entropy(logits, step.y, step.sample_weight)

@@ -215,7 +215,7 @@ def next_update(layer: _BatchNorm) -> tuple[float, Tensor | None, Tensor | None]
 
 
 @contextmanager
-def exchanged(forwards: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+def patched_forwards(forwards: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
     """Let layers compute something else, for as long as the context lasts.
 
     Parameters, buffers, hooks and `state_dict` are as they were.

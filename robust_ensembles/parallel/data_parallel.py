@@ -12,7 +12,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from ..distributed import Ranks, together
+from .._strategy import trained_by
+from ..distributed import DataParallel, Ranks
 
 _LOGGER = logging.getLogger("robust_ensembles")
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -91,7 +92,7 @@ def data_parallel(*, timeout: float = 1800.0) -> Iterator[None]:
         ranks = stack.enter_context(_ranks(timedelta(seconds=timeout)))
         if ranks.rank > 0:
             stack.enter_context(_quiet())
-        stack.enter_context(together(ranks))
+        stack.enter_context(trained_by(DataParallel(ranks)))
         yield
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 
-from .._system import tell_once
+from .._system import log_once
 from ..estimators import BaseEnsembleClassifier
 from ..estimators.parameters import resolve_device
 from ..modules import Ensemble, build_members
@@ -426,13 +426,13 @@ def _fit_to_machine(estimator: BaseEnsembleClassifier) -> None:
     try:
         device = resolve_device(estimator.device)
     except ValueError:
-        tell_once(f"device={str(estimator.device)!r} is not here: loaded with device='auto'")
+        log_once(f"device={str(estimator.device)!r} is not here: loaded with device='auto'")
         estimator.device = "auto"
         device = resolve_device("auto")
     asked = estimator.accelerate
     graphs = "cuda_graph" in ([asked] if isinstance(asked, str) else asked)
     if graphs and device.type != "cuda":
-        tell_once("accelerate='cuda_graph' needs CUDA: loaded with accelerate='auto'")
+        log_once("accelerate='cuda_graph' needs CUDA: loaded with accelerate='auto'")
         estimator.accelerate = "auto"
 
 

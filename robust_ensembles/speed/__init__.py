@@ -1,7 +1,14 @@
-"""What makes a training step fast without changing what it computes, and when it is used."""
+"""What makes a training step fast without changing what it computes, and when it is used.
+
+`resolve_acceleration` chooses techniques from what was measured to pay on a device, and
+`accelerated` lets modules train by them. A technique that no measurement backs yet lies in
+`robust_ensembles.contrib`, in a file of its name, and is imported by `opt_in` where `accelerate`
+names it. bfloat16 arithmetic, which does change results, is `mixed_precision`.
+"""
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,20 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import one_of
-from .._system import tell_once
-from ..contrib.vmap import vectorized_members, why_not_vectorized
+from .._system import log_once
 from ..modules import Ensemble
-from ..modules.layers import exchanged
+from ..modules.layers import patched_forwards
 from .double_backward import fast_double_backward
 
-TECHNIQUES = (
-    "double_backward",
-    "channels_last",
-    "fused_optimizer",
-    "flush_denormal",
-    "vmap",
-    "cuda_graph",
-)
+OPT_IN = ("vmap", "cuda_graph")
+"""Techniques that are used only where `accelerate` names them."""
+
+TECHNIQUES = ("double_backward", "channels_last", "fused_optimizer", "flush_denormal", *OPT_IN)
 """Names that `accelerate` takes beside ``"auto"`` and ``"none"``."""
 
 
@@ -75,49 +77,19 @@ def _automatic(device: torch.device, second_order: bool) -> frozenset[str]:
     return frozenset(chosen)
 
 
-def make_optimizer(
-    optimizer: type[torch.optim.Optimizer],
-    groups: list[dict[str, Any]],
-    given: dict[str, Any],
-    techniques: frozenset[str],
-) -> torch.optim.Optimizer:
-    """Make an optimizer, with a step that is one kernel where it can and nobody objects.
+def opt_in(technique: str) -> Any:
+    """The module of an opt-in technique, imported now.
 
     Parameters
     ----------
-    optimizer : type
-    groups : list of dict
-        Of parameters.
-    given : dict
-        Its arguments.
-    techniques : frozenset of str
+    technique : str
+        One of `OPT_IN`.
 
     Returns
     -------
-    optimizer : Optimizer
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it does not take these arguments, or not several groups.
+    module : module
     """
-    try:
-        return optimizer(groups, **given, **_one_kernel(optimizer, given, techniques))
-    except (TypeError, ValueError, RuntimeError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(
-            f"the optimizer {optimizer.__name__} cannot be made with {len(groups)} parameter "
-            f"groups and optimizer_params (with lr) {given}: {error}"
-        ) from error
-
-
-def _one_kernel(
-    optimizer: type[torch.optim.Optimizer], given: dict[str, Any], techniques: frozenset[str]
-) -> dict[str, Any]:
-    """Further arguments for that."""
-    ways = {"fused", "foreach", "differentiable", "capturable"}
-    fusible = "fused" in inspect.signature(optimizer).parameters and not ways & set(given)
-    return {"fused": True} if fusible and "fused_optimizer" in techniques else {}
+    return importlib.import_module(f"..contrib.{technique}", __package__)
 
 
 @contextmanager
@@ -136,7 +108,7 @@ def accelerated(
     vectorized = _vectorized(techniques, modules)
     with ExitStack() as stack:
         if vectorized is not None:
-            stack.enter_context(vectorized_members(vectorized))
+            stack.enter_context(opt_in("vmap").vectorized_members(vectorized))
         if "double_backward" in techniques:
             # torch cannot vectorise functions of ours
             for module in [m for m in modules if m is not vectorized]:
@@ -153,10 +125,10 @@ def _vectorized(techniques: frozenset[str], modules: Sequence[nn.Module]) -> Ens
     ensembles = [module for module in modules if isinstance(module, Ensemble)]
     if "vmap" not in techniques or not ensembles:
         return None
-    reason = why_not_vectorized(ensembles[0])
+    reason = opt_in("vmap").why_not_vectorized(ensembles[0])
     if reason is None:
         return ensembles[0]
-    tell_once(f"accelerate: 'vmap' is not used, since {reason}")
+    log_once(f"accelerate: 'vmap' is not used, since {reason}")
     return None
 
 
@@ -203,6 +175,51 @@ def _flushes_denormals() -> bool:
     return bool(torch.tensor(torch.finfo(torch.float32).tiny) / 2 == 0)
 
 
+def make_optimizer(
+    optimizer: type[torch.optim.Optimizer],
+    groups: list[dict[str, Any]],
+    given: dict[str, Any],
+    techniques: frozenset[str],
+) -> torch.optim.Optimizer:
+    """Make an optimizer, with a step that is one kernel where it can and nobody objects.
+
+    Parameters
+    ----------
+    optimizer : type
+    groups : list of dict
+        Of parameters.
+    given : dict
+        Its arguments.
+    techniques : frozenset of str
+
+    Returns
+    -------
+    optimizer : Optimizer
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it does not take these arguments, or not several groups.
+    """
+    try:
+        return optimizer(groups, **given, **_one_kernel(optimizer, given, techniques))
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(
+            f"the optimizer {optimizer.__name__} cannot be made with {len(groups)} parameter "
+            f"groups and optimizer_params (with lr) {given}: {error}"
+        ) from error
+
+
+def _one_kernel(
+    optimizer: type[torch.optim.Optimizer], given: dict[str, Any], techniques: frozenset[str]
+) -> dict[str, Any]:
+    """Further arguments for that."""
+    ways = {"fused", "foreach", "differentiable", "capturable"}
+    fusible = "fused" in inspect.signature(optimizer).parameters and not ways & set(given)
+    return {"fused": True} if fusible and "fused_optimizer" in techniques else {}
+
+
 @contextmanager
 def mixed_precision(members: Iterable[nn.Module]) -> Iterator[None]:
     """Let members compute in bfloat16, for as long as the context lasts.
@@ -214,7 +231,7 @@ def mixed_precision(members: Iterable[nn.Module]) -> Iterator[None]:
     members : iterable of nn.Module
     """
     # partials, not closures: copies of the members have to call themselves
-    with exchanged({member: partial(_in_bfloat16, member.forward) for member in members}):
+    with patched_forwards({member: partial(_in_bfloat16, member.forward) for member in members}):
         yield
 
 

@@ -18,6 +18,7 @@ a tensor v with :math:`\partial_x L` at once: by g it is :math:`w r P(v)`, by w 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -25,9 +26,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from .aten import Gradients, asked, total
-
-_aten = torch.ops.aten
+from .aten import Gradients, batch_norm, batch_norm_backward, needed_gradients
 
 
 class _Statistics(NamedTuple):
@@ -41,14 +40,7 @@ class _Statistics(NamedTuple):
         self, grad_y: Tensor, x: Tensor, weight: Tensor | None, mask: Sequence[bool]
     ) -> Gradients:
         """Gradients by x, weight and bias, from the kernel of the first backward pass."""
-        if self.of_batch:
-            four: Gradients = (None, None, self.mean, self.invstd)
-        else:  # the kernel takes a variance; eps = 0 gives back the inverse root
-            four = (self.mean, self.invstd.pow(-2), None, None)
-        result: Gradients = _aten.native_batch_norm_backward(
-            grad_y, x, weight, *four, self.of_batch, 0.0, list(mask)
-        )
-        return result
+        return batch_norm_backward(grad_y, x, weight, *self, mask)
 
 
 class FastBatchNorm(Function):
@@ -67,7 +59,7 @@ class FastBatchNorm(Function):
         eps: float,
     ) -> Tensor:
         """See the class; called by torch."""
-        y, mean, invstd = _aten.native_batch_norm(
+        y, mean, invstd = batch_norm(
             x, weight, bias, running_mean, running_var, of_batch, momentum, eps
         )
         if not of_batch and running_mean is not None and running_var is not None:
@@ -75,14 +67,13 @@ class FastBatchNorm(Function):
             mean, invstd = running_mean.clone(), (running_var + eps).rsqrt()
         ctx.save_for_backward(x, weight, mean, invstd)
         ctx.of_batch = of_batch
-        result: Tensor = y
-        return result
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> Gradients:
         """See the class; called by torch."""
         x, weight, mean, invstd = ctx.saved_tensors
-        mask = asked(ctx, 3)
+        mask = needed_gradients(ctx, 3)
         statistics = _Statistics(mean, invstd, ctx.of_batch)
         grad_y = _laid_out_as(grad_y, x)
         if torch.is_grad_enabled():
@@ -121,7 +112,7 @@ class _FastBatchNormBackward(Function):
     def backward(ctx: Any, v: Tensor | None, v_weight: Tensor | None, v_bias: Tensor | None) -> Any:
         grad_y, x, weight, mean, invstd, *sums = ctx.saved_tensors
         statistics = _Statistics(mean, invstd, ctx.of_batch)
-        wanted = asked(ctx, 3)
+        wanted = needed_gradients(ctx, 3)
         terms: list[Gradients] = []
         if v is not None:
             v = _laid_out_as(v, x)
@@ -206,9 +197,8 @@ def _combination(terms: Sequence[tuple[Tensor, Tensor]], constant: Tensor) -> Te
     first, factor = terms[0]
     zero = torch.zeros_like(constant)
     # with the statistics of a standard normal, normalisation is one fused multiplication and sum
-    result: Tensor = _aten.native_batch_norm(
-        first, factor, constant, zero, torch.ones_like(zero), False, 0.0, 0.0
-    )[0]
+    one = torch.ones_like(zero)
+    result = batch_norm(first, factor, constant, zero, one, False, 0.0, 0.0)[0]
     rows = _rows(result)
     for tensor, factor in terms[1:]:
         rows.addcmul_(_rows(tensor), _along_rows(factor, result))
@@ -243,3 +233,8 @@ def _along_rows(factor: Tensor, x: Tensor) -> Tensor:
 
 def _chosen(gradients: Sequence[Tensor | None], mask: Sequence[bool]) -> Gradients:
     return tuple(g if m else None for g, m in zip(gradients, mask, strict=True))
+
+
+def total(terms: Sequence[Tensor]) -> Tensor | None:
+    """Sum of tensors; None for the sum of none."""
+    return reduce(torch.add, terms) if terms else None

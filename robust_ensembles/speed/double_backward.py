@@ -20,61 +20,17 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from .._system import tell_once
-from ..modules.layers import exchanged, next_update, uses_batch_statistics
-from .aten import Gradients, asked, total
-from .batch_norm import FastBatchNorm
-
-_aten = torch.ops.aten
-
-
-class FastRectifier(Function):
-    """As `torch.nn.functional.leaky_relu` with a slope of 0 (ReLU) or more.
-
-    Like torch's own, a ReLU keeps its output and a leaky one its input: either tells the sign,
-    and what comes next may change the other in place.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, slope: float) -> Tensor:
-        """See the class; called by torch."""
-        # a ReLU of its own: 0 times infinity is no number
-        y: Tensor = _aten.leaky_relu(x, slope) if slope else _aten.relu(x)
-        ctx.save_for_backward(x if slope else y)
-        ctx.slope = slope
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None]:
-        """See the class; called by torch."""
-        (kept,) = ctx.saved_tensors
-        # the slope does not change with x
-        return _Slopes.apply(grad_y, kept.detach(), ctx.slope), None
-
-
-class _Slopes(Function):
-    """A gradient times 1 where a tensor is positive, else times the slope."""
-
-    @staticmethod
-    def forward(ctx: Any, grad_y: Tensor, kept: Tensor, slope: float) -> Tensor:
-        ctx.save_for_backward(kept)
-        ctx.slope = slope
-        return _times_slopes(grad_y, kept, slope)
-
-    @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None]:
-        (kept,) = ctx.saved_tensors
-        return _times_slopes(v, kept, ctx.slope), None, None
-
-
-def _times_slopes(gradient: Tensor, kept: Tensor, slope: float) -> Tensor:
-    result: Tensor = (
-        _aten.leaky_relu_backward(gradient, kept, slope, False)
-        if slope
-        else _aten.threshold_backward(gradient, kept, 0)
-    )
-    return result
-
+from .._system import log_once
+from ..modules.layers import next_update, patched_forwards, uses_batch_statistics
+from .aten import (
+    Gradients,
+    convolution,
+    convolution_backward,
+    needed_gradients,
+    rectify,
+    rectify_backward,
+)
+from .batch_norm import FastBatchNorm, total
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -102,7 +58,9 @@ def fast_double_backward(module: nn.Module) -> Iterator[nn.Module]:
         The same.
     """
     forwards = {layer: _fast_forward(layer) for layer in module.modules()}
-    with exchanged({layer: forward for layer, forward in forwards.items() if forward is not None}):
+    with patched_forwards(
+        {layer: forward for layer, forward in forwards.items() if forward is not None}
+    ):
         yield module
 
 
@@ -127,7 +85,7 @@ def _fast_forward(layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
         if own == (base.forward, base._conv_forward) and padding is not None:
             geometry = _Geometry(layer.stride, padding, layer.dilation, layer.groups)
             return partial(_conv_forward, layer, geometry)
-    tell_once(f"{layer} has no fast double backward, so torch's own is used for it")
+    log_once(f"{layer} has no fast double backward, so torch's own is used for it")
     return None
 
 
@@ -188,17 +146,12 @@ class _Geometry(NamedTuple):
     groups: int
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        y: Tensor = _aten.convolution(x, weight, bias, *self[:3], False, (0,), self.groups)
-        return y
+        return convolution(x, weight, bias, *self)
 
     def backward(
         self, grad_y: Tensor, x: Tensor, weight: Tensor, mask: Sequence[bool]
     ) -> Gradients:
-        sizes = [len(weight)] if mask[2] else None
-        result: Gradients = _aten.convolution_backward(
-            grad_y, x, weight, sizes, *self[:3], False, (0,), self.groups, list(mask)
-        )
-        return result
+        return convolution_backward(grad_y, x, weight, *self, mask)
 
 
 def _conv_forward(layer: _ConvNd, geometry: _Geometry, x: Tensor) -> Tensor:
@@ -223,7 +176,7 @@ class _Conv(Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> Gradients:
         x, weight = ctx.saved_tensors
-        mask = asked(ctx, 3)
+        mask = needed_gradients(ctx, 3)
         if torch.is_grad_enabled():
             return (*_ConvBackward.apply(grad_y, x, weight, ctx.geometry, mask), None)
         return (*ctx.geometry.backward(grad_y, x, weight, mask), None)
@@ -252,7 +205,7 @@ class _ConvBackward(Function):
         grad_y, x, weight = ctx.saved_tensors
         geometry = ctx.geometry
         by_grad_y, by_x, by_weight = None, None, None
-        wanted = asked(ctx, 3)
+        wanted = needed_gradients(ctx, 3)
         if wanted[0]:
             terms = [] if v is None else [geometry.convolve(v, weight)]
             if v_weight is not None:
@@ -265,3 +218,41 @@ class _ConvBackward(Function):
         if wanted[2] and v is not None:
             by_weight = geometry.backward(grad_y, v, weight, (False, True, False))[1]
         return by_grad_y, by_x, by_weight, None, None
+
+
+class FastRectifier(Function):
+    """As `torch.nn.functional.leaky_relu` with a slope of 0 (ReLU) or more.
+
+    Like torch's own, a ReLU keeps its output and a leaky one its input: either tells the sign,
+    and what comes next may change the other in place.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: float) -> Tensor:
+        """See the class; called by torch."""
+        y = rectify(x, slope)
+        ctx.save_for_backward(x if slope else y)
+        ctx.slope = slope
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None]:
+        """See the class; called by torch."""
+        (kept,) = ctx.saved_tensors
+        # the slope does not change with x
+        return _Slopes.apply(grad_y, kept.detach(), ctx.slope), None
+
+
+class _Slopes(Function):
+    """A gradient times 1 where a tensor is positive, else times the slope."""
+
+    @staticmethod
+    def forward(ctx: Any, grad_y: Tensor, kept: Tensor, slope: float) -> Tensor:
+        ctx.save_for_backward(kept)
+        ctx.slope = slope
+        return rectify_backward(grad_y, kept, slope)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None]:
+        (kept,) = ctx.saved_tensors
+        return rectify_backward(v, kept, ctx.slope), None, None

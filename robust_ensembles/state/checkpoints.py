@@ -20,8 +20,8 @@ from filelock import FileLock, Timeout
 from skorch.callbacks import Callback, PrintLog
 from torch import Tensor
 
+from .._strategy import current_strategy
 from .._system import write_whole
-from ..distributed import on_first_rank
 
 if TYPE_CHECKING:
     from ..training.net import EnsembleNet
@@ -262,7 +262,7 @@ class Checkpoints:
         self, path: str | os.PathLike[str], about: dict[str, Any], method: Remembering
     ) -> None:
         self._folder, self._about, self._method = CheckpointFolder(path), about, method
-        self._saved = on_first_rank(self._folder.read_newest)
+        self._saved = current_strategy().on_first_rank(self._folder.read_newest)
         if self._saved is None:
             return
         _check_format(self._saved, path)
@@ -356,7 +356,9 @@ class Checkpoints:
     def _write(self, state: dict[str, Any], *, best: int | None = None) -> None:
         header = {"format": _FORMAT, "about": json.dumps(self._about)}
         content = {**header, **state}
-        on_first_rank(lambda: self._folder.write(state["epoch"], content, best=best))
+        current_strategy().on_first_rank(
+            lambda: self._folder.write(state["epoch"], content, best=best)
+        )
 
 
 @contextmanager
@@ -509,7 +511,7 @@ def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     """
     file = Path(folder) / _LOCK
     lock = FileLock(file, timeout=0)
-    on_first_rank(lambda: _acquire(lock, file))
+    current_strategy().on_first_rank(lambda: _acquire(lock, file))
     try:
         yield
     finally:

@@ -1,10 +1,10 @@
-"""How a step runs: the private skorch net, batches, augmentation, random streams, checkpoints.
+"""How an ensemble trains: the skorch net, its batches and augmentation, features, random streams.
 
-Where a step runs: `EnsembleNet.train_step` asks an estimator's objective for its terms, the
-objective sees a `TrainingStep`. What makes it fast: `accelerated` in ``_acceleration.py``.
+`EnsembleNet.train_step` asks an estimator's objective for the terms of the loss; the objective sees
+a `TrainingStep`. What makes steps fast is in `robust_ensembles.speed`, what is written to disk in
+`robust_ensembles.state`.
 """
 
-from ..distributed import check_same, current_ranks, shared
 from ..speed import TECHNIQUES, resolve_acceleration
 from ..state.checkpoints import Checkpoints, differences, locked
 from .augmentation import (
@@ -66,8 +66,6 @@ __all__ = [
     "StreamedX",
     "TrainingStep",
     "captured_embedding",
-    "check_same",
-    "current_ranks",
     "derive_seed",
     "differences",
     "distill",
@@ -87,7 +85,6 @@ __all__ = [
     "resolve_acceleration",
     "resolve_layers",
     "seeded_global_rng",
-    "shared",
     "split_item",
     "to_float",
     "to_tensor",

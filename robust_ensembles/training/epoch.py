@@ -1,4 +1,9 @@
-"""The last weights that were good, to go back to."""
+"""One epoch: the means of its loss terms, and what is left if it fails.
+
+`EpochMeter` collects the terms, moves them from the device once and finds those that are not
+finite. `LastGood` puts the weights back that were good before. `explained_out_of_memory` says what
+to do when memory runs out.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""Intermediate features of any network by layer name: read on the way, or replaced."""
+"""Features of any network by layer name, and images made to have them.
+
+`features` reads a layer, `replaced_output` exchanges what it gives, `captured_embedding` collects
+what the classifier sees; all by forward hooks, so that networks need not know. `resolve_layers`
+finds the layers to look at. From features come images that look like one sample and have a
+member's features of another (`distill`) or none of their own (`repel`), which `PerturbationMemory`
+keeps from epoch to epoch.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +17,111 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import one_of
+from .._strategy import current_strategy
 from ..attacks.engine.ascent import Climbable, Steps, ascend
 from ..attacks.engine.balls import LinfBall
 from ..attacks.engine.margins import untouched
-from ..distributed import part, whole
 from ..speed import full_precision
 
 if TYPE_CHECKING:
     from .step import TrainingStep
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+def features(member: nn.Module, layer: str, x: Tensor) -> Tensor:
+    """Output of one layer; the network is run up to there only.
+
+    Parameters
+    ----------
+    member : nn.Module
+    layer : str
+        A name from `resolve_layers`.
+    x : Tensor of shape (n_samples, ...)
+
+    Returns
+    -------
+    output : Tensor of shape (n_samples, ...)
+        Of the first call, if the forward pass calls the layer more than once.
+    """
+
+    def leave(_module: nn.Module, _args: Any, output: Tensor) -> None:
+        raise _LayerReachedError(_read(output))
+
+    handle = member.get_submodule(layer).register_forward_hook(leave)
+    try:
+        member(x)
+    except _LayerReachedError as reached:
+        return reached.output
+    finally:
+        handle.remove()
+    raise RuntimeError(f"the forward pass of {type(member).__name__} did not reach {layer!r}")
+
+
+@contextmanager
+def replaced_output(
+    member: nn.Module, layer: str, replace: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
+    """Put something else in place of a layer's output within the block.
+
+    Parameters
+    ----------
+    member : nn.Module
+    layer : str
+    replace : callable
+        From the output to what the rest of the network gets, of the same shape.
+    """
+
+    def exchange(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        strategy = current_strategy()
+        return strategy.take_own_rows(replace(strategy.gather_rows(output)))
+
+    handle = member.get_submodule(layer).register_forward_hook(exchange)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def captured_embedding(member: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect the embedding of each forward pass within the block.
+
+    Parameters
+    ----------
+    member : nn.Module
+
+    Yields
+    ------
+    embeddings : list of Tensors of shape (n_samples, embedding_size)
+        One for each forward pass: the output of a linear layer named `embedding`, before its
+        activation, where the network has one; else the input of its last linear layer.
+    """
+    embeddings: list[Tensor] = []
+    layer = getattr(member, "embedding", None)
+    if isinstance(layer, nn.Linear):
+        handle = layer.register_forward_hook(lambda _m, _x, out: embeddings.append(_read(out)))
+    else:
+        _, classifier = final_linear(member, "an embedding")
+        handle = classifier.register_forward_pre_hook(lambda _m, x: embeddings.append(_read(x[0])))
+    try:
+        yield embeddings
+    finally:
+        handle.remove()
+
+
+def _read(output: Tensor) -> Tensor:
+    """What a hook has got of a layer: of all samples, in full precision."""
+    return current_strategy().gather_rows(full_precision(output))
+
+
+class _LayerReachedError(Exception):
+    """Raised by a hook to leave a forward pass early; holds what it came for."""
+
+    def __init__(self, output: Tensor) -> None:
+        self.output = output
 
 
 def resolve_layers(
@@ -162,64 +263,6 @@ def _usable_layers(member: nn.Module, input_shape: tuple[int, ...]) -> set[str]:
     return usable
 
 
-class _LayerReachedError(Exception):
-    """Raised by a hook to leave a forward pass early; holds what it came for."""
-
-    def __init__(self, output: Tensor) -> None:
-        self.output = output
-
-
-def features(member: nn.Module, layer: str, x: Tensor) -> Tensor:
-    """Output of one layer; the network is run up to there only.
-
-    Parameters
-    ----------
-    member : nn.Module
-    layer : str
-        A name from `resolve_layers`.
-    x : Tensor of shape (n_samples, ...)
-
-    Returns
-    -------
-    output : Tensor of shape (n_samples, ...)
-        Of the first call, if the forward pass calls the layer more than once.
-    """
-
-    def leave(_module: nn.Module, _args: Any, output: Tensor) -> None:
-        raise _LayerReachedError(whole(full_precision(output)))
-
-    handle = member.get_submodule(layer).register_forward_hook(leave)
-    try:
-        member(x)
-    except _LayerReachedError as reached:
-        return reached.output
-    finally:
-        handle.remove()
-    raise RuntimeError(f"the forward pass of {type(member).__name__} did not reach {layer!r}")
-
-
-@contextmanager
-def replaced_output(
-    member: nn.Module, layer: str, replace: Callable[[Tensor], Tensor]
-) -> Iterator[None]:
-    """Put something else in place of a layer's output within the block.
-
-    Parameters
-    ----------
-    member : nn.Module
-    layer : str
-    replace : callable
-        From the output to what the rest of the network gets, of the same shape.
-    """
-    handle = member.get_submodule(layer).register_forward_hook(
-        lambda _module, _args, output: part(replace(whole(output)))
-    )
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def final_linear(member: nn.Module, owner: str) -> tuple[str, nn.Linear]:
     """Name and layer of the last linear layer of a network, its classifier.
 
@@ -267,35 +310,86 @@ def embedding_size(member: nn.Module, owner: str) -> int:
     return final_linear(member, owner)[1].in_features
 
 
-@contextmanager
-def captured_embedding(member: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect the embedding of each forward pass within the block.
+def distill(
+    step: TrainingStep,
+    member: nn.Module,
+    layer: str,
+    *,
+    x_target: Tensor,
+    eps: float,
+    walk: Steps,
+) -> Tensor:
+    r"""Samples of the batch, moved to have a member's features of other samples.
+
+    .. math:: \arg\min_{|x' - x|_\infty \le \varepsilon} |f^l(x') - f^l(x_t)|^2
 
     Parameters
     ----------
+    step : TrainingStep
+        Its x is where the walk starts. The members must be frozen.
     member : nn.Module
+    layer : str
+    x_target : Tensor of the shape of x
+    eps : float
+        Radius of the ball around x, in the units of X.
+    walk : Steps
 
-    Yields
-    ------
-    embeddings : list of Tensors of shape (n_samples, embedding_size)
-        One for each forward pass: the output of a linear layer named `embedding`, before its
-        activation, where the network has one; else the input of its last linear layer.
+    Returns
+    -------
+    x_distilled : Tensor of the shape of x
+        Crafted once in a step for the same arguments.
     """
-    embeddings: list[Tensor] = []
-    layer = getattr(member, "embedding", None)
-    if isinstance(layer, nn.Linear):
-        handle = layer.register_forward_hook(
-            lambda _m, _x, out: embeddings.append(whole(full_precision(out)))
-        )
-    else:
-        _, classifier = final_linear(member, "an embedding")
-        handle = classifier.register_forward_pre_hook(
-            lambda _m, x: embeddings.append(whole(full_precision(x[0])))
-        )
-    try:
-        yield embeddings
-    finally:
-        handle.remove()
+
+    def craft() -> Tensor:
+        with torch.no_grad():
+            target = features(member, layer, x_target)
+        descent = FeatureDistance(member, layer, target, descend=True)
+        ball = LinfBall(step.x, eps, step.clip_values)
+        return _walk(step, descent, ball, ball.project(step.x), walk)
+
+    settings = layer, eps, walk.n_steps, walk.step_size, walk.decay
+    return step.remembered(craft, "distilled", member, member.training, x_target, settings)
+
+
+def repel(
+    step: TrainingStep,
+    member: nn.Module,
+    layer: str,
+    *,
+    start: Tensor,
+    ball: LinfBall,
+    walk: Steps,
+) -> Tensor:
+    r"""Samples of the batch, moved away from a member's features of themselves.
+
+    .. math:: \arg\max_{|x' - x|_\infty \le \varepsilon} |f^l(x') - f^l(x)|^2
+
+    Parameters
+    ----------
+    step : TrainingStep
+        The members must be frozen.
+    member : nn.Module
+    layer : str
+    start : Tensor of the shape of x
+        Where the walk starts: at x itself the gradient is zero.
+    ball : LinfBall
+        Around x.
+    walk : Steps
+
+    Returns
+    -------
+    x_repelled : Tensor of the shape of x
+    """
+    with torch.no_grad():
+        own = features(member, layer, step.x)
+    return _walk(step, FeatureDistance(member, layer, own, descend=False), ball, start, walk)
+
+
+def _walk(
+    step: TrainingStep, distance: FeatureDistance, ball: LinfBall, start: Tensor, walk: Steps
+) -> Tensor:
+    """All steps within the ball around the batch."""
+    return ascend(distance, ball, start, step.y, walk, stop_when_broken=False)[0]
 
 
 class FeatureDistance(Climbable):
@@ -326,77 +420,6 @@ class FeatureDistance(Climbable):
         return gradient, self.broken(x, y)
 
 
-def distill(
-    step: TrainingStep,
-    member: nn.Module,
-    layer: str,
-    *,
-    x_target: Tensor,
-    eps: float,
-    walk: Steps,
-) -> Tensor:
-    r"""Samples of the batch, moved to have a member's features of other samples.
-
-    .. math:: \arg\min_{|x' - x|_\infty \le \varepsilon} |f^l(x') - f^l(x_t)|^2
-
-    Parameters
-    ----------
-    step : TrainingStep
-        Its x is where the walk starts. The members must be frozen.
-    member : nn.Module
-    layer : str
-    x_target : Tensor of the shape of x
-    eps : float
-        Radius of the ball around x, in the units of X.
-    walk : Steps
-
-    Returns
-    -------
-    x_distilled : Tensor of the shape of x
-    """
-    with torch.no_grad():
-        target = features(member, layer, x_target)
-    descent = FeatureDistance(member, layer, target, descend=True)
-    return _walk(step, descent, None, eps, walk)
-
-
-def repel(
-    step: TrainingStep, member: nn.Module, layer: str, *, start: Tensor, eps: float, walk: Steps
-) -> Tensor:
-    r"""Samples of the batch, moved away from a member's features of themselves.
-
-    .. math:: \arg\max_{|x' - x|_\infty \le \varepsilon} |f^l(x') - f^l(x)|^2
-
-    Parameters
-    ----------
-    step : TrainingStep
-        The members must be frozen.
-    member : nn.Module
-    layer : str
-    start : Tensor of the shape of x
-        Where the walk starts: at x itself the gradient is zero.
-    eps : float
-        Radius of the ball around x, in the units of X.
-    walk : Steps
-
-    Returns
-    -------
-    x_repelled : Tensor of the shape of x
-    """
-    with torch.no_grad():
-        own = features(member, layer, step.x)
-    return _walk(step, FeatureDistance(member, layer, own, descend=False), start, eps, walk)
-
-
-def _walk(
-    step: TrainingStep, distance: FeatureDistance, start: Tensor | None, eps: float, walk: Steps
-) -> Tensor:
-    """All steps within the ball around the batch, by default from its centre."""
-    ball = LinfBall(step.x, eps, step.clip_values)
-    start = ball.project(step.x) if start is None else start
-    return ascend(distance, ball, start, step.y, walk, stop_when_broken=False)[0]
-
-
 class PerturbationMemory:
     """One perturbation for each training sample, empty at first.
 
@@ -424,9 +447,7 @@ class PerturbationMemory:
         kept : Tensor of shape (n, ...)
             NaN where nothing is kept yet.
         """
-        if self.kept is None:
-            self.kept = like.new_full((self.n_samples, *like.shape[1:]), torch.nan)
-        return self.kept[index]
+        return torch.full_like(like, torch.nan) if self.kept is None else self.kept[index]
 
     def keep(self, index: Tensor, perturbations: Tensor) -> None:
         """Keep perturbations in place of the former ones.
@@ -437,5 +458,6 @@ class PerturbationMemory:
         perturbations : Tensor of shape (n, ...)
         """
         if self.kept is None:
-            raise RuntimeError("nothing was recalled yet")
+            shape = self.n_samples, *perturbations.shape[1:]
+            self.kept = perturbations.new_full(shape, torch.nan)
         self.kept[index] = perturbations

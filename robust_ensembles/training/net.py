@@ -1,9 +1,15 @@
-"""The skorch net that an estimator owns: runs epochs, keeps the history, protects the weights."""
+"""The skorch net that an estimator owns: it runs epochs and steps, and predicts.
+
+`EnsembleNet.train_epochs` is what a fit comes to: the list of contexts there names everything that
+holds while it trains. `EnsembleNet.train_step` is one step of it, in the order in which it
+happens. The estimator's objective gives the terms of the loss from a `TrainingStep`; the strategy
+says who trains; predictions are made here too, in batches.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,19 +19,10 @@ from skorch import NeuralNetClassifier
 from skorch.callbacks import EpochTimer, PassthroughScoring, PrintLog
 from torch import Tensor, nn
 
+from .._strategy import SingleProcess, current_strategy
 from ..attacks.engine.margins import Passes
-from ..contrib.cuda_graph import ReplayedStep, replayed_steps
-from ..distributed import (
-    check_same_batches,
-    in_lockstep,
-    own_stream,
-    sharded,
-    share_buffers,
-    share_weights,
-    sum_gradients,
-)
 from ..modules import Ensemble, RawInput
-from ..speed import accelerated, make_optimizer, mixed_precision
+from ..speed import accelerated, make_optimizer, mixed_precision, opt_in
 from ..state.checkpoints import Checkpoints, checkpointed
 from .augmentation import AugmentationPipeline
 from .data import Batch, MiniBatches, StreamedX, death_of_a_reader_explained
@@ -34,90 +31,13 @@ from .random import derive_seed, preserve_global_rng, reseed_global_rng
 from .step import Objective, TrainingStep
 from .termination import drop_unfinished_epoch, stopped_by_sigterm, stopped_early
 
+# samples of a batch in predictions
 _BATCH_SIZE = 512
-
-
-def member_log_proba(module: RawInput, X: ArrayLike) -> NDArray[np.float64]:
-    """Log-probabilities of every member on raw X.
-
-    Parameters
-    ----------
-    module : RawInput
-    X : array-like of shape (n_samples, ...), or StreamedX
-
-    Returns
-    -------
-    log_proba : ndarray of shape (n_members, n_samples, n_classes)
-        Normalised in float64.
-
-    Raises
-    ------
-    ValueError
-        Where a member's outputs are NaN or infinite, so that there is no answer.
-    """
-    device = next(module.parameters()).device
-    passes = Passes(_BATCH_SIZE)
-
-    def answers(x: Tensor) -> tuple[Tensor, ...]:
-        logits = module.member_logits(x.to(device)).cpu().double()
-        return (torch.log_softmax(logits, dim=-1).movedim(0, 1),)
-
-    with torch.inference_mode():
-        parts = [passes.map(answers, x)[0] for x in _batches(X)]
-    result: NDArray[np.float64] = torch.cat(parts).movedim(1, 0).numpy()
-    unknown = np.asarray(np.isnan(result).any(axis=(0, 2)))
-    if unknown.any():
-        raise ValueError(
-            f"the members' outputs are NaN or infinite for {unknown.sum()} of {len(unknown)} "
-            f"samples, the first of which is X[{unknown.argmax()}]; X is far from what they were "
-            "trained on, or their weights are not finite"
-        )
-    return result
-
-
-def log_proba(module: RawInput, X: ArrayLike) -> NDArray[np.float64]:
-    """Log mean probability on raw X, (n_samples, n_classes)."""
-    members = member_log_proba(module, X)
-    result: NDArray[np.float64] = np.logaddexp.reduce(members, axis=0) - np.log(len(members))
-    return result
-
-
-def _batches(X: Any) -> Iterable[Tensor]:
-    if isinstance(X, StreamedX):
-        return X.in_order(_BATCH_SIZE)
-    if isinstance(X, Tensor):
-        return X.split(_BATCH_SIZE)
-    array = np.asarray(X)
-    starts = range(0, len(array), _BATCH_SIZE)
-    # copies: X may be a read-only memory map
-    return (torch.from_numpy(array[i : i + _BATCH_SIZE].copy()) for i in starts)
-
-
-class Answers:
-    """What a net answers to raw X; skorch's callbacks ask it, too."""
-
-    module_: Ensemble
-    input_shape: tuple[int, ...]
-    clip_values: tuple[float, float] | None
-
-    def as_module(self) -> RawInput:
-        """The members behind raw X, in eval mode."""
-        return RawInput(self.module_, self.input_shape, self.clip_values).eval()
-
-    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Mean probabilities, (n_samples, n_classes)."""
-        proba: NDArray[np.float64] = np.exp(log_proba(self.as_module(), X))
-        return proba
-
-    def predict(self, X: ArrayLike) -> NDArray[np.int64]:
-        """Class indices, (n_samples,)."""
-        return self.predict_proba(X).argmax(axis=1)
-
 
 Components = tuple[Ensemble, nn.Module | None]
 
 
-class EnsembleNet(Answers, NeuralNetClassifier):
+class EnsembleNet(NeuralNetClassifier):
     """skorch net of an ensemble and what its method trains beside it.
 
     The members and the auxiliary module share one optimizer, with a parameter group for each:
@@ -172,7 +92,18 @@ class EnsembleNet(Answers, NeuralNetClassifier):
         self.precision = precision
         self.objective_: Objective | None = None
         self.last_good_: LastGood | None = None
-        self.replayed_: ReplayedStep | None = None
+        # steps of another kind than `train_step`'s, if a technique has them
+        self.replayed_: Any = None
+
+    @property
+    def strategy(self) -> SingleProcess:
+        """Who trains this net: this process alone, or several together."""
+        return current_strategy()
+
+    @property
+    def trained_modules(self) -> list[nn.Module]:
+        """The ensemble, and what its method trains beside it."""
+        return [getattr(self, f"{name}_") for name in self._modules]
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Any]]:
@@ -192,7 +123,7 @@ class EnsembleNet(Answers, NeuralNetClassifier):
             self.initialize()
         finally:
             del self.builder_
-        share_weights(self)
+        self.strategy.share_weights(self.trained_modules)
         self._set_training(False)
         return self
 
@@ -249,16 +180,15 @@ class EnsembleNet(Answers, NeuralNetClassifier):
         if checkpoints is not None:
             epochs = checkpoints.resume(self, epochs)
         self.objective_ = objective
-        modules = [getattr(self, f"{name}_") for name in self._modules]
-        self.last_good_ = LastGood(modules, self.optimizer_)
+        self.last_good_ = LastGood(self.trained_modules, self.optimizer_)
         try:
             with (
-                in_lockstep(self),
+                self.strategy.in_lockstep(self),
                 stopped_by_sigterm(self),
                 checkpointed(self, checkpoints),
                 preserve_global_rng(),
-                accelerated(self.techniques, modules, self.optimizer_),
-                replayed_steps(self, self._step, self._terms) as self.replayed_,
+                accelerated(self.techniques, self.trained_modules, self.optimizer_),
+                self.replaying() as self.replayed_,
             ):
                 self.fit_loop(dataset, y, epochs=epochs)
         except KeyboardInterrupt:
@@ -271,6 +201,13 @@ class EnsembleNet(Answers, NeuralNetClassifier):
             self._set_training(False)
             drop_unfinished_epoch(self)
             self.notify("on_train_end", X=dataset, y=y)
+
+    def replaying(self) -> AbstractContextManager[Any]:
+        """Context that gives what runs steps in place of `train_step`, or None."""
+        if "cuda_graph" not in self.techniques:
+            return nullcontext()
+        context: AbstractContextManager[Any] = opt_in("cuda_graph").replayed_steps(self)
+        return context
 
     def get_iterator(self, dataset: Any, training: bool = False) -> MiniBatches:
         """Batches of a data set on the device; called by skorch."""
@@ -298,7 +235,7 @@ class EnsembleNet(Answers, NeuralNetClassifier):
         epoch = len(self.history) - 1
         meter = EpochMeter(prefix, epoch, immediate=torch.device(self.device).type == "cpu")
         iterator.epoch = epoch
-        check_same_batches(iterator)
+        self.strategy.check_same_batches(iterator)
         assert self.last_good_ is not None
         with (
             explained_out_of_memory(iterator),
@@ -314,13 +251,13 @@ class EnsembleNet(Answers, NeuralNetClassifier):
             meter.write(self.history)
             if training:
                 self.last_good_.check(epoch)
-                share_buffers(self)
+                self.strategy.share_buffers(self.module_)
 
     def _begin_epoch(self, epoch: int, training: bool) -> None:
         if not training:
             return
         # for layers that know the global generator only, such as dropout
-        reseed_global_rng(derive_seed(self.seed, "layers", epoch, *own_stream()))
+        reseed_global_rng(derive_seed(self.seed, "layers", epoch, *self.strategy.rank_stream))
         for group in self.optimizer_.param_groups:
             # an epoch that was interrupted comes twice
             if epoch in self.lr_milestones and group.get("decayed_in") != epoch:
@@ -329,37 +266,33 @@ class EnsembleNet(Answers, NeuralNetClassifier):
         self.attack_seeds_ = np.random.default_rng(derive_seed(self.seed, "attack", epoch))
 
     def train_step(self, batch: Batch, *, number: int, meter: EpochMeter) -> dict[str, Any]:
-        """One optimizer step on the objective."""
+        """One optimizer step on the objective: its terms, their sum, gradients, new weights."""
         if self.replayed_ is not None and self.replayed_.takes(batch):
             return self.replayed_(batch, self._next_seed(), meter)
+        step: TrainingStep
 
         def closure() -> Tensor:
+            nonlocal step
             self.optimizer_.zero_grad()
             self._set_training(True)
-            terms = self._terms(self._step(batch, self._next_seed()))
-            loss = torch.stack(list(terms.values())).sum()
-            meter.add({"loss": loss, **terms}, len(batch.x))
-            # by the weights alone: leaves that a method differentiates by would get one too
-            loss.backward(inputs=self._trained_parameters())
-            sum_gradients(self.module_, self.auxiliary_ if self.has_auxiliary_ else None)
+            step = self.make_step(batch, self._next_seed())
+            losses = self.losses(step)
+            meter.add(losses, len(batch.x))
+            self.backward(losses["loss"])
             self.notify(
                 "on_grad_computed",
                 named_parameters=list(self.get_all_learnable_params()),
                 batch=(batch.x, batch.y),
                 training=True,
             )
-            return loss
+            return losses["loss"]
 
         loss = self.optimizer_.step(closure)
+        step.commit()
         return {"loss": loss.detach(), "y_pred": None}
 
-    def _trained_parameters(self) -> list[Tensor]:
-        return [p for group in self.optimizer_.param_groups for p in group["params"]]
-
-    def _next_seed(self) -> int:
-        return int(self.attack_seeds_.integers(2**62))
-
-    def _step(self, batch: Batch, seed: Any) -> TrainingStep:
+    def make_step(self, batch: Batch, seed: Any) -> TrainingStep:
+        """The step on a batch, as an objective sees it."""
         return TrainingStep(
             module=self.module_,
             auxiliary=self.auxiliary_ if self.has_auxiliary_ else None,
@@ -370,19 +303,104 @@ class EnsembleNet(Answers, NeuralNetClassifier):
             epoch_seed=self.epoch_seed_,
         )
 
-    def _terms(self, step: TrainingStep) -> dict[str, Tensor]:
+    def losses(self, step: TrainingStep) -> dict[str, Tensor]:
+        """The objective's terms by name and before them their sum, ``loss``.
+
+        They may be computed several times on one step: it remembers its crafted inputs, and no
+        state is written before `TrainingStep.commit`.
+        """
         if self.objective_ is None:
             raise RuntimeError("this net is trained by its estimator: call the estimator's fit")
         narrow = step.module if self.precision == "bfloat16" else ()
-        with mixed_precision(narrow), sharded(step.module):
-            return self.objective_(step)
+        with mixed_precision(narrow), self.strategy.shard(step.module):
+            terms = self.objective_(step)
+        return {"loss": torch.stack(list(terms.values())).sum(), **terms}
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss, over the rows of all processes, to those of the weights."""
+        weights = [p for group in self.optimizer_.param_groups for p in group["params"]]
+        # by the weights alone: leaves that a method differentiates by would get one too
+        loss.backward(inputs=weights)
+        self.strategy.sum_gradients(self.module_, self.auxiliary_ if self.has_auxiliary_ else None)
+
+    def _next_seed(self) -> int:
+        return int(self.attack_seeds_.integers(2**62))
 
     def validation_step(self, batch: Batch, *, number: int, meter: EpochMeter) -> dict[str, Any]:
         """Loss and accuracy of the deployed mean probability on one batch."""
         self._set_training(False)
-        with torch.no_grad(), sharded(self.module_):
+        with torch.no_grad(), self.strategy.shard(self.module_):
             y_pred = self.module_(batch.x)
             loss = self.criterion_(y_pred, batch.y)
             accuracy = (y_pred.argmax(dim=1) == batch.y).to(y_pred.dtype).mean()
         meter.add({"loss": loss, "acc": accuracy}, len(batch.x))
         return {"loss": loss, "y_pred": y_pred}
+
+    def as_module(self) -> RawInput:
+        """The members behind raw X, in eval mode."""
+        return RawInput(self.module_, self.input_shape, self.clip_values).eval()
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Mean probabilities, (n_samples, n_classes)."""
+        proba: NDArray[np.float64] = np.exp(log_proba(self.as_module(), X))
+        return proba
+
+    def predict(self, X: ArrayLike) -> NDArray[np.int64]:
+        """Class indices, (n_samples,)."""
+        return self.predict_proba(X).argmax(axis=1)
+
+
+def member_log_proba(module: RawInput, X: ArrayLike) -> NDArray[np.float64]:
+    """Log-probabilities of every member on raw X.
+
+    Parameters
+    ----------
+    module : RawInput
+    X : array-like of shape (n_samples, ...), or StreamedX
+
+    Returns
+    -------
+    log_proba : ndarray of shape (n_members, n_samples, n_classes)
+        Normalised in float64.
+
+    Raises
+    ------
+    ValueError
+        Where a member's outputs are NaN or infinite, so that there is no answer.
+    """
+    device = next(module.parameters()).device
+    passes = Passes(_BATCH_SIZE)
+
+    def answers(x: Tensor) -> tuple[Tensor, ...]:
+        logits = module.member_logits(x.to(device)).cpu().double()
+        return (torch.log_softmax(logits, dim=-1).movedim(0, 1),)
+
+    with torch.inference_mode():
+        parts = [passes.map(answers, x)[0] for x in _batches(X)]
+    result: NDArray[np.float64] = torch.cat(parts).movedim(1, 0).numpy()
+    unknown = np.asarray(np.isnan(result).any(axis=(0, 2)))
+    if unknown.any():
+        raise ValueError(
+            f"the members' outputs are NaN or infinite for {unknown.sum()} of {len(unknown)} "
+            f"samples, the first of which is X[{unknown.argmax()}]; X is far from what they were "
+            "trained on, or their weights are not finite"
+        )
+    return result
+
+
+def log_proba(module: RawInput, X: ArrayLike) -> NDArray[np.float64]:
+    """Log mean probability on raw X, (n_samples, n_classes)."""
+    members = member_log_proba(module, X)
+    result: NDArray[np.float64] = np.logaddexp.reduce(members, axis=0) - np.log(len(members))
+    return result
+
+
+def _batches(X: Any) -> Iterable[Tensor]:
+    if isinstance(X, StreamedX):
+        return X.in_order(_BATCH_SIZE)
+    if isinstance(X, Tensor):
+        return X.split(_BATCH_SIZE)
+    array = np.asarray(X)
+    starts = range(0, len(array), _BATCH_SIZE)
+    # copies: X may be a read-only memory map
+    return (torch.from_numpy(array[i : i + _BATCH_SIZE].copy()) for i in starts)

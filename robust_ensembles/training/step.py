@@ -1,11 +1,16 @@
-"""What a method's objective works with: the members, one batch, and examples made from it."""
+"""What a method's objective works with: the members, one batch, and examples made from it.
+
+An objective may be asked for its terms several times in one step, such as at perturbed weights. So
+a step remembers what was crafted in it, and what an objective wants to keep for later steps is
+written when the step commits, after the weights have moved.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +22,8 @@ from .data import Batch
 
 if TYPE_CHECKING:
     from ..attacks import BoundedAttack
+
+T = TypeVar("T")
 
 Objective = Callable[["TrainingStep"], dict[str, Tensor]]
 """The addends of a method's loss by name, from one step. Their sum is minimised."""
@@ -52,6 +59,12 @@ class TrainingStep:
     seed: int
     epoch: int = 0
     epoch_seed: int = 0
+    _remembered: dict[Any, tuple[Any, Any]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _at_commit: dict[str, Callable[[], None]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def x(self) -> Tensor:
@@ -124,7 +137,7 @@ class TrainingStep:
         target: nn.Module | None = None,
         x: Tensor | None = None,
     ) -> Tensor:
-        """Adversarial examples of this batch.
+        """Adversarial examples of this batch; crafted once for the same arguments.
 
         Parameters
         ----------
@@ -140,14 +153,53 @@ class TrainingStep:
         -------
         x_adv : Tensor of shape (n_samples, ...)
         """
-        with self.frozen(mode):
-            return attack.craft(
-                target or self.module,
-                self.x if x is None else x,
-                self.y,
-                box=self.clip_values,
-                seed=self.seed,
-            )
+        target = self.module if target is None else target
+        x = self.x if x is None else x
+
+        def craft() -> Tensor:
+            with self.frozen(mode):
+                return attack.craft(target, x, self.y, box=self.clip_values, seed=self.seed)
+
+        settings = tuple(vars(attack).items())
+        return self.remembered(craft, "attack", type(attack), settings, mode, target, x)
+
+    def remembered(self, craft: Callable[[], T], *key: Any) -> T:
+        """What was crafted in this step under a key, or is now.
+
+        Parameters
+        ----------
+        craft : callable
+            Makes inputs of this step, such as from its batch and seed.
+        *key : object
+            What they depend on: plain values, and tuples of them, count by value, others by
+            identity.
+
+        Returns
+        -------
+        crafted : object
+        """
+        hashed = _hashed(key)
+        if hashed not in self._remembered:
+            # the key is kept too: none of its objects may leave its identity to another one
+            self._remembered[hashed] = craft(), key
+        crafted: T = self._remembered[hashed][0]
+        return crafted
+
+    def on_commit(self, name: str, act: Callable[[], None]) -> None:
+        """Do something after the weights have moved, such as writing into a method's memory.
+
+        Parameters
+        ----------
+        name : str
+            A later call with the same name replaces this one.
+        act : callable
+        """
+        self._at_commit[name] = act
+
+    def commit(self) -> None:
+        """Do what was left for after the optimizer's step."""
+        for act in self._at_commit.values():
+            act()
 
     def input_leaves(self) -> list[Tensor]:
         """A copy of the batch for each member, to differentiate its loss by."""
@@ -171,3 +223,11 @@ def input_gradients(losses: Tensor, leaves: Sequence[Tensor]) -> Tensor:
     # the loss of a member reaches its own leaf only, so one call serves them all
     gradients = torch.autograd.grad(losses.sum(), list(leaves), create_graph=True)
     return torch.stack([gradient.flatten(1) for gradient in gradients])
+
+
+def _hashed(part: Any) -> Any:
+    """Plain values and tuples of them as they are, other objects by their identity."""
+    if isinstance(part, tuple):
+        return tuple(_hashed(item) for item in part)
+    plain = part is None or isinstance(part, bool | int | float | str | type)
+    return part if plain else (id(part),)

@@ -1,4 +1,8 @@
-"""How training ends before its last epoch."""
+"""How training ends before its last epoch: by a signal, by patience, or amid an epoch.
+
+That a process should end is told by SIGTERM alone: clusters send it, and in a worker process the
+watch of `end_with_main_process` does. Training handles the signal, and looks for nothing else.
+"""
 
 from __future__ import annotations
 
@@ -9,42 +13,49 @@ from typing import TYPE_CHECKING, Any
 
 from skorch.callbacks import Callback
 
-from .._system import end_with_main_process, exit_by_sigterm, handled_sigterm, in_worker, is_orphan
-from ..distributed import any_rank
+from .._strategy import SingleProcess
+from .._system import (
+    end_with_main_process,
+    exit_by_sigterm,
+    handled_sigterm,
+    in_worker,
+    n_signals_of_watch,
+)
 
 if TYPE_CHECKING:
     from .net import EnsembleNet
 
 
 class _StopBetweenBatches(Callback):
-    """Raises SystemExit at the next batch once it is asked to, at once when asked again."""
+    """Raises SystemExit at the next batch once SIGTERM has come, at once when it comes again."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.n_signals = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         # a copy of the net, made meanwhile by another callback, gets no signals
         return Callback, ()
 
     def ask(self, *_: Any) -> None:
-        """Be the handler of a signal."""
-        if self.asked:  # of this process alone: the others cannot be asked amid a batch
+        """Be the handler of the signal."""
+        self.n_signals += 1
+        # of this process alone: others that train with it cannot be asked amid a batch
+        if self.n_signals > 1 + n_signals_of_watch():
             exit_by_sigterm()
-        self.asked = True
 
     @property
     def is_due(self) -> bool:
         """Whether to stop."""
-        return self.asked or is_orphan()
+        return self.n_signals > 0
 
-    def check(self) -> None:
+    def check(self, strategy: SingleProcess) -> None:
         """Stop if that was asked for, of any of the processes that train together."""
-        if any_rank(self.is_due):
+        if strategy.any_rank(self.is_due):
             exit_by_sigterm()
 
     def on_batch_begin(self, net: EnsembleNet, **kwargs: Any) -> None:
         """Stop if that was asked for; called by skorch."""
-        self.check()
+        self.check(net.strategy)
 
 
 @contextmanager
@@ -64,13 +75,13 @@ def stopped_by_sigterm(net: EnsembleNet) -> Iterator[None]:
     stop = _StopBetweenBatches()
     entry = ("stop_on_sigterm", stop)
     with handled_sigterm(stop.ask) as handled:
-        if not any_rank(handled):
+        if not net.strategy.any_rank(handled):
             yield
             return
         net.callbacks_.append(entry)
         try:
             yield
-            stop.check()  # no batch came any more
+            stop.check(net.strategy)  # no batch came any more
         except SystemExit:
             if in_worker() and stop.is_due:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)

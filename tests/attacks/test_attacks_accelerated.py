@@ -7,7 +7,7 @@ import torch
 from small_models import ensemble, labelled, uniform
 from torch import nn
 
-from robust_ensembles._system import tell_once
+from robust_ensembles._system import log_once
 from robust_ensembles.attacks import (
     APGD,
     FAB,
@@ -320,7 +320,7 @@ class TestFastEval:
                 return self.layers(x + torch.randn_like(x))
 
         module = settle(Noisy())
-        tell_once.cache_clear()
+        log_once.cache_clear()
         with caplog.at_level(logging.INFO, logger="robust_ensembles"):
             assert not FastEval(module, uniform(4, 2, 8, 8))
             assert not FastEval(module, uniform(4, 2, 8, 8))

@@ -15,7 +15,7 @@ from robust_ensembles import (
     GALEnsembleClassifier,
     VanillaEnsembleClassifier,
 )
-from robust_ensembles._system import tell_once
+from robust_ensembles._system import log_once
 from robust_ensembles.attacks import PGD
 from robust_ensembles.training import TECHNIQUES, resolve_acceleration
 
@@ -193,7 +193,7 @@ def test_vectorized_members_in_bfloat16():
 
 
 def test_members_that_cannot_be_vectorized_are_told_once(caplog):
-    tell_once.cache_clear()
+    log_once.cache_clear()
     with caplog.at_level("INFO", "robust_ensembles"):
         trained(VanillaEnsembleClassifier, "vmap", n=16, epochs=1, n_estimators=1)
     assert "'vmap' is not used, since there is one member only" in caplog.text

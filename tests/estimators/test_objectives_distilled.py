@@ -442,6 +442,7 @@ def test_fasten(n_members, weighted, epoch_seed, walk):
         step = later(base, seed, index)
         expected = naive_fasten(step, common(step), memory, walk)
         check(estimator._objective(step), expected)
+        step.commit()
     kept = estimator._memory[1].kept
     assert kept.isnan().all(dim=1).tolist() == [i == 10 for i in range(12)]
     for index, delta in memory.items():
@@ -796,7 +797,7 @@ def test_craft_bn(cls, params, mode, moves):
     assert {training for m in members for training in m.modes} == {mode == "train"}
     assert all(m.training and m.norm.training for m in members)
     before = count()
-    estimator._objective(step)
+    estimator._objective(replace(step))  # another step, which remembers nothing
     # on the images of two others; on the donor's; on the clean and the perturbed batch
     trained = {DVERGEEnsembleClassifier: 2, LAFEDEnsembleClassifier: 1}.get(cls, 2)
     assert count() - before > 3 * trained if moves else count() - before == 3 * trained

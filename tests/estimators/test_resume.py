@@ -510,6 +510,57 @@ def test_second_sigterm_stops_at_once(data, steps):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+# the name tells a worker of joblib's; it prints what it does in the one batch that it is granted
+WORKER = """
+import multiprocessing, os, signal, sys, time
+multiprocessing.current_process().name = "LokyProcess-1"
+import numpy as np
+from skorch.callbacks import Callback
+from small_estimators import make
+from robust_ensembles import _system
+_system._PAUSE = 0.05
+
+class Batch(Callback):
+    def on_batch_end(self, net, **kwargs):
+        main = os.getppid()
+        print("begun", flush=True)
+        while os.getppid() == main:
+            time.sleep(0.01)
+        time.sleep(1)  # the watch has its say
+        if sys.argv[1] == "watch first":
+            signal.raise_signal(signal.SIGTERM)
+        print("ended", flush=True)
+
+rng = np.random.default_rng(0)
+make(callbacks=[Batch()]).fit(rng.random((99, 4), np.float32), np.arange(99) % 3)
+print("the fit is over", flush=True)
+"""
+# dies once the worker is amid its batch, whose output then goes on to the test
+MAIN = """
+import os, pathlib, signal, subprocess, sys, time
+output, order, script = sys.argv[1:]
+with open(output, "w") as file:
+    worker = subprocess.Popen([sys.executable, "-c", script, order], stdout=file)
+while not pathlib.Path(output).read_text():
+    time.sleep(0.01)
+if order == "cluster first":
+    worker.send_signal(signal.SIGTERM)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of a POSIX system")
+@pytest.mark.parametrize("order", ["cluster first", "watch first"])
+def test_one_end_that_is_asked_for_twice(order, tmp_path):
+    """Of a worker and its main process, by a cluster: the batch gets done, and no other begins."""
+    output = tmp_path / "output"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", MAIN, str(output), order, WORKER]
+    # the worker holds on to stderr: this returns when both have ended
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert output.read_text().split("\n")[:-1] == ["begun", "ended"], done.stderr
+
+
 def test_handler_of_somebody_else_stays(data, steps):
     seen = []
     before = signal.signal(signal.SIGTERM, lambda *args: seen.append(args[0]))

@@ -9,11 +9,10 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from trainings import Block, Flat
 
+from robust_ensembles._strategy import current_strategy
 from robust_ensembles.attacks import PGD
 from robust_ensembles.attacks.engine.margins import untouched
 from robust_ensembles.distributed.collectives import all_rows, own_rows, summed
-from robust_ensembles.distributed.ranks import current_ranks
-from robust_ensembles.distributed.sharding import sharded, sum_gradients
 from robust_ensembles.losses import member_cross_entropy
 from robust_ensembles.modules import Ensemble
 from robust_ensembles.speed.double_backward import fast_double_backward
@@ -47,12 +46,12 @@ def second_order(n_rows, fast=False):
     """Logits, input gradients, gradients of a loss of both, and where the statistics moved."""
     module, (x, y) = ensemble(), batch(n_rows)
     leaves = [x.clone().requires_grad_() for _ in module]
-    with fast_double_backward(module if fast else nn.Identity()), sharded(module):
+    with fast_double_backward(module if fast else nn.Identity()), current_strategy().shard(module):
         logits = module.member_logits(leaves)
         losses = member_cross_entropy(logits, y)
         g = input_gradients(losses, leaves)
     (losses.sum() + 1e3 * g.square().sum()).backward()
-    sum_gradients(module, None)
+    current_strategy().sum_gradients(module, None)
     gradients = [p.grad for p in module.parameters()]
     return [logits.detach(), g.detach(), *gradients, *module.buffers(), *(v.grad for v in leaves)]
 
@@ -61,7 +60,7 @@ def crafted(n_rows, mode):
     """Adversarial examples of a batch, on the ensemble and on a member, and the statistics."""
     module, (x, y) = ensemble(), batch(n_rows)
     attack = PGD(eps=0.2, n_steps=4)
-    with sharded(module), untouched(module, mode):
+    with current_strategy().shard(module), untouched(module, mode):
         found = [attack.craft(t, x, y, box=(0.0, 1.0), seed=5) for t in (module, module[1])]
     return [*found, *module.buffers()]
 
@@ -70,14 +69,14 @@ def looked_into(n_rows):
     """What methods see of a layer's features, and what becomes of those that they replace."""
     module, (x, _) = ensemble(), batch(n_rows)
     member, weights = module[0], torch.linspace(0, 1, n_rows, dtype=torch.float64)
-    with sharded(module):
+    with current_strategy().shard(module):
         seen = features(member, "3.bn1", x)
         with captured_embedding(member) as embeddings:
             logits = member(x)
         with replaced_output(member, "3", lambda own: own * weights.view(-1, 1, 1, 1)):
             mixed = member(x)
     (seen.square().sum() + embeddings[0].square().sum() + mixed.square().sum()).backward()
-    sum_gradients(module, None)
+    current_strategy().sum_gradients(module, None)
     tensors = [seen, embeddings[0], logits, mixed]
     return [t.detach() for t in tensors] + [p.grad for p in member.parameters()]
 
@@ -96,7 +95,7 @@ def look():
 
 def check_derivatives():
     """Numerical derivatives, first and second, of the exchanges and of what is built from them."""
-    ranks = current_ranks()
+    ranks = current_strategy().ranks
     torch.manual_seed(0)
     whole = torch.rand(5, 2, dtype=torch.float64, requires_grad=True)
 
@@ -108,7 +107,7 @@ def check_derivatives():
         return all_rows(own * summed(own.square().sum(0), ranks).sqrt(), len(x), ranks)
 
     def logits(module, x):
-        with sharded(module):
+        with current_strategy().shard(module):
             return module.member_logits(x)
 
     module, (x, _) = ensemble(), batch(3)

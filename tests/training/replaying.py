@@ -15,7 +15,7 @@ from robust_ensembles import (
 )
 from robust_ensembles.attacks import PGD
 from robust_ensembles.contrib.cuda_graph import Recorder, capture_rules, replayed_steps
-from robust_ensembles.training import EnsembleNet, TrainingStep
+from robust_ensembles.training import EnsembleNet
 
 CRAFTING = (AdversarialEnsembleClassifier, CEATEnsembleClassifier)
 
@@ -81,7 +81,7 @@ class Replays:
         plain_step, plain_epochs = EnsembleNet.train_step, EnsembleNet.train_epochs
 
         def train_epochs(net, *args, objective, **kwargs):
-            with replayed_steps(net, _make_step(net), objective, self.recorder) as net.replays_:
+            with replayed_steps(net, self.recorder) as net.replays_:
                 plain_epochs(net, *args, objective=objective, **kwargs)
             assert pickle.loads(pickle.dumps(net.replays_)) is None  # a copy replays nothing
             del net.replays_
@@ -94,18 +94,6 @@ class Replays:
 
         self.monkeypatch.setattr(EnsembleNet, "train_epochs", train_epochs)
         self.monkeypatch.setattr(EnsembleNet, "train_step", train_step)
-
-
-def _make_step(net):
-    return lambda batch, seed: TrainingStep(
-        module=net.module_,
-        auxiliary=net.auxiliary_ if net.has_auxiliary_ else None,
-        batch=batch,
-        clip_values=net.clip_values,
-        seed=seed,
-        epoch=len(net.history) - 1,
-        epoch_seed=net.epoch_seed_,
-    )
 
 
 def network(input_shape, n_classes):

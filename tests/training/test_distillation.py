@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from robust_ensembles.attacks.engine.ascent import Steps
+from robust_ensembles.attacks.engine.balls import LinfBall
 from robust_ensembles.modules import MLP, Ensemble, ResNet20
 from robust_ensembles.training import (
     AugmentationPipeline,
@@ -109,7 +110,7 @@ def test_repel_in_one_step(decay):
     (g,) = torch.autograd.grad(distance.square().sum(), leaf)
     walk = Steps(1, 0.06, decay)
     with step.frozen("eval"):
-        found = repel(step, net, LAYERS[1], start=start, eps=EPS, walk=walk)
+        found = repel(step, net, LAYERS[1], start=start, ball=ball_of(step, EPS), walk=walk)
     moved = start + 0.06 * g.sign()
     expected = torch.minimum(torch.maximum(moved, x - EPS), x + EPS).clamp(0, 1)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
@@ -120,8 +121,12 @@ def test_repel_stays_where_the_gradient_is_zero():
     net, x = wide_mlp(), torch.rand(5, 6).double()
     step = make_step([net], x)
     with step.frozen("eval"):
-        found = repel(step, net, LAYERS[0], start=x, eps=EPS, walk=Steps(3, 0.02))
+        found = repel(step, net, LAYERS[0], start=x, ball=ball_of(step, EPS), walk=Steps(3, 0.02))
     assert torch.equal(found, x)
+
+
+def ball_of(step, eps):
+    return LinfBall(step.x, eps, step.clip_values)
 
 
 def outcome(step, net, layer, how, eps=EPS):
@@ -132,7 +137,7 @@ def outcome(step, net, layer, how, eps=EPS):
         found = distill(step, net, layer, x_target=x_target, eps=eps, walk=walk)
         return found, step.x, features(net, layer, x_target)
     start = (step.x + eps * (2 * torch.rand_like(step.x) - 1)).clamp(0, 1)
-    found = repel(step, net, layer, start=start, eps=eps, walk=walk)
+    found = repel(step, net, layer, start=start, ball=ball_of(step, eps), walk=walk)
     return found, start, features(net, layer, step.x)
 
 
@@ -289,7 +294,6 @@ class TestPerturbationMemory:
     def test_recalls_what_was_kept(self):
         memory = PerturbationMemory(10)
         first, index = torch.rand(3, 4), torch.tensor([7, 0, 3])
-        memory.recall(index, like=first)
         memory.keep(index, first)
         assert torch.equal(memory.recall(index.flip(0), like=first), first.flip(0))
         kept = memory.recall(torch.arange(10), like=torch.rand(10, 4))
@@ -298,7 +302,6 @@ class TestPerturbationMemory:
     def test_the_last_one_counts(self):
         memory = PerturbationMemory(10)
         first, second = torch.rand(3, 4), torch.rand(2, 4)
-        memory.recall(torch.tensor([7, 0, 3]), like=first)
         memory.keep(torch.tensor([7, 0, 3]), first)
         memory.keep(torch.tensor([3, 9]), second)
         expected = torch.stack([first[0], first[1], second[0], second[1]])
@@ -307,16 +310,16 @@ class TestPerturbationMemory:
     def test_what_is_recalled_is_a_copy(self):
         memory = PerturbationMemory(4)
         index, values = torch.arange(4), torch.rand(4, 2)
-        memory.recall(index, like=values)
         memory.keep(index, values)
         memory.recall(index, like=values).zero_()
         expected = values.clone()
         values.zero_()
         assert torch.equal(memory.recall(index, like=values), expected)
 
-    def test_nothing_to_keep_it_in(self):
-        with pytest.raises(RuntimeError, match="nothing was recalled yet"):
-            PerturbationMemory(10).keep(torch.tensor([1]), torch.rand(1, 4))
+    def test_recalling_writes_nothing(self):
+        memory = PerturbationMemory(10)
+        memory.recall(torch.tensor([1]), like=torch.rand(1, 4))
+        assert memory.kept is None
 
     def test_device(self):
         like = torch.empty(2, 3, device="meta")

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from robust_ensembles._system import tell_once
+from robust_ensembles._system import log_once
 from robust_ensembles.speed import batch_norm as _fast_batch_norm
 from robust_ensembles.speed import double_backward as _double_backward
-from robust_ensembles.speed.aten import asked
+from robust_ensembles.speed.aten import needed_gradients
 from robust_ensembles.speed.double_backward import fast_double_backward
 
 TOLERANCE = {"rtol": 1e-10, "atol": 1e-10}
@@ -178,11 +178,11 @@ def test_no_parameter_gradient_is_computed_for_an_input_gradient(monkeypatch, la
     masks = []
 
     def noted(ctx, n):
-        masks.append(asked(ctx, n))
+        masks.append(needed_gradients(ctx, n))
         return masks[-1]
 
     for module in (_double_backward, _fast_batch_norm):
-        monkeypatch.setattr(module, "asked", noted)
+        monkeypatch.setattr(module, "needed_gradients", noted)
     x = torch.randn(2, 3, 4, 4, requires_grad=True)
     with fast_double_backward(layer):
         y = layer(x).square().sum()
@@ -219,7 +219,7 @@ def test_the_module_is_as_before():
 
 
 def test_layers_of_another_kind_are_told_once(caplog):
-    tell_once.cache_clear()
+    log_once.cache_clear()
     net = nn.Sequential(nn.ConvTranspose2d(3, 4, 2), nn.Conv2d(4, 4, 3), nn.ReLU())
     with caplog.at_level("INFO", "robust_ensembles"):
         for _ in range(2):

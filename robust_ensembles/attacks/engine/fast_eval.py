@@ -14,8 +14,8 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..._system import tell_once
-from ...modules.layers import exchanged
+from ..._system import log_once
+from ...modules.layers import patched_forwards
 from .balls import exact
 from .margins import member_logits
 
@@ -117,7 +117,7 @@ def observe(
 
         return forward
 
-    with exchanged({layer: recording(layer) for layer in layers}), _Uses() as uses:
+    with patched_forwards({layer: recording(layer) for layer in layers}), _Uses() as uses:
         logits = member_logits(module, x)
     times = Counter(call.layer for call in calls)
     once = [call for call in calls if times[call.layer] == 1]
@@ -247,7 +247,7 @@ class FastEval:
             problems.append(problem)
             self._forwards = {}
         if problems:
-            tell_once(f"attacks on {type(module)} are slower than possible: {problems[0]}")
+            log_once(f"attacks on {type(module)} are slower than possible: {problems[0]}")
 
     def _prepare(
         self, module: nn.Module, layers: list[nn.Module], x: Tensor, *, channels_last: bool
@@ -269,5 +269,5 @@ class FastEval:
     @contextmanager
     def on(self) -> Iterator[None]:
         """Exchange the layers for as long as the context lasts."""
-        with exchanged(self._forwards):
+        with patched_forwards(self._forwards):
             yield
