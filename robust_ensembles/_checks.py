@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,8 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     if sys.version_info >= (3, 12):
         warnings.warn(message, category, skip_file_prefixes=skipped)
     else:
-        level, frame = 1, sys._getframe()
+        level = 1
+        frame: FrameType | None = sys._getframe()
         while frame is not None and frame.f_code.co_filename.startswith(skipped):
             level, frame = level + 1, frame.f_back
         warnings.warn(message, category, stacklevel=level)

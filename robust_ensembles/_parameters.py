@@ -11,10 +11,11 @@ in `fit`, attacks by `check_parameters`.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import Field, field
 from numbers import Integral, Real
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 from sklearn.utils._param_validation import Interval, StrOptions
 
@@ -22,6 +23,8 @@ from ._checks import check_count, check_flag, check_number, one_of
 from ._docstrings import describe_inherited_parameters
 
 _ALLOWED = "allowed"
+# an annotation, which is a text in most modules
+_CLASS_VARIABLE = re.compile(r"(typing\.)?ClassVar\b")
 _T = TypeVar("_T")
 _C = TypeVar("_C", bound=type)
 
@@ -53,7 +56,7 @@ def param(default: _T, *allowed: Any) -> _T:
     *allowed : Allowed, type, str, callable or None
         What it may be, one of these.
     """
-    return cast(_T, field(default=default, metadata={_ALLOWED: allowed}))
+    return field(default=default, metadata={_ALLOWED: allowed})
 
 
 def at_least(low: float, unit: str = "") -> Allowed:
@@ -149,7 +152,7 @@ def _by_hand(cls: type) -> dict[str, tuple[Any, ...]]:
 def _withdrawn(cls: type) -> dict[str, None]:
     """Names that a class says are class variables, and so no parameters of it."""
     kinds = inspect.get_annotations(cls)
-    return {name: None for name, kind in kinds.items() if str(kind).startswith("ClassVar")}
+    return {name: None for name, kind in kinds.items() if _CLASS_VARIABLE.match(str(kind))}
 
 
 def check_parameters(owner: Any) -> None:
