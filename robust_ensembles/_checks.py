@@ -1,8 +1,13 @@
-"""Checks of input, and messages for bad input, that are alike everywhere."""
+"""Checks of input, and errors and warnings about it, that are alike everywhere."""
 
+import contextlib
 import math
+import os
+import sys
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -10,6 +15,30 @@ import torch
 from numpy.typing import NDArray
 from sklearn.utils.validation import _check_sample_weight
 from torch import Tensor
+
+# what calls the package for the user: no warning points there
+_BETWEEN = ("joblib", "sklearn", "skorch")
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn, and point at the line outside the package that has led here.
+
+    Parameters
+    ----------
+    message : str
+    category : type, default=UserWarning
+    """
+    loaded = (sys.modules[name] for name in (__package__, *_BETWEEN) if name in sys.modules)
+    folders = (os.path.dirname(str(module.__file__)) + os.sep for module in loaded)
+    skipped = (*folders, contextlib.__file__)
+    if sys.version_info >= (3, 12):
+        warnings.warn(message, category, skip_file_prefixes=skipped)
+    else:
+        level = 1
+        frame: FrameType | None = sys._getframe()
+        while frame is not None and frame.f_code.co_filename.startswith(skipped):
+            level, frame = level + 1, frame.f_back
+        warnings.warn(message, category, stacklevel=level)
 
 
 def one_of(value: Any, allowed: Iterable[str], what: str) -> None:
@@ -52,7 +81,15 @@ def is_number(value: Any) -> bool:
     return abs(size) < 2**63
 
 
-def check_number(value: Any, what: str, low: float, high: float = math.inf) -> None:
+def check_number(
+    value: Any,
+    what: str,
+    low: float,
+    high: float = math.inf,
+    *,
+    closed: str = "both",
+    unit: str = "",
+) -> None:
     """Raise a ValueError unless `value` is a finite number from `low` to `high`.
 
     Parameters
@@ -61,33 +98,51 @@ def check_number(value: Any, what: str, low: float, high: float = math.inf) -> N
     what : str
         What the value is, for the message.
     low, high : float
+    closed : {"both", "left", "right", "neither"}, default="both"
+        Which of them the value may be.
+    unit : str, default=""
+        Said behind the limits.
 
     Raises
     ------
     ValueError
     """
-    if not is_number(value) or not low <= value <= high:
-        limits = f">= {low:g}, below 2**63" if high == math.inf else f"from {low:g} to {high:g}"
-        raise ValueError(f"{what} must be a finite number {limits}; got {value!r}")
+    left, right = closed in ("both", "left"), closed in ("both", "right")
+    enough = is_number(value) and (value >= low if left else value > low)
+    if enough and (value <= high if right else value < high):
+        return
+    raise ValueError(f"{what} must be {_limits(low, high, left, right)}{unit}; got {value!r}")
 
 
-def check_count(value: Any, what: str) -> None:
-    """Raise a ValueError unless `value` is a whole number from 1.
+def _limits(low: float, high: float, left: bool, right: bool) -> str:
+    """An interval in words."""
+    if high == math.inf:
+        above = "positive" if low == 0 else f"above {low:g}"
+        return f"a finite number >= {low:g}, below 2**63" if left else above
+    if left and right:
+        return f"a finite number from {low:g} to {high:g}"
+    least = f"at least {low:g}" if left else f"above {low:g}"
+    return f"{least} and {'at most' if right else 'below'} {high:g}"
+
+
+def check_count(value: Any, what: str, least: int = 1) -> None:
+    """Raise a ValueError unless `value` is a whole number from `least`.
 
     Parameters
     ----------
     value : object
     what : str
         What the value is, for the message.
+    least : int, default=1
 
     Raises
     ------
     ValueError
     """
     if not is_number(value) or not isinstance(value, int | np.integer):
-        raise ValueError(f"{what} must be a whole number, at least 1; got {value!r}")
-    if value < 1:
-        raise ValueError(f"{what} must be at least 1; got {value!r}")
+        raise ValueError(f"{what} must be a whole number, at least {least}; got {value!r}")
+    if value < least:
+        raise ValueError(f"{what} must be at least {least}; got {value!r}")
 
 
 def check_flag(value: Any, what: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.base import clone
 
 from .. import recipes
 from .._checks import one_of
@@ -147,7 +148,7 @@ def _part(estimator: Any, settings: dict[str, Any], name: str) -> Any:
     """A component, or the default one that stands for None."""
     part = settings.get(name, getattr(estimator, name))
     if part is None and name == "attack":
-        return estimator._default_attack()
+        return estimator.default_attack
     return part
 
 
@@ -172,7 +173,7 @@ def _of_eps(
         )
     changed: dict[str, Any] = {"attack__eps": args.eps}
     if "attack" in settings:  # None, which stands for this one
-        changed["attack"] = attack
+        changed["attack"] = clone(attack)
     step = getattr(attack, "step_size", None)
     if step is not None and "attack__step_size" not in settings:
         changed["attack__step_size"] = step * args.eps / attack.eps

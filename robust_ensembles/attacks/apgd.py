@@ -6,12 +6,12 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._checks import is_number
+from .._parameters import between, choice, count, param
 from .base import BoundedAttack
 from .engine.ascent import (
     Evaluation,
@@ -52,10 +52,8 @@ class MomentumAttack(BoundedAttack):
         Evaluations averaged in each step, for modules that draw random numbers (EOT).
     """
 
-    _counts: ClassVar[tuple[str, ...]] = (*BoundedAttack._counts, "n_steps", "n_gradients")
-
-    n_steps: int = 100
-    n_gradients: int = 1
+    n_steps: int = param(100, count())
+    n_gradients: int = param(1, count())
 
     @abstractmethod
     def _walks(self, objective: Objective, x: Tensor, y: Tensor) -> Iterator[Walk]:
@@ -312,23 +310,17 @@ _FIRST_INTERVAL, _SHRINKAGE, _LEAST_INTERVAL = 0.22, 0.03, 0.06
 class APGD(MomentumAttack):
     """Auto-PGD: halves its steps where they do not pay, and goes back to the best point.
 
-    See `BoundedAttack` for the other parameters. In the L1 norm steps go along few coordinates,
-    and the first 60% of them explore balls of three and of two times the radius.
+    In the L1 norm steps go along few coordinates, and the first 60% of them explore balls of three
+    and of two times the radius.
 
     Parameters
     ----------
     norm : {"linf", "l2", "l1"}, default="linf"
-    n_steps : int, default=100
-        Gradients after the first.
+        Norm of the perturbation.
     n_restarts : int, default=1
         Walks from different random points, for the samples that are left.
     rho : float, default=0.75
         Part of an interval's steps that must increase the loss for the step size to stay.
-    n_gradients : int, default=1
-        Evaluations averaged in each step, for modules that draw random numbers (EOT).
-    loss : {"margin", "dlr", "cw_margin", "cross_entropy", ...}, default="margin"
-        ``"margin"`` decides as the original's cross-entropy does, but does not round to zero for
-        over-confident ensembles; ``"dlr"`` is the difference of logits ratio.
 
     References
     ----------
@@ -338,11 +330,9 @@ class APGD(MomentumAttack):
        Classifiers", ICML 2021.
     """
 
-    _norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
-    _counts: ClassVar[tuple[str, ...]] = (*MomentumAttack._counts, "n_restarts")
-
-    n_restarts: int = 1
-    rho: float = 0.75
+    norm: str = param("linf", choice("linf", "l2", "l1"))
+    n_restarts: int = param(1, count())
+    rho: float = param(0.75, between(0, 1, closed="right"))
 
     def _walks(self, objective: Objective, x: Tensor, y: Tensor) -> Iterator[Walk]:
         for restart in range(self.n_restarts):
@@ -376,12 +366,6 @@ class APGD(MomentumAttack):
         length = _checkpoints(n_steps).get(step)
         return state if length is None else _halved_where_it_pays(state, self.rho * length)
 
-    def _validate(self) -> None:
-        super()._validate()
-        name = type(self).__name__
-        if not (is_number(self.rho) and 0 < self.rho <= 1):
-            raise ValueError(f"{name}: rho must be above 0 and at most 1; got {self.rho!r}")
-
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class TargetedAPGD(APGD):
@@ -400,9 +384,7 @@ class TargetedAPGD(APGD):
        of Diverse Parameter-free Attacks", ICML 2020.
     """
 
-    _counts: ClassVar[tuple[str, ...]] = (*APGD._counts, "n_target_classes")
-
-    n_target_classes: int = 9
+    n_target_classes: int = param(9, count())
     loss: str = "dlr"
 
     def _walks(self, objective: Objective, x: Tensor, y: Tensor) -> Iterator[Walk]:

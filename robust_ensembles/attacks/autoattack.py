@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from .._checks import one_of
+from .._parameters import choice, param
 from .apgd import APGD, TargetedAPGD
 from .base import Attack
 from .combined import WorstCase
@@ -33,12 +33,16 @@ class Cascade(Attack):
     eps : float, default=8/255
         Radius of the ball, in the units of X.
     norm : {"linf", "l2"}, default="linf"
+        Norm of the perturbation.
     n_queries : int, default=5000
-        Of Square.
+        Outputs that Square looks at for each sample.
     clip_values : tuple of two floats, default=None
-        See `BoundedAttack`.
+        Box that adversarial examples stay in; None takes the box of the estimator (or of the
+        module's attribute `clip_values`), if it has one.
     batch_size : int, default=256
+        Samples that go through the module at once. Does not change the result.
     random_state : int or None, default=0
+        Seed of random starts. None draws a new seed for each call.
     """
 
     eps: float = 8 / 255
@@ -66,6 +70,7 @@ class Cascade(Attack):
         return worst(module, X, y, stop_when_broken=stop_when_broken)
 
     def _validate(self) -> None:
+        super()._validate()
         for attack in self.attacks():
             attack._validate()
 
@@ -74,8 +79,7 @@ class Cascade(Attack):
 class AutoAttack(Cascade):
     """The standard of robust evaluation: APGD twice, FAB and Square (Croce and Hein 2020).
 
-    With fewer classes than the DLR loss or the ten targets need, losses and targets shrink. See
-    `Cascade` for the other parameters.
+    With fewer classes than the DLR loss or the ten targets need, losses and targets shrink.
 
     Parameters
     ----------
@@ -91,7 +95,7 @@ class AutoAttack(Cascade):
        of Diverse Parameter-free Attacks", ICML 2020.
     """
 
-    version: Version = "standard"
+    version: Version = param("standard", choice(*get_args(Version)))
 
     def attacks(self, n_members: int = 1) -> list[Attack]:
         """What this version runs, in order, whatever the number of members."""
@@ -104,10 +108,6 @@ class AutoAttack(Cascade):
             return [*walks, TargetedAPGD(**shared), FAB(n_restarts=5, **shared), square]
         return [APGD(**shared), TargetedAPGD(**shared), FAB(**shared), square]
 
-    def _validate(self) -> None:
-        one_of(self.version, ("standard", "plus", "rand"), "AutoAttack: version")
-        super()._validate()
-
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class EnsembleAutoAttack(Cascade):
@@ -115,8 +115,7 @@ class EnsembleAutoAttack(Cascade):
 
     `APGD` on the log mean probability, on the mean logits, on the mean member margin and on each
     member alone; `MORA`; then targeted APGD, FAB and Square as in `AutoAttack`. Every example is
-    replayed on the deployed rule, and the worst counts for each sample. See `Cascade` for the
-    parameters.
+    replayed on the deployed rule, and the worst counts for each sample.
 
     References
     ----------

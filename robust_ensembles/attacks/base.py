@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
-from .._checks import check_count, check_flag, is_number, one_of
+from .._checks import is_number, one_of
+from .._parameters import at_least, check_parameters, choice, count, declared, flag, param
 from .engine.ascent import Objective
 from .engine.balls import NORMS, Ball, Box, check_box, check_radius
 from .engine.fast_eval import FastEval
@@ -21,10 +22,15 @@ from .engine.margins import AGGREGATIONS, LOSSES, Passes, device_of, untouched
 from .engine.target import check_batch, resolve_target, warn_of_units
 
 
+@declared
 class Attack(BaseEstimator, ABC):
     """What every attack can do. `BoundedAttack` adds the parameters that nearly all share."""
 
     targeted: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        declared(cls)
 
     @property
     def gradient_free(self) -> bool:
@@ -114,9 +120,9 @@ class Attack(BaseEstimator, ABC):
         own: Box | None = getattr(self, "clip_values", None)
         return getattr(module, "clip_values", None) if own is None else own
 
-    @abstractmethod
     def _validate(self) -> None:
         """Raise for parameters that make no sense."""
+        check_parameters(self)
 
 
 # values of X attacked together, whatever the batch size: few large batches late in an attack, when
@@ -163,19 +169,13 @@ class BoundedAttack(Attack):
         alone. None draws a new seed for each call.
     """
 
-    _norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
-    # parameters that count something, and must be at least 1
-    _counts: ClassVar[tuple[str, ...]] = ("batch_size",)
-    # parameters that are True or False
-    _flags: ClassVar[tuple[str, ...]] = ("targeted",)
-
-    eps: float = 8 / 255
-    norm: str = "linf"
-    targeted: bool = False
-    loss: str = "margin"
+    eps: float = param(8 / 255, at_least(0, unit=", in the units of X"))
+    norm: str = param("linf", choice("linf", "l2"))
+    targeted: bool = param(False, flag())
+    loss: str = param("margin", choice(*LOSSES))
     aggregation: str | int = "mean_proba"
     clip_values: Box | None = None
-    batch_size: int = 256
+    batch_size: int = param(256, count())
     random_state: int | None = 0
 
     def __call__(
@@ -291,22 +291,12 @@ class BoundedAttack(Attack):
         return int(self.random_state)
 
     def _validate(self) -> None:
+        super()._validate()
         name = type(self).__name__
-        if not is_number(self.eps) or self.eps < 0:
-            raise ValueError(
-                f"{name}: eps must be a finite number >= 0, below 2**63, in the units of X; "
-                f"got {self.eps!r}"
-            )
-        one_of(self.norm, self._norms, f"{name}: norm")
-        one_of(self.loss, LOSSES, f"{name}: loss")
         if not (isinstance(self.aggregation, Integral) and self.aggregation >= 0):
             one_of(self.aggregation, AGGREGATIONS, f"{name}: aggregation")
         if self.clip_values is not None:
             check_box(self.clip_values, name)
-        for parameter in self._counts:
-            check_count(getattr(self, parameter), f"{name}: {parameter}")
-        for parameter in self._flags:
-            check_flag(getattr(self, parameter), f"{name}: {parameter}")
         if self.random_state is not None and not (
             isinstance(self.random_state, Integral) and is_number(self.random_state)
         ):

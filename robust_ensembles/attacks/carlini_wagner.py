@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .._checks import check_number, is_number
+from .._parameters import above, at_least, count, param
 from .engine.ascent import Objective
 from .engine.balls import Box
 from .engine.margins import aggregate, cw_margin, member_logits
@@ -34,6 +33,7 @@ class CarliniWagnerL2(MinimumNormAttack):
     Parameters
     ----------
     norm : {"l2"}, default="l2"
+        Norm of the perturbation.
     n_steps : int, default=1000
         Of Adam, in each search.
     n_searches : int, default=9
@@ -51,14 +51,12 @@ class CarliniWagnerL2(MinimumNormAttack):
        IEEE S&P 2017.
     """
 
-    _counts: ClassVar[tuple[str, ...]] = (*MinimumNormAttack._counts, "n_steps", "n_searches")
-
     norm: str = "l2"
-    n_steps: int = 1000
-    n_searches: int = 9
-    initial_const: float = 0.01
-    confidence: float = 0.0
-    lr: float = 0.01
+    n_steps: int = param(1000, count())
+    n_searches: int = param(9, count())
+    initial_const: float = param(0.01, above(0))
+    confidence: float = param(0.0, at_least(0))
+    lr: float = param(0.01, above(0))
 
     def _search(self, objective: Objective, nearest: Nearest, y: Tensor, seed: int) -> None:
         low = torch.zeros_like(nearest.distance)
@@ -111,13 +109,6 @@ class CarliniWagnerL2(MinimumNormAttack):
             raise ValueError(
                 f"CarliniWagnerL2 measures in norm='l2'; got {self.norm!r}. FAB takes 'linf' too"
             )
-        check_number(self.confidence, "CarliniWagnerL2: confidence", 0)
-        for parameter in ("initial_const", "lr"):
-            if not (is_number(getattr(self, parameter)) and getattr(self, parameter) > 0):
-                raise ValueError(
-                    f"CarliniWagnerL2: {parameter} must be positive; "
-                    f"got {getattr(self, parameter)!r}"
-                )
 
 
 def _coordinates(

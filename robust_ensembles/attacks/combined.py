@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .._parameters import count, param
 from .base import Attack, BoundedAttack
 from .engine.ascent import Objective, is_broken
 from .engine.balls import Ball, Box
@@ -28,9 +29,7 @@ class UniformNoise(BoundedAttack):
         Random points tried for each sample.
     """
 
-    _counts: ClassVar[tuple[str, ...]] = (*BoundedAttack._counts, "n_draws")
-
-    n_draws: int = 10
+    n_draws: int = param(10, count())
 
     @property
     def gradient_free(self) -> bool:
@@ -101,6 +100,7 @@ class WorstCase(Attack):
             attack.check_classes(classes)
 
     def _validate(self) -> None:
+        super()._validate()
         if not isinstance(self.attacks, Sequence) or not self.attacks:
             raise ValueError(
                 "WorstCase: attacks must be a list of at least one attack, as [FGSM(), PGD()]; "

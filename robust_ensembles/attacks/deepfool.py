@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .._checks import check_number
+from .._parameters import at_least, count, param
 from .engine.ascent import Objective, TowardsClass, check_finite, likeliest_wrong_classes
 from .engine.balls import Ball, per_sample
 from .engine.margins import difference
@@ -20,11 +19,12 @@ class DeepFool(MinimumNormAttack):
     """Steps onto the nearest of the linearised boundaries until the decision changes.
 
     Quick and rough: `FAB` finds nearer examples. See `MinimumNormAttack` for what
-    ``stop_when_broken=False`` gives, and for the other parameters.
+    ``stop_when_broken=False`` gives.
 
     Parameters
     ----------
     n_steps : int, default=50
+        Steps onto a boundary.
     n_target_classes : int, default=9
         How many of the likeliest wrong classes are looked at; at most all.
     overshoot : float, default=0.02
@@ -36,11 +36,9 @@ class DeepFool(MinimumNormAttack):
        Method to Fool Deep Neural Networks", CVPR 2016.
     """
 
-    _counts: ClassVar[tuple[str, ...]] = (*MinimumNormAttack._counts, "n_steps", "n_target_classes")
-
-    n_steps: int = 50
-    n_target_classes: int = 9
-    overshoot: float = 0.02
+    n_steps: int = param(50, count())
+    n_target_classes: int = param(9, count())
+    overshoot: float = param(0.02, at_least(0))
 
     def _search(self, objective: Objective, nearest: Nearest, y: Tensor, seed: int) -> None:
         active, ball = nearest.wanting(), nearest.ball
@@ -77,7 +75,3 @@ class DeepFool(MinimumNormAttack):
             best = torch.where(per_sample(nearer, x), delta, best)
             shortest = torch.where(nearer, distance, shortest)
         return best
-
-    def _validate(self) -> None:
-        super()._validate()
-        check_number(self.overshoot, "DeepFool: overshoot", 0)

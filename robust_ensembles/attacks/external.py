@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .._parameters import flag, param
 from .base import BoundedAttack
 from .engine.ascent import Objective
 from .engine.balls import Ball
@@ -42,7 +43,7 @@ class External(BoundedAttack):
     ----------
     function : callable
         ``function(module, x, y) -> x_adv``, on tensors.
-    eps : float
+    eps : float, default=8/255
         Radius of the ball that the function promises to stay in.
     seed_everything : bool, default=True
         Whether torch's global generator starts from `random_state` for each batch, so that the
@@ -56,11 +57,9 @@ class External(BoundedAttack):
     >>> attack = External(function=gray, eps=0.5)
     """
 
-    _flags: ClassVar[tuple[str, ...]] = (*BoundedAttack._flags, "seed_everything")
-
     function: Callable[[nn.Module, Tensor, Tensor], Any]
     eps: float = 8 / 255
-    seed_everything: bool = True
+    seed_everything: bool = param(True, flag())
 
     def _perturb(
         self, objective: Objective, ball: Ball, y: Tensor, seed: int, stop_when_broken: bool

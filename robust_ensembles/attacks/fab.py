@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .._checks import check_number
+from .._parameters import at_least, between, count, param
 from .apgd import SIDE_BY_SIDE
 from .engine.ascent import (
     Evaluation,
@@ -31,11 +30,12 @@ class FAB(MinimumNormAttack):
 
     Targeted inside, as in AutoAttack: one boundary after the other, to each of the likeliest
     wrong classes; any wrong decision counts. See `MinimumNormAttack` for what
-    ``stop_when_broken=False`` gives, and for the other parameters.
+    ``stop_when_broken=False`` gives.
 
     Parameters
     ----------
     n_steps : int, default=100
+        Steps onto a boundary, for each class.
     n_restarts : int, default=1
         The first starts from x, further ones from random points.
     n_target_classes : int, default=9
@@ -53,25 +53,12 @@ class FAB(MinimumNormAttack):
        Boundary Attack", ICML 2020.
     """
 
-    _counts: ClassVar[tuple[str, ...]] = (
-        *MinimumNormAttack._counts,
-        "n_steps",
-        "n_restarts",
-        "n_target_classes",
-    )
-
-    n_steps: int = 100
-    n_restarts: int = 1
-    n_target_classes: int = 9
-    eta: float = 1.05
-    alpha_max: float = 0.1
-    beta: float = 0.9
-
-    def _validate(self) -> None:
-        super()._validate()
-        check_number(self.eta, "FAB: eta", 0)
-        check_number(self.alpha_max, "FAB: alpha_max", 0, 1)
-        check_number(self.beta, "FAB: beta", 0, 1)
+    n_steps: int = param(100, count())
+    n_restarts: int = param(1, count())
+    n_target_classes: int = param(9, count())
+    eta: float = param(1.05, at_least(0))
+    alpha_max: float = param(0.1, between(0, 1))
+    beta: float = param(0.9, between(0, 1))
 
     def _search(self, objective: Objective, nearest: Nearest, y: Tensor, seed: int) -> None:
         classes = likeliest_wrong_classes(objective, nearest.x, y, self.n_target_classes)

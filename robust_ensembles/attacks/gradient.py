@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .._checks import check_number, is_number
+from .._parameters import above, at_least, count, flag, param
 from .base import BoundedAttack
 from .engine.ascent import Objective, Steps, ascend
 from .engine.balls import Ball
@@ -20,7 +20,7 @@ class GradientAttack(BoundedAttack):
 
     Parameters
     ----------
-    n_steps : int
+    n_steps : int, default=20
         Number of gradients.
     step_size : float, default=None
         Length of a step in the units of X; None is a fixed fraction of eps, so that a search
@@ -28,17 +28,15 @@ class GradientAttack(BoundedAttack):
     n_restarts : int, default=1
         Walks from different random points. The samples that one leaves unbroken go into the
         next.
-    random_start : bool
+    random_start : bool, default=True
         Whether walks begin at a random point of the ball, or at x.
     """
 
-    n_steps: int = 20
-    step_size: float | None = None
-    n_restarts: int = 1
-    random_start: bool = True
+    n_steps: int = param(20, count())
+    step_size: float | None = param(None, above(0), None)
+    n_restarts: int = param(1, count())
+    random_start: bool = param(True, flag())
 
-    _counts: ClassVar[tuple[str, ...]] = (*BoundedAttack._counts, "n_steps", "n_restarts")
-    _flags: ClassVar[tuple[str, ...]] = (*BoundedAttack._flags, "random_start")
     _relative_step: ClassVar[float] = 1 / 4
 
     def _steps(self) -> Steps:
@@ -68,13 +66,10 @@ class GradientAttack(BoundedAttack):
 
     def _validate(self) -> None:
         super()._validate()
-        name = type(self).__name__
-        if self.step_size is not None and not (is_number(self.step_size) and self.step_size > 0):
-            raise ValueError(f"{name}: step_size must be positive or None; got {self.step_size!r}")
         if self.n_restarts > 1 and not self.random_start:
             raise ValueError(
-                f"{name}: n_restarts={self.n_restarts} without random_start repeats one walk; set "
-                "random_start=True"
+                f"{type(self).__name__}: n_restarts={self.n_restarts} without random_start repeats "
+                "one walk; set random_start=True"
             )
 
 
@@ -82,7 +77,7 @@ class GradientAttack(BoundedAttack):
 class PGD(GradientAttack):
     """Projected gradient descent from a random start (Madry et al. 2018).
 
-    See `BoundedAttack` and `GradientAttack` for the parameters; 20 steps of eps / 4 by default.
+    20 steps of eps / 4 by default.
 
     References
     ----------
@@ -136,15 +131,11 @@ class MIM(BIM):
     .. [1] Y. Dong et al., "Boosting Adversarial Attacks with Momentum", CVPR 2018.
     """
 
-    decay: float = 1.0
+    decay: float = param(1.0, at_least(0))
 
     def _steps(self) -> Steps:
         plain = super()._steps()
         return Steps(plain.n_steps, plain.step_size, self.decay)
-
-    def _validate(self) -> None:
-        super()._validate()
-        check_number(self.decay, "MIM: decay", 0)
 
 
 @dataclass(kw_only=True, repr=False, eq=False)

@@ -22,7 +22,7 @@ class MinimumNormAttack(BoundedAttack):
     Untargeted. Within eps by default: a sample is left alone once an example lies in its ball.
     With ``stop_when_broken=False`` the result is the nearest adversarial example that was found,
     *whatever eps is*, moved back to the boundary by bisection; samples for which none was found
-    stay as they are. See `BoundedAttack` for the other parameters; `loss` has no effect.
+    stay as they are. `loss` has no effect.
     """
 
     @abstractmethod

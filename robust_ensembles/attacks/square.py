@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._checks import is_number
+from .._parameters import between, count, param
 from .base import BoundedAttack
 from .engine.ascent import Objective
 from .engine.balls import Ball
@@ -192,7 +192,7 @@ class Square(BoundedAttack):
     """Random search that changes a patch of pixels at a time and keeps what raises the loss.
 
     Looks at the outputs of the module only, so it finds out whether gradients mislead. In rows of
-    features a patch is a run of neighbours. See `BoundedAttack` for the other parameters.
+    features a patch is a run of neighbours.
 
     Parameters
     ----------
@@ -200,7 +200,6 @@ class Square(BoundedAttack):
         Outputs looked at for each sample, beside the first two.
     p_init : float, default=0.8
         Part of the image that the first patches cover; it shrinks on the paper's schedule.
-    loss : {"cw_margin", ...}, default="cw_margin"
 
     References
     ----------
@@ -208,10 +207,8 @@ class Square(BoundedAttack):
        Query-Efficient Black-Box Adversarial Attack via Random Search", ECCV 2020.
     """
 
-    _counts: ClassVar[tuple[str, ...]] = (*BoundedAttack._counts, "n_queries")
-
-    n_queries: int = 5000
-    p_init: float = 0.8
+    n_queries: int = param(5000, count())
+    p_init: float = param(0.8, between(0, 1, closed="right"))
     loss: str = "cw_margin"
 
     @property
@@ -278,11 +275,6 @@ class Square(BoundedAttack):
         """Part of the image that a patch covers at a query, counted from 0."""
         scaled = query / self.n_queries * _SCHEDULE_QUERIES
         return self.p_init / 2 ** sum(scaled > step for step in _HALVED_AFTER)
-
-    def _validate(self) -> None:
-        super()._validate()
-        if not (is_number(self.p_init) and 0 < self.p_init <= 1):
-            raise ValueError(f"Square: p_init must be above 0 and at most 1; got {self.p_init!r}")
 
 
 class _Counting(Square):

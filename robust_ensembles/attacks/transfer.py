@@ -125,6 +125,7 @@ class Transfer(Attack):
         return [partial(_on_surrogate, m, a) for m in surrogates for a in self.attacks()]
 
     def _validate(self) -> None:
+        super()._validate()
         if not isinstance(self.attack, Attack | Sequence | None):
             raise TypeError(
                 f"Transfer: attack must be an attack or a list of some; got {self.attack!r}"

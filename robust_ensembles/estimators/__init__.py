@@ -2,14 +2,14 @@
 
 from .adp import ADPEnsembleClassifier
 from .adversarial import AdversarialEnsembleClassifier
-from .adversarial_training import AdversarialTrainingMixin, CalibrationMixin, DiversityMixin
+from .adversarial_training import AdversarialTraining
 from .base import BaseEnsembleClassifier
 from .calibration import CalibrationParameters, CollaborativeCalibration
 from .ceat import CEATEnsembleClassifier
 from .cldl import CLDLEnsembleClassifier
 from .dverge import DVERGEEnsembleClassifier
 from .fasten import FASTENEnsembleClassifier
-from .feature_space import DistillationMixin, PretrainedMixin
+from .feature_space import FeatureSpaceMethod
 from .gal import GALEnsembleClassifier
 from .gpmr import GPMREnsembleClassifier
 from .lafed import LAFEDEnsembleClassifier
@@ -21,23 +21,20 @@ from .vanilla import VanillaEnsembleClassifier
 __all__ = [
     "ADPEnsembleClassifier",
     "AdversarialEnsembleClassifier",
-    "AdversarialTrainingMixin",
+    "AdversarialTraining",
     "BaseEnsembleClassifier",
     "CEATEnsembleClassifier",
     "CLDLEnsembleClassifier",
-    "CalibrationMixin",
     "CalibrationParameters",
     "CollaborativeCalibration",
     "DVERGEEnsembleClassifier",
-    "DistillationMixin",
-    "DiversityMixin",
     "EnsembleParameters",
     "FASTENEnsembleClassifier",
+    "FeatureSpaceMethod",
     "GALEnsembleClassifier",
     "GPMREnsembleClassifier",
     "LAFEDEnsembleClassifier",
     "NCEnEnsembleClassifier",
-    "PretrainedMixin",
     "TRSEnsembleClassifier",
     "VanillaEnsembleClassifier",
 ]

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any, ClassVar
 
-from sklearn.utils._param_validation import Interval
 from torch import Tensor
 
+from .._parameters import at_least, flag, param
 from ..losses import adp_regularizer, member_cross_entropy
 from ..training import TrainingStep
-from .adversarial_training import DiversityMixin, Reduce
-from .base import BaseEnsembleClassifier
+from .adversarial_training import AdversarialTraining, Reduce
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
-class ADPEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
+class ADPEnsembleClassifier(AdversarialTraining):
     r"""Members whose predictions beside the true class span a large volume.
 
     .. math:: L = \sum_i \mathrm{CE}_i - \alpha\, H(\bar p)
@@ -26,17 +23,17 @@ class ADPEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
 
     Parameters
     ----------
-    alpha, beta : float, default=2.0 and 0.5
-        Weights of the ensemble's entropy and of the log-determinant.
+    alpha : float, default=2.0
+        Weight of the ensemble's entropy.
+    beta : float, default=0.5
+        Weight of the log-determinant.
     regularize_adversarial : bool, default=None
         Whether, with an attack, the two terms apply to the adversarial predictions too, as in
         the original code. None is True for ``formulation="released"``.
-    attack, attack_target, craft_bn, calibration
-        Adversarial training beside; see `DiversityMixin`.
     formulation : {"paper", "released"}, default="paper"
         Sets `regularize_adversarial` and `craft_bn`; without an attack both are the same.
-    **params
-        See `EnsembleParameters`. `n_estimators` must stay below the number of classes.
+    n_estimators : int, default=3
+        Number of members, fewer than classes.
 
     References
     ----------
@@ -49,20 +46,12 @@ class ADPEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
     >>> clf = ADPEnsembleClassifier(alpha=2.0, beta=0.5, max_epochs=30)
     """
 
-    alpha: float = 2.0
-    beta: float = 0.5
-    regularize_adversarial: bool | None = None
-
-    _parameter_constraints: ClassVar[dict[str, Any]] = {
-        **BaseEnsembleClassifier._parameter_constraints,
-        **DiversityMixin._adversarial_constraints,
-        "alpha": [Interval(Real, 0, None, closed="left")],
-        "beta": [Interval(Real, 0, None, closed="left")],
-        "regularize_adversarial": ["boolean", None],
-    }
+    alpha: float = param(2.0, at_least(0))
+    beta: float = param(0.5, at_least(0))
+    regularize_adversarial: bool | None = param(None, flag(), None)
 
     def _check_method(self, n_classes: int) -> None:
-        self._check_attack()
+        super()._check_method(n_classes)
         if self.n_estimators > n_classes - 1:
             raise ValueError(
                 f"ADP cannot make n_estimators={self.n_estimators} members differ with "

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
+from ..attacks import BoundedAttack
 from ..training import TrainingStep
-from .adversarial_training import CalibrationMixin
-from .base import BaseEnsembleClassifier
+from .adversarial_training import PGD10, AdversarialTraining
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
-class AdversarialEnsembleClassifier(CalibrationMixin, BaseEnsembleClassifier):
+class AdversarialEnsembleClassifier(AdversarialTraining):
     r"""Members trained on adversarial examples of the ensemble, or each on its own.
 
     .. math:: L = \sum_i \mathrm{CE}(z_i(\tilde x), y), \qquad
@@ -23,14 +23,13 @@ class AdversarialEnsembleClassifier(CalibrationMixin, BaseEnsembleClassifier):
 
     Parameters
     ----------
-    attack, attack_target, craft_bn
-        See `AdversarialTrainingMixin`: PGD-10 at 8/255 on the ensemble by default.
+    attack : BoundedAttack, default=None
+        Crafts the training examples; its `clip_values` default to the estimator's box. None is
+        PGD with 10 steps of 2/255 at eps = 8/255.
     calibration : CollaborativeCalibration, default=None
         Adds CEAT's two distance terms, which makes this `CEATEnsembleClassifier`.
     formulation : {"paper", "released"}, default="paper"
         ``"released"`` lets the attack's iterates move BatchNorm's running statistics.
-    **params
-        See `EnsembleParameters`.
 
     References
     ----------
@@ -44,10 +43,7 @@ class AdversarialEnsembleClassifier(CalibrationMixin, BaseEnsembleClassifier):
     >>> clf = AdversarialEnsembleClassifier(attack=PGD(eps=0.1, n_steps=7))
     """
 
-    _parameter_constraints: ClassVar[dict[str, Any]] = {
-        **BaseEnsembleClassifier._parameter_constraints,
-        **CalibrationMixin._adversarial_constraints,
-    }
+    default_attack: ClassVar[BoundedAttack | None] = PGD10
 
     def _objective(self, step: TrainingStep) -> dict[str, Tensor]:
         return self._adversarial_terms(step, self._craft(step), reduce="sum")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from sklearn.utils._param_validation import StrOptions
 from torch import Tensor
 
+from .._parameters import choice, param
 from ..attacks import PGD, BoundedAttack
 from ..attacks.engine.margins import CraftMode
 from ..losses import Formulation, member_cross_entropy
@@ -17,40 +17,42 @@ from .calibration import CollaborativeCalibration, warn_without_peers
 
 Reduce = Literal["sum", "mean"]
 
-
-def over_members(losses: Tensor, reduce: Reduce) -> Tensor:
-    """Sum or mean of the members' losses, from shape (n_members,)."""
-    return losses.sum() if reduce == "sum" else losses.mean()
+PGD10 = PGD(eps=8 / 255, n_steps=10, step_size=2 / 255)
+"""What the papers train on: the default attack of those who cannot do without one."""
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
-class AdversarialTrainingMixin(BaseEnsembleClassifier):
-    """Parameters of adversarial training, and the batch that they describe.
+class AdversarialTraining(BaseEnsembleClassifier):
+    """Base of the methods that can train on adversarial examples, which may be calibrated.
+
+    A method's `_objective` crafts first, by `_craft`, and adds `_adversarial_terms` to its loss.
+    One that needs an attack has a `default_attack`.
 
     Parameters
     ----------
     attack : BoundedAttack, default=None
-        Crafts the training examples; its `clip_values` default to the estimator's box. None is
-        PGD with 10 steps of 2/255 at eps = 8/255.
+        Adds adversarial training: the cross-entropy on these examples. Its `clip_values` default
+        to the estimator's box. None adds nothing.
     attack_target : {"ensemble", "member"}, default="ensemble"
         Whether one example is crafted on the ensemble and shared, or one on each member.
     craft_bn : {"train_frozen_stats", "train", "eval"}, default=None
         BatchNorm while crafting: batch statistics without a trace; batch statistics, with the
         running ones moved by the iterates as in released code; or running statistics.
         None is the first, or the second for ``formulation="released"``.
+    formulation : {"paper", "released"}, default="paper"
+        Whether to compute what the paper says or what its code does: here it sets `craft_bn` only.
+    calibration : CollaborativeCalibration, default=None
+        Adds CEAT's two distance terms, for any number of members. Needs an attack.
     """
 
-    attack: BoundedAttack | None = None
-    attack_target: Literal["ensemble", "member"] = "ensemble"
-    craft_bn: CraftMode | None = None
-    formulation: Formulation = "paper"
+    attack: BoundedAttack | None = param(None, BoundedAttack, None)
+    attack_target: Literal["ensemble", "member"] = param("ensemble", choice("ensemble", "member"))
+    craft_bn: CraftMode | None = param(None, choice("train_frozen_stats", "train", "eval"), None)
+    formulation: Formulation = param("paper", choice("paper", "released"))
+    calibration: CollaborativeCalibration | None = param(None, CollaborativeCalibration, None)
 
-    _adversarial_constraints: ClassVar[dict[str, Any]] = {
-        "attack": [BoundedAttack, None],
-        "attack_target": [StrOptions({"ensemble", "member"})],
-        "craft_bn": [StrOptions({"train_frozen_stats", "train", "eval"}), None],
-        "formulation": [StrOptions({"paper", "released"})],
-    }
+    # what attack=None stands for
+    default_attack: ClassVar[BoundedAttack | None] = None
 
     def _validate_params(self) -> None:
         if isinstance(self.attack, str):
@@ -60,8 +62,9 @@ class AdversarialTrainingMixin(BaseEnsembleClassifier):
             )
         super()._validate_params()
 
-    def _default_attack(self) -> BoundedAttack | None:
-        return PGD(eps=8 / 255, n_steps=10, step_size=2 / 255)
+    @property
+    def _training_attack(self) -> BoundedAttack | None:
+        return self.default_attack if self.attack is None else self.attack
 
     @property
     def _craft_mode(self) -> CraftMode:
@@ -69,58 +72,32 @@ class AdversarialTrainingMixin(BaseEnsembleClassifier):
         return self.craft_bn or default
 
     def _check_method(self, n_classes: int) -> None:
-        self._check_attack()
-
-    def _check_attack(self) -> None:
-        """Raise, before training, for an attack that cannot craft training examples."""
-        attack = self.attack or self._default_attack()
-        if attack is None:
+        """Raise for attacks and calibrations that make no sense, before training."""
+        attack = self._training_attack
+        if attack is not None:
+            attack._validate()
+            attack.check_radius(self.clip_values_)
+            if attack.targeted:
+                raise ValueError("attack must be untargeted in training; set targeted=False")
+        if self.calibration is None:
             return
-        attack._validate()
-        attack.check_radius(self.clip_values_)
-        if attack.targeted:
-            raise ValueError("attack must be untargeted in training; set targeted=False")
+        self.calibration._validate_params()
+        warn_without_peers("calibration", self.n_estimators)
+        if attack is None:
+            raise ValueError(
+                "calibration compares adversarial with clean outputs, but attack=None; give an "
+                "attack, such as attack=PGD(eps=8 / 255, n_steps=10)"
+            )
 
     def _craft(self, step: TrainingStep) -> list[Tensor] | None:
         """The adversarial batch for each member, or None if there is no attack."""
-        attack = self.attack or self._default_attack()
+        attack = self._training_attack
         if attack is None:
             return None
         if self.attack_target == "ensemble":
             return [step.craft(attack, mode=self._craft_mode)] * len(step.module)
         members = step.module
         return [step.craft(attack, mode=self._craft_mode, target=member) for member in members]
-
-
-@dataclass(kw_only=True, repr=False, eq=False)
-class CalibrationMixin(AdversarialTrainingMixin):
-    """Adversarial training that can be calibrated by CEAT's plug-in.
-
-    Parameters
-    ----------
-    calibration : CollaborativeCalibration, default=None
-        Adds CEAT's two distance terms, for any number of members.
-    """
-
-    calibration: CollaborativeCalibration | None = None
-
-    _adversarial_constraints: ClassVar[dict[str, Any]] = {
-        **AdversarialTrainingMixin._adversarial_constraints,
-        "calibration": [CollaborativeCalibration, None],
-    }
-
-    def _check_attack(self) -> None:
-        """Raise for attacks and calibrations that make no sense, before training."""
-        super()._check_attack()
-        if self.calibration is None:
-            return
-        self.calibration._validate_params()
-        warn_without_peers("calibration", self.n_estimators, depth=7)
-        if (self.attack or self._default_attack()) is None:
-            raise ValueError(
-                "calibration compares adversarial with clean outputs, but attack=None; give an "
-                "attack, such as attack=PGD(eps=8 / 255, n_steps=10)"
-            )
 
     def _adversarial_terms(
         self,
@@ -141,24 +118,20 @@ class CalibrationMixin(AdversarialTrainingMixin):
         reduce : {"sum", "mean"}
             Over the members, as the method's own cross-entropy.
         clean : Tensor of shape (n_members, n_samples, n_classes), default=None
-            Logits of the clean batch, if the method has them.
+            Logits of the clean batch, if the method has them. Computed only where a term needs
+            them: a forward pass moves BatchNorm's running statistics.
         """
         if x_adv is None:
             return {}
         return self._terms_on(step, step.member_logits(x_adv), reduce=reduce, clean=clean)
 
     def _terms_on(
-        self,
-        step: TrainingStep,
-        adversarial: Tensor,
-        *,
-        reduce: Reduce,
-        clean: Tensor | None,
+        self, step: TrainingStep, adversarial: Tensor, *, reduce: Reduce, clean: Tensor | None
     ) -> dict[str, Tensor]:
         """The same, from the logits of the adversarial batch."""
         return {
             **self._adversarial_loss(step, adversarial, reduce=reduce),
-            **self._calibration_terms(step, adversarial, reduce=reduce, clean=clean),
+            **self._coupling_terms(step, adversarial, reduce=reduce, clean=clean),
         }
 
     def _adversarial_loss(
@@ -168,37 +141,23 @@ class CalibrationMixin(AdversarialTrainingMixin):
         losses = member_cross_entropy(adversarial, step.y, step.sample_weight)
         return {"adversarial_cross_entropy": over_members(losses, reduce)}
 
-    def _calibration_terms(
-        self,
-        step: TrainingStep,
-        adversarial: Tensor,
-        *,
-        reduce: Reduce,
-        clean: Tensor | None,
+    def _coupling_terms(
+        self, step: TrainingStep, adversarial: Tensor, *, reduce: Reduce, clean: Tensor | None
     ) -> dict[str, Tensor]:
-        """CEAT's terms, if they are asked for."""
-        if self.calibration is None:
+        """What couples the members on the adversarial batch."""
+        coupling = self._coupling()
+        if coupling is None:
             return {}
         if clean is None:
             clean = step.module.member_logits(step.x)
-        terms = self.calibration.terms(step, clean, adversarial)
+        terms = coupling.terms(step, clean, adversarial)
         divisor = 1 if reduce == "sum" else len(clean)
         return {name: term / divisor for name, term in terms.items()}
 
+    def _coupling(self) -> CollaborativeCalibration | None:
+        return self.calibration
 
-@dataclass(kw_only=True, repr=False, eq=False)
-class DiversityMixin(CalibrationMixin):
-    """Options of the methods that make members differ.
 
-    Parameters
-    ----------
-    attack : BoundedAttack, default=None
-        Adds adversarial training: the cross-entropy on these examples. None adds nothing.
-    attack_target, craft_bn
-        See `AdversarialTrainingMixin`.
-    calibration : CollaborativeCalibration, default=None
-        Adds CEAT's two distance terms, which need an attack.
-    """
-
-    def _default_attack(self) -> BoundedAttack | None:
-        return None
+def over_members(losses: Tensor, reduce: Reduce) -> Tensor:
+    """Sum or mean of the members' losses, from shape (n_members,)."""
+    return losses.sum() if reduce == "sum" else losses.mean()

@@ -1,15 +1,19 @@
-"""The scikit-learn contract that all ensembles keep."""
+"""The scikit-learn contract that all ensembles keep.
+
+What a method may define comes first, then `fit` and what it calls, in this order, then predictions
+and files.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -55,299 +59,17 @@ from .parameters import (
     resolve_optimizer,
 )
 
-
-class PredictionMixin:
-    """Predictions and fitted attributes, all read from `net_`."""
-
-    net_: EnsembleNet
-    classes_: NDArray[Any]
-
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Most probable classes.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
-            Or a `torch.utils.data.Dataset`; for all predictions.
-
-        Returns
-        -------
-        y : ndarray of shape (n_samples,)
-        """
-        winners = self.predict_log_proba(X).argmax(axis=1)
-        labels: NDArray[Any] = self.classes_[winners]
-        return labels
-
-    def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Mean of the members' probabilities.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
-
-        Returns
-        -------
-        proba : ndarray of shape (n_samples, n_classes)
-        """
-        proba: NDArray[np.float64] = np.exp(self.predict_log_proba(X))
-        return proba
-
-    def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
-        """Logarithm of the mean of the members' probabilities, which does not underflow.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
-
-        Returns
-        -------
-        log_proba : ndarray of shape (n_samples, n_classes)
-        """
-        check_is_fitted(self)
-        return log_proba(self.as_module(), check_X(self, X, reset=False)[0])
-
-    def member_predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Probabilities of each member.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
-
-        Returns
-        -------
-        proba : ndarray of shape (n_estimators, n_samples, n_classes)
-        """
-        check_is_fitted(self)
-        members = member_log_proba(self.as_module(), check_X(self, X, reset=False)[0])
-        proba: NDArray[np.float64] = np.exp(members)
-        return proba
-
-    def score(
-        self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None
-    ) -> float:
-        """Accuracy of `predict`.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
-            Or a `torch.utils.data.Dataset`.
-        y : array-like of shape (n_samples,), default=None
-            True labels; None are those of a data set.
-        sample_weight : array-like of shape (n_samples,), default=None
-
-        Returns
-        -------
-        score : float
-        """
-        check_is_fitted(self)
-        if y is None:
-            if not is_dataset(X):
-                raise TypeError("score needs y, the true labels, beside an array")
-            y = check_X(self, X, None, reset=False)[1]
-        score: float = accuracy_score(y, self.predict(X), sample_weight=sample_weight)
-        return score
-
-    def as_module(self) -> RawInput:
-        """The fitted ensemble as a torch module in eval mode, for any attack library.
-
-        Returns
-        -------
-        module : RawInput
-            From a tensor of raw X to log mean probabilities; shares its weights with this
-            estimator. ``module.member_logits(x)`` gives those of each member.
-        """
-        check_is_fitted(self)
-        return self.net_.as_module()
-
-    @property
-    def module_(self) -> Ensemble:
-        """The ensemble as a module."""
-        return self.net_.module_
-
-    @property
-    def estimators_(self) -> list[nn.Module]:
-        """The members."""
-        return list(self.net_.module_)
-
-    @property
-    def history_(self) -> Any:
-        """History of the training, one row for each epoch."""
-        return self.net_.history
-
-    @property
-    def n_iter_(self) -> int:
-        """Epochs trained."""
-        return len(self.net_.history)
-
-    @property
-    def batch_size_(self) -> int:
-        """Samples in a training batch: `batch_size`, or what ``"auto"`` has come to."""
-        return self.net_.batch_size
-
-    @property
-    def device_(self) -> torch.device:
-        """Where the members are."""
-        return torch.device(self.net_.device)
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "net_")
-
-
-class StorageMixin:
-    """Methods that write a fitted estimator; `robust_ensembles.persistence` does the work."""
-
-    def save(self: Any, path: str | os.PathLike[str], *, optimizer_state: bool = False) -> None:
-        """Write this estimator to a file that can be loaded without running foreign code.
-
-        Parameters
-        ----------
-        path : path-like
-            Replaced as a whole, or left as it was.
-        optimizer_state : bool, default=False
-            Whether the optimizer's memory is kept, so that training goes on as if it had never
-            stopped. It makes the file two (SGD with momentum) or three times (Adam) as large.
-
-        Raises
-        ------
-        NotFittedError
-        ValueError
-            If something that a prediction needs cannot be stored.
-
-        See Also
-        --------
-        robust_ensembles.persistence.load : What is stored, and how it comes back.
-        """
-        from ..persistence import save
-
-        save(self, path, optimizer_state=optimizer_state)
-
-    def export_onnx(
-        self: Any,
-        path: str | os.PathLike[str],
-        *,
-        input_dtype: str = "float32",
-        tolerance: float = 1e-5,
-    ) -> None:
-        """Write the deployed rule as an ONNX model, for serving.
-
-        Parameters
-        ----------
-        path : path-like
-        input_dtype : {"float32", "float64", "uint8"}, default="float32"
-            What X will be there.
-        tolerance : float, default=1e-5
-            How far onnxruntime may be from this estimator.
-
-        See Also
-        --------
-        robust_ensembles.persistence.export_onnx : The same as a function, with all details.
-        """
-        from ..persistence import export_onnx
-
-        export_onnx(self, path, input_dtype=input_dtype, tolerance=tolerance)
-
-
-class CheckpointingMixin:
-    """Where the checkpoints of a fit are, and what a method adds to them."""
-
-    checkpoint_dir: str | os.PathLike[str] | None
-    warm_start: bool
-
-    def _method_state(self) -> dict[str, Tensor]:
-        """What the method remembers from epoch to epoch beside the weights."""
-        return {}
-
-    def _restore_method_state(self, state: dict[str, Tensor]) -> None:
-        """Remember it again."""
-
-    @contextmanager
-    def _checkpoints(
-        self, X: NDArray[Any], y: NDArray[np.int64], sample_weight: NDArray[np.float32] | None
-    ) -> Iterator[Checkpoints | None]:
-        """The checkpoints of this fit, if it has a folder for them; raise if another one's."""
-        if self.checkpoint_dir is None:
-            yield None
-            return
-        if self.warm_start:
-            raise ValueError(
-                "warm_start=True goes on from what is in memory, checkpoint_dir from what is on "
-                "the disk: set warm_start=False or checkpoint_dir=None"
-            )
-        about = describe_fit(self, X, y, sample_weight)
-        self.checkpoint_dir_ = fit_folder(self.checkpoint_dir, about)
-        with locked(self.checkpoint_dir_):
-            yield Checkpoints(self.checkpoint_dir_, about, self)
-
-
 _LOGGER = logging.getLogger("robust_ensembles")
-_T = TypeVar("_T")
 
-LARGEST = 128
-"""Where ``batch_size="auto"`` begins."""
-
-
-def train_in_memory(estimator: BaseEnsembleClassifier, train: Callable[[], _T]) -> _T:
-    """Train; if batches may shrink, begin again with half of them as often as memory runs out.
-
-    What training then gives is what it had given with that size from the start. So they shrink
-    only as long as no epoch is finished.
-
-    Parameters
-    ----------
-    estimator : BaseEnsembleClassifier
-        With a `net_` that `train` trains.
-    train : callable
-
-    Returns
-    -------
-    trained : object
-        What `train` returns.
-
-    Raises
-    ------
-    TrainingMemoryError
-        Nothing of the failed step is left in memory.
-    """
-    start = _on_host(estimator.net_) if estimator.batch_size == "auto" else None
-    while True:
-        try:
-            return train()
-        except TrainingMemoryError as error:
-            release_frames(error)
-            smaller = error.batch_size
-            if start is None or estimator.n_iter_ or not smaller:
-                raise
-        net = estimator.net_
-        _LOGGER.warning(
-            "out of memory with batches of %d; training begins again with %d",
-            net.batch_size,
-            smaller,
-        )
-        # a new one, because schedules and other callbacks have seen the steps that failed
-        estimator.net_ = estimator._make_net(net.seed, smaller).build(lambda: deepcopy(start))
-
-
-def _on_host(net: EnsembleNet) -> tuple[Ensemble, nn.Module | None] | None:
-    """A copy of what a net trains, while it is untrained."""
-    if len(net.history):
-        return None
-    modules: tuple[Ensemble, nn.Module | None] = deepcopy(
-        (net.module_, net.auxiliary_ if net.has_auxiliary_ else None)
-    )
-    for module in modules:
-        if module is not None:
-            module.cpu()
-    return modules
+# where batch_size="auto" begins
+_LARGEST = 128
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
-class BaseEnsembleClassifier(
-    PredictionMixin, StorageMixin, CheckpointingMixin, ClassifierMixin, EnsembleParameters, ABC
-):
+class BaseEnsembleClassifier(ClassifierMixin, EnsembleParameters, ABC):
     """Base of all ensembles: everything but the training objective.
 
-    The decision is the argmax of the members' mean probability. For the parameters see
-    `EnsembleParameters`.
+    The decision is the argmax of the members' mean probability. A method defines `_objective`.
 
     Attributes
     ----------
@@ -392,14 +114,6 @@ class BaseEnsembleClassifier(
     def _check_method(self, n_classes: int) -> None:
         """Raise, before anything is built, for what this method cannot be trained with."""
 
-    def _check_n_estimators(self, least: int, reason: str) -> None:
-        """Raise unless there are enough members."""
-        if self.n_estimators < least:
-            raise ValueError(
-                f"n_estimators={self.n_estimators} is too few: {reason}. Use n_estimators={least} "
-                "or more."
-            )
-
     def _check_members(self, members: list[nn.Module]) -> None:
         """Raise for members that this method cannot train."""
 
@@ -407,6 +121,21 @@ class BaseEnsembleClassifier(
         self, X: NDArray[Any], y: NDArray[np.int64], sample_weight: NDArray[np.float32] | None
     ) -> None:
         """Set the new members' weights, for methods that start from trained ones."""
+
+    def _method_state(self) -> dict[str, Tensor]:
+        """What the method remembers from epoch to epoch beside the weights."""
+        return {}
+
+    def _restore_method_state(self, state: dict[str, Tensor]) -> None:
+        """Remember it again."""
+
+    def _check_n_estimators(self, least: int, reason: str) -> None:
+        """Raise unless there are enough members."""
+        if self.n_estimators < least:
+            raise ValueError(
+                f"n_estimators={self.n_estimators} is too few: {reason}. Use n_estimators={least} "
+                "or more."
+            )
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
@@ -529,6 +258,24 @@ class BaseEnsembleClassifier(
         self._check_method(len(self.classes_))
         return X, y, index
 
+    @contextmanager
+    def _checkpoints(
+        self, X: NDArray[Any], y: NDArray[np.int64], sample_weight: NDArray[np.float32] | None
+    ) -> Iterator[Checkpoints | None]:
+        """The checkpoints of this fit, if it has a folder for them; raise if another one's."""
+        if self.checkpoint_dir is None:
+            yield None
+            return
+        if self.warm_start:
+            raise ValueError(
+                "warm_start=True goes on from what is in memory, checkpoint_dir from what is on "
+                "the disk: set warm_start=False or checkpoint_dir=None"
+            )
+        about = describe_fit(self, X, y, sample_weight)
+        self.checkpoint_dir_ = fit_folder(self.checkpoint_dir, about)
+        with locked(self.checkpoint_dir_):
+            yield Checkpoints(self.checkpoint_dir_, about, self)
+
     def _initialize(self, resumed_seed: int | None = None) -> None:
         """Build the net; draws from the random state once."""
         drawn = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
@@ -541,7 +288,7 @@ class BaseEnsembleClassifier(
 
     def _make_net(self, seed: int, batch_size: int | None = None) -> EnsembleNet:
         """The net without its modules; by default with the batch size that was asked for."""
-        asked = LARGEST if self.batch_size == "auto" else self.batch_size
+        asked = _LARGEST if self.batch_size == "auto" else self.batch_size
         device = resolve_device(self.device)
         optimizer, optimizer_params = resolve_optimizer(self.optimizer, self.optimizer_params)
         check_callbacks(self.callbacks)
@@ -581,11 +328,40 @@ class BaseEnsembleClassifier(
         self._check_members(members)
         return Ensemble(members), self._build_auxiliary(members, n_classes)
 
-    def _train_in_memory(self, *args: Any) -> BaseEnsembleClassifier:
-        """Train; takes what `_train` takes."""
-        if self.batch_size != "auto":  # it may have changed since the net was made
+    def _train_in_memory(
+        self,
+        X: NDArray[Any],
+        y: NDArray[np.int64],
+        sample_weight: NDArray[np.float32] | None,
+        epochs: int,
+        checkpoints: Checkpoints | None = None,
+    ) -> BaseEnsembleClassifier:
+        """Train; ``batch_size="auto"`` begins again with half of it as often as memory runs out.
+
+        What training then gives is what it had given with that size from the start. So batches
+        shrink only as long as no epoch is finished.
+        """
+        start = None
+        if self.batch_size == "auto":
+            start = _on_host(self.net_)
+        else:  # it may have changed since the net was made
             self.net_.batch_size = self.batch_size
-        return train_in_memory(self, lambda: self._train(*args))
+        while True:
+            try:
+                return self._train(X, y, sample_weight, epochs, checkpoints)
+            except TrainingMemoryError as error:
+                release_frames(error)
+                smaller = error.batch_size
+                if start is None or self.n_iter_ or not smaller:
+                    raise
+            net = self.net_
+            _LOGGER.warning(
+                "out of memory with batches of %d; training begins again with %d",
+                net.batch_size,
+                smaller,
+            )
+            # a new one, because schedules and other callbacks have seen the steps that failed
+            self.net_ = self._make_net(net.seed, smaller).build(lambda: deepcopy(start))
 
     def _train(
         self,
@@ -600,3 +376,196 @@ class BaseEnsembleClassifier(
             dataset, y, epochs=epochs, objective=self._objective, checkpoints=checkpoints
         )
         return self
+
+    @property
+    def module_(self) -> Ensemble:
+        """The ensemble as a module."""
+        return self.net_.module_
+
+    @property
+    def estimators_(self) -> list[nn.Module]:
+        """The members."""
+        return list(self.net_.module_)
+
+    @property
+    def history_(self) -> Any:
+        """History of the training, one row for each epoch."""
+        return self.net_.history
+
+    @property
+    def n_iter_(self) -> int:
+        """Epochs trained."""
+        return len(self.net_.history)
+
+    @property
+    def batch_size_(self) -> int:
+        """Samples in a training batch: `batch_size`, or what ``"auto"`` has come to."""
+        return self.net_.batch_size
+
+    @property
+    def device_(self) -> torch.device:
+        """Where the members are."""
+        return torch.device(self.net_.device)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "net_")
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Most probable classes.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
+            Or a `torch.utils.data.Dataset`; for all predictions.
+
+        Returns
+        -------
+        y : ndarray of shape (n_samples,)
+        """
+        winners = self.predict_log_proba(X).argmax(axis=1)
+        labels: NDArray[Any] = self.classes_[winners]
+        return labels
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Mean of the members' probabilities.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
+
+        Returns
+        -------
+        proba : ndarray of shape (n_samples, n_classes)
+        """
+        proba: NDArray[np.float64] = np.exp(self.predict_log_proba(X))
+        return proba
+
+    def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
+        """Logarithm of the mean of the members' probabilities, which does not underflow.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
+
+        Returns
+        -------
+        log_proba : ndarray of shape (n_samples, n_classes)
+        """
+        check_is_fitted(self)
+        return log_proba(self.as_module(), check_X(self, X, reset=False)[0])
+
+    def member_predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Probabilities of each member.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
+
+        Returns
+        -------
+        proba : ndarray of shape (n_estimators, n_samples, n_classes)
+        """
+        check_is_fitted(self)
+        members = member_log_proba(self.as_module(), check_X(self, X, reset=False)[0])
+        proba: NDArray[np.float64] = np.exp(members)
+        return proba
+
+    def score(
+        self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None
+    ) -> float:
+        """Accuracy of `predict`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
+            Or a `torch.utils.data.Dataset`.
+        y : array-like of shape (n_samples,), default=None
+            True labels; None are those of a data set.
+        sample_weight : array-like of shape (n_samples,), default=None
+
+        Returns
+        -------
+        score : float
+        """
+        check_is_fitted(self)
+        if y is None:
+            if not is_dataset(X):
+                raise TypeError("score needs y, the true labels, beside an array")
+            y = check_X(self, X, None, reset=False)[1]
+        score: float = accuracy_score(y, self.predict(X), sample_weight=sample_weight)
+        return score
+
+    def as_module(self) -> RawInput:
+        """The fitted ensemble as a torch module in eval mode, for any attack library.
+
+        Returns
+        -------
+        module : RawInput
+            From a tensor of raw X to log mean probabilities; shares its weights with this
+            estimator. ``module.member_logits(x)`` gives those of each member.
+        """
+        check_is_fitted(self)
+        return self.net_.as_module()
+
+    def save(self, path: str | os.PathLike[str], *, optimizer_state: bool = False) -> None:
+        """Write this estimator to a file that can be loaded without running foreign code.
+
+        Parameters
+        ----------
+        path : path-like
+            Replaced as a whole, or left as it was.
+        optimizer_state : bool, default=False
+            Whether the optimizer's memory is kept, so that training goes on as if it had never
+            stopped. It makes the file two (SGD with momentum) or three times (Adam) as large.
+
+        Raises
+        ------
+        NotFittedError
+        ValueError
+            If something that a prediction needs cannot be stored.
+
+        See Also
+        --------
+        robust_ensembles.persistence.load : What is stored, and how it comes back.
+        """
+        from ..persistence import save
+
+        save(self, path, optimizer_state=optimizer_state)
+
+    def export_onnx(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        input_dtype: str = "float32",
+        tolerance: float = 1e-5,
+    ) -> None:
+        """Write the deployed rule as an ONNX model, for serving.
+
+        Parameters
+        ----------
+        path : path-like
+        input_dtype : {"float32", "float64", "uint8"}, default="float32"
+            What X will be there.
+        tolerance : float, default=1e-5
+            How far onnxruntime may be from this estimator.
+
+        See Also
+        --------
+        robust_ensembles.persistence.export_onnx : The same as a function, with all details.
+        """
+        from ..persistence import export_onnx
+
+        export_onnx(self, path, input_dtype=input_dtype, tolerance=tolerance)
+
+
+def _on_host(net: EnsembleNet) -> tuple[Ensemble, nn.Module | None] | None:
+    """A copy of what a net trains, while it is untrained."""
+    if len(net.history):
+        return None
+    modules: tuple[Ensemble, nn.Module | None] = deepcopy(
+        (net.module_, net.auxiliary_ if net.has_auxiliary_ else None)
+    )
+    for module in modules:
+        if module is not None:
+            module.cpu()
+    return modules

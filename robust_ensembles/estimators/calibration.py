@@ -2,43 +2,40 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import KW_ONLY, dataclass
-from numbers import Real
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch.nn.functional as F
 from sklearn.base import BaseEstimator
-from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
+from .._checks import warn
+from .._parameters import at_least, choice, declared, flag, param
 from ..losses import Peers, disparity_weights, squared_distance, weighted_distance
 from ..training import TrainingStep
 
 
 @dataclass(repr=False, eq=False)
+@declared
 class CalibrationParameters:
-    r"""Parameters of CEAT's two distances, and the distances.
+    """Parameters of CEAT's two distances, for CEAT itself and for the plug-in.
 
-    For each member m, with the clean input x and the adversarial one :math:`\tilde x`
-    (Eqs. 17 to 21),
-
-    .. math:: \lambda\, w_m(x; \lambda)\, |p_m(x) - y|^2
-              + \mu\, w_m(\tilde x; \mu)\, |p_m(\tilde x) - p_m(x)|^2
-
-    where for three members :math:`w_a(x; \tau) = \exp(\tau |h_b(x) - h_c(x)|)` with h the
-    true-class probability of the two others; `disparity_weights` has the form for any number.
+    `CollaborativeCalibration` has the equations.
 
     Parameters
     ----------
-    lam, mu : float, default=1.0 and 5.0
-        Weights of the natural and of the adversarial distance.
-    lam_exp, mu_exp : float, default=None
-        Exponents of the disparity weights; None ties them to `lam` and `mu` as printed.
+    lam : float, default=1.0
+        Weight of the natural distance.
+    mu : float, default=5.0
+        Weight of the adversarial distance.
+    lam_exp : float, default=None
+        Exponent of the natural distance's disparity weights; None ties it to `lam`, as printed.
+    mu_exp : float, default=None
+        Exponent of the adversarial distance's disparity weights; None ties it to `mu`.
     peers : {"pair_sum", "pair_mean", "range", "exp_pair_mean"}, default="pair_sum"
         How the disparities of more than two peers combine; see `disparity_weights`.
     distance_on : {"probabilities", "logits"}, default="probabilities"
-        What f is in the distances.
+        What the distances compare.
     distance_reduce : {"sum", "mean"}, default="sum"
         Over the classes.
     stop_gradient_clean : bool, default=False
@@ -47,62 +44,37 @@ class CalibrationParameters:
         Whether each batch's disparity weights are divided by their mean.
     """
 
-    lam: float = 1.0
-    mu: float = 5.0
+    lam: float = param(1.0, at_least(0))
+    mu: float = param(5.0, at_least(0))
     _: KW_ONLY
-    lam_exp: float | None = None
-    mu_exp: float | None = None
-    peers: Peers = "pair_sum"
-    distance_on: Literal["probabilities", "logits"] = "probabilities"
-    distance_reduce: Literal["sum", "mean"] = "sum"
-    stop_gradient_clean: bool = False
-    normalize_weights: bool = False
+    lam_exp: float | None = param(None, at_least(0), None)
+    mu_exp: float | None = param(None, at_least(0), None)
+    peers: Peers = param("pair_sum", choice(*get_args(Peers)))
+    distance_on: Literal["probabilities", "logits"] = param(
+        "probabilities", choice("probabilities", "logits")
+    )
+    distance_reduce: Literal["sum", "mean"] = param("sum", choice("sum", "mean"))
+    stop_gradient_clean: bool = param(False, flag())
+    normalize_weights: bool = param(False, flag())
 
-    _parameter_constraints: ClassVar[dict[str, Any]] = {
-        "lam": [Interval(Real, 0, None, closed="left")],
-        "mu": [Interval(Real, 0, None, closed="left")],
-        "lam_exp": [Interval(Real, 0, None, closed="left"), None],
-        "mu_exp": [Interval(Real, 0, None, closed="left"), None],
-        "peers": [StrOptions(set(get_args(Peers)))],
-        "distance_on": [StrOptions({"probabilities", "logits"})],
-        "distance_reduce": [StrOptions({"sum", "mean"})],
-        "stop_gradient_clean": ["boolean"],
-        "normalize_weights": ["boolean"],
-    }
-
-    def _distances(
-        self, step: TrainingStep, clean: Tensor, adversarial: Tensor
-    ) -> dict[str, Tensor]:
-        """Both distances by name, from logits of the clean and of the adversarial batch."""
-        one_hot = F.one_hot(step.y, clean.shape[-1]).to(clean.dtype)
-        anchor = self._output(clean.detach() if self.stop_gradient_clean else clean)
-        lam_exp = self.lam if self.lam_exp is None else self.lam_exp
-        mu_exp = self.mu if self.mu_exp is None else self.mu_exp
-        return {
-            "natural_distance": self.lam * self._distance(clean, one_hot, lam_exp, step),
-            "adversarial_distance": self.mu * self._distance(adversarial, anchor, mu_exp, step),
-        }
-
-    def _distance(
-        self, logits: Tensor, anchor: Tensor, exponent: float, step: TrainingStep
-    ) -> Tensor:
-        """Weighted distance of the outputs from an anchor: Eqs. 17 to 19, or 20 and 21."""
-        distance = squared_distance(self._output(logits), anchor, reduce=self.distance_reduce)
-        weights = disparity_weights(_true_class(logits, step.y), exponent, peers=self.peers)
-        return weighted_distance(
-            weights, distance, step.sample_weight, normalize=self.normalize_weights
-        )
-
-    def _output(self, logits: Tensor) -> Tensor:
-        return logits.softmax(dim=-1) if self.distance_on == "probabilities" else logits
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        declared(cls)
 
 
 @dataclass(repr=False, eq=False)
 class CollaborativeCalibration(CalibrationParameters, BaseEstimator):
-    """CEAT's regulariser as a plug-in for any adversarially trained ensemble ("+L^D").
+    r"""CEAT's regulariser as a plug-in for any adversarially trained ensemble ("+L^D").
 
-    Give it as `calibration` to an estimator that has an attack. The equations and all parameters
-    are those of `CalibrationParameters`; `lam` and `mu` may be given by position.
+    Give it as `calibration` to an estimator that has an attack. For each member m, with the clean
+    input x and the adversarial one :math:`\tilde x`, it adds (Eqs. 17 to 21)
+
+    .. math:: \lambda\, w_m(x; \lambda)\, |p_m(x) - y|^2
+              + \mu\, w_m(\tilde x; \mu)\, |p_m(\tilde x) - p_m(x)|^2
+
+    where for three members :math:`w_a(x; \tau) = \exp(\tau |h_b(x) - h_c(x)|)` with h the
+    true-class probability of the two others; `disparity_weights` has the form for any number.
+    `lam` and `mu` may be given by position.
 
     References
     ----------
@@ -131,24 +103,41 @@ class CollaborativeCalibration(CalibrationParameters, BaseEstimator):
         -------
         terms : dict of scalar Tensors
         """
-        return self._distances(step, clean, adversarial)
+        one_hot = F.one_hot(step.y, clean.shape[-1]).to(clean.dtype)
+        anchor = self._output(clean.detach() if self.stop_gradient_clean else clean)
+        lam_exp = self.lam if self.lam_exp is None else self.lam_exp
+        mu_exp = self.mu if self.mu_exp is None else self.mu_exp
+        return {
+            "natural_distance": self.lam * self._distance(clean, one_hot, lam_exp, step),
+            "adversarial_distance": self.mu * self._distance(adversarial, anchor, mu_exp, step),
+        }
+
+    def _distance(
+        self, logits: Tensor, anchor: Tensor, exponent: float, step: TrainingStep
+    ) -> Tensor:
+        """Weighted distance of the outputs from an anchor: Eqs. 17 to 19, or 20 and 21."""
+        distance = squared_distance(self._output(logits), anchor, reduce=self.distance_reduce)
+        weights = disparity_weights(_true_class(logits, step.y), exponent, peers=self.peers)
+        return weighted_distance(
+            weights, distance, step.sample_weight, normalize=self.normalize_weights
+        )
+
+    def _output(self, logits: Tensor) -> Tensor:
+        return logits.softmax(dim=-1) if self.distance_on == "probabilities" else logits
 
 
-def warn_without_peers(owner: str, n_members: int, *, depth: int) -> None:
-    """Warn, while a fit checks its parameters, if disparity weights are all 1.
+def warn_without_peers(owner: str, n_members: int) -> None:
+    """Warn if disparity weights are all 1.
 
     Parameters
     ----------
     owner : str
     n_members : int
-    depth : int
-        Calls between this one and the user's, which the warning shows.
     """
     if n_members < 3:
-        warnings.warn(
+        warn(
             f"{owner} with n_estimators={n_members}: no member has two peers that could disagree, "
-            "so all disparity weights are 1. Use 3 or more.",
-            stacklevel=depth,
+            "so all disparity weights are 1. Use 3 or more."
         )
 
 

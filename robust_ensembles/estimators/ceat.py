@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, fields
+from typing import ClassVar
 
 from torch import Tensor
 
+from .._parameters import flag, param
+from ..attacks import BoundedAttack
 from ..losses import member_cross_entropy
 from ..training import TrainingStep
-from .adversarial_training import AdversarialTrainingMixin
-from .base import BaseEnsembleClassifier
-from .calibration import CalibrationParameters, warn_without_peers
+from .adversarial_training import PGD10, AdversarialTraining, Reduce, over_members
+from .calibration import CalibrationParameters, CollaborativeCalibration, warn_without_peers
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
-class CEATEnsembleClassifier(
-    CalibrationParameters, AdversarialTrainingMixin, BaseEnsembleClassifier
-):
+class CEATEnsembleClassifier(CalibrationParameters, AdversarialTraining):
     r"""Adversarial training that looks harder at what a member's peers disagree about.
 
     Each member m is trained on one adversarial batch, shared by the ensemble (Eq. 22):
@@ -34,19 +33,18 @@ class CEATEnsembleClassifier(
 
     Parameters
     ----------
-    lam, mu : float, default=1.0 and 5.0
-        Weights of the natural and the adversarial distance: CEAT(lambda, mu) in the paper's
-        tables. (5, 1) favours clean accuracy, (1, 5) robustness.
-    lam_exp, mu_exp, peers, distance_on, distance_reduce, stop_gradient_clean, normalize_weights
-        See `CalibrationParameters`.
+    lam : float, default=1.0
+        Weight of the natural distance: CEAT(lambda, mu) in the paper's tables. (5, 1) favours
+        clean accuracy, (1, 5) robustness.
+    mu : float, default=5.0
+        Weight of the adversarial distance.
     clean_cross_entropy : bool, default=False
         Whether the cross-entropy of the clean batch is added.
-    attack, attack_target, craft_bn
-        See `AdversarialTrainingMixin`.
+    attack : BoundedAttack, default=None
+        Crafts the training examples; its `clip_values` default to the estimator's box. None is
+        PGD with 10 steps of 2/255 at eps = 8/255.
     formulation : {"paper"}, default="paper"
         No code was released.
-    **params
-        See `EnsembleParameters`.
 
     References
     ----------
@@ -60,38 +58,40 @@ class CEATEnsembleClassifier(
     >>> clf = CEATEnsembleClassifier(lam=5.0, mu=1.0, attack=PGD(eps=0.1, n_steps=10))
     """
 
+    # again, because the plug-in takes them by position
     lam: float = 1.0
     mu: float = 5.0
-    clean_cross_entropy: bool = False
+    clean_cross_entropy: bool = param(False, flag())
 
-    _parameter_constraints: ClassVar[dict[str, Any]] = {
-        **BaseEnsembleClassifier._parameter_constraints,
-        **AdversarialTrainingMixin._adversarial_constraints,
-        **CalibrationParameters._parameter_constraints,
-        "clean_cross_entropy": ["boolean"],
-    }
+    default_attack: ClassVar[BoundedAttack | None] = PGD10
+    # no parameter here: CEAT is the calibration
+    calibration: ClassVar[None] = None  # type: ignore[misc]
 
     def _check_method(self, n_classes: int) -> None:
-        self._check_attack()
+        super()._check_method(n_classes)
         if self.formulation == "released":
             raise ValueError(
                 "no code was released for CEAT, so formulation='released' means nothing; use "
                 "formulation='paper'"
             )
-        warn_without_peers("CEAT", self.n_estimators, depth=6)
+        warn_without_peers("CEAT", self.n_estimators)
 
     def _objective(self, step: TrainingStep) -> dict[str, Tensor]:
-        x_adv = self._craft(step)
-        assert x_adv is not None
-        adversarial = step.member_logits(x_adv)
-        losses = member_cross_entropy(adversarial, step.y, step.sample_weight)
-        terms = {"adversarial_cross_entropy": losses.sum()}
+        return self._adversarial_terms(step, self._craft(step), reduce="sum")
+
+    def _coupling(self) -> CollaborativeCalibration:
+        own = {field.name: getattr(self, field.name) for field in fields(CalibrationParameters)}
+        return CollaborativeCalibration(**own)
+
+    def _coupling_terms(
+        self, step: TrainingStep, adversarial: Tensor, *, reduce: Reduce, clean: Tensor | None
+    ) -> dict[str, Tensor]:
         if self.lam == self.mu == 0 and not self.clean_cross_entropy:
             # plain adversarial training: a clean forward would only move BatchNorm's statistics
-            return terms
-        clean = step.module.member_logits(step.x)
-        terms.update(self._distances(step, clean, adversarial))
+            return {}
+        clean = step.module.member_logits(step.x) if clean is None else clean
+        terms = super()._coupling_terms(step, adversarial, reduce=reduce, clean=clean)
         if self.clean_cross_entropy:
             losses = member_cross_entropy(clean, step.y, step.sample_weight)
-            terms["clean_cross_entropy"] = losses.sum()
+            terms["clean_cross_entropy"] = over_members(losses, reduce)
         return terms

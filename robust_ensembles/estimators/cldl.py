@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
+from .._parameters import above, at_least, choice, param
 from ..losses import (
     batch_mean,
     cldl_gradient_diversity,
@@ -19,12 +18,11 @@ from ..losses import (
 )
 from ..modules import Ensemble, LabelConfusionModel
 from ..training import TrainingStep, captured_embedding, embedding_size, input_gradients
-from .adversarial_training import DiversityMixin
-from .base import BaseEnsembleClassifier
+from .adversarial_training import AdversarialTraining
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
-class CLDLEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
+class CLDLEnsembleClassifier(AdversarialTraining):
     r"""Members that learn soft labels of their own, and whose input gradients are orthogonal.
 
     .. math:: L = \tfrac1N \sum_i \mathrm{KL}(s_i \| p_i) - \alpha\, l_{ld} + \beta\, l_{gd}
@@ -32,14 +30,19 @@ class CLDLEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
     Soft labels :math:`s_i = \mathrm{softmax}(\gamma\, \mathrm{onehot}(y) + c_i)` come from a
     label confusion model that all members share, fed with their embeddings; it is trained by the
     same loss and thrown away. l_ld and l_gd are `cldl_label_diversity` and
-    `cldl_gradient_diversity` of `robust_ensembles.losses`.
+    `cldl_gradient_diversity` of `robust_ensembles.losses`. Any network with a final linear layer
+    works; the paper's have a 64-d embedding, ``module_params={"embedding_size": 64}``.
 
     Parameters
     ----------
-    gamma, alpha, beta : float, default=4.0, 2.0 and 4.0
-        CLDL_{gamma, alpha, beta} in the paper's tables, here for CIFAR-10. (3, 4, 4) for MNIST,
-        (3, 2, 4) for Fashion-MNIST. gamma must grow with the number of classes: about 6.5 for
-        100.
+    gamma : float, default=4.0
+        Weight of the true class in the soft labels: CLDL_{gamma, alpha, beta} in the paper's
+        tables, here for CIFAR-10; (3, 4, 4) for MNIST, (3, 2, 4) for Fashion-MNIST. It must grow
+        with the number of classes: about 6.5 for 100.
+    alpha : float, default=2.0
+        Weight of the label diversity.
+    beta : float, default=4.0
+        Weight of the gradient diversity.
     formulation : {"paper", "released"}, default="paper"
         Sets the next three, and `craft_bn`.
     label_diversity_on : {"soft_labels", "confusion_vectors"}, default=None
@@ -50,12 +53,9 @@ class CLDLEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
         See `cldl_gradient_diversity`.
     cos_eps_mode : {"torch2", "torch1"}, default="torch2"
         ``"torch1"`` shrinks the cosines of short gradients as torch did before 1.12.
-    attack, attack_target, craft_bn, calibration
-        Adversarial training beside, on the soft labels of the adversarial examples; see
-        `DiversityMixin`.
-    **params
-        See `EnsembleParameters`. The paper's networks have a 64-d embedding:
-        ``module_params={"embedding_size": 64}``. Any network with a final linear layer works.
+    attack : BoundedAttack, default=None
+        Adds adversarial training: the divergence from the soft labels of these examples. Its
+        `clip_values` default to the estimator's box. None adds nothing.
 
     References
     ----------
@@ -64,26 +64,21 @@ class CLDLEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
        ZJLAB-AMMI.
     """
 
-    gamma: float = 4.0
-    alpha: float = 2.0
-    beta: float = 4.0
-    label_diversity_on: Literal["soft_labels", "confusion_vectors"] | None = None
-    jsd_reduction: Literal["sample", "element_mean"] | None = None
-    gradient_norm: Literal["pairs", "members"] | None = None
-    cos_eps_mode: Literal["torch2", "torch1"] = "torch2"
+    gamma: float = param(4.0, above(0))
+    alpha: float = param(2.0, at_least(0))
+    beta: float = param(4.0, at_least(0))
+    label_diversity_on: Literal["soft_labels", "confusion_vectors"] | None = param(
+        None, choice("soft_labels", "confusion_vectors"), None
+    )
+    jsd_reduction: Literal["sample", "element_mean"] | None = param(
+        None, choice("sample", "element_mean"), None
+    )
+    gradient_norm: Literal["pairs", "members"] | None = param(
+        None, choice("pairs", "members"), None
+    )
+    cos_eps_mode: Literal["torch2", "torch1"] = param("torch2", choice("torch2", "torch1"))
 
     _second_order: ClassVar[bool] = True
-    _parameter_constraints: ClassVar[dict[str, Any]] = {
-        **BaseEnsembleClassifier._parameter_constraints,
-        **DiversityMixin._adversarial_constraints,
-        "gamma": [Interval(Real, 0, None, closed="neither")],
-        "alpha": [Interval(Real, 0, None, closed="left")],
-        "beta": [Interval(Real, 0, None, closed="left")],
-        "label_diversity_on": [StrOptions({"soft_labels", "confusion_vectors"}), None],
-        "jsd_reduction": [StrOptions({"sample", "element_mean"}), None],
-        "gradient_norm": [StrOptions({"pairs", "members"}), None],
-        "cos_eps_mode": [StrOptions({"torch1", "torch2"})],
-    }
 
     def _build_auxiliary(self, members: list[nn.Module], n_classes: int) -> nn.Module:
         sizes = [embedding_size(member, "CLDL") for member in members]
@@ -108,8 +103,8 @@ class CLDLEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
         if x_adv is not None:
             adversarial, _, _, divergence = self._soft_labels(step, x_adv)
             terms["adversarial_divergence"] = _member_mean(divergence, step)
-            calibration = self._calibration_terms(step, adversarial, reduce="mean", clean=logits)
-            terms.update(calibration)
+            coupling = self._coupling_terms(step, adversarial, reduce="mean", clean=logits)
+            terms.update(coupling)
         return terms
 
     def _soft_labels(

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..losses import member_cross_entropy
 from ..training import TrainingStep
-from .adversarial_training import DiversityMixin
-from .base import BaseEnsembleClassifier
-from .feature_space import DistillationMixin
+from .feature_space import FeatureSpaceMethod
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
-class DVERGEEnsembleClassifier(DistillationMixin, DiversityMixin, BaseEnsembleClassifier):
+class DVERGEEnsembleClassifier(FeatureSpaceMethod):
     r"""Members trained to see through what deceives the others.
 
     .. math:: L = \sum_i \sum_{j\ne i} \mathrm{CE}(z_i(x'_j), y), \qquad
@@ -27,16 +25,15 @@ class DVERGEEnsembleClassifier(DistillationMixin, DiversityMixin, BaseEnsembleCl
 
     Parameters
     ----------
-    eps, step_size, n_steps, layers, layer_schedule, pretrained
-        See `DistillationMixin`. For CIFAR-10 by default; eps=0.35 and step_size=0.035 for MNIST.
-        The original starts from a trained vanilla ensemble: set `pretrained`.
-    attack, attack_target, craft_bn, calibration
-        Adversarial training beside; see `DiversityMixin`. By default each member has its own
-        examples. `craft_bn` applies to distillation too.
+    eps : float, default=0.07
+        Radius of the perturbation (maximum norm), in the units of X: for CIFAR-10; 0.35 for
+        MNIST.
+    step_size : float, default=0.007
+        Length of a step, in the units of X: for CIFAR-10; 0.035 for MNIST.
     formulation : {"paper", "released"}, default="paper"
         Code and formula agree: it sets `craft_bn` only.
-    **params
-        See `EnsembleParameters`. At least two members.
+    n_estimators : int, default=3
+        Number of members, at least two.
 
     References
     ----------
@@ -49,17 +46,10 @@ class DVERGEEnsembleClassifier(DistillationMixin, DiversityMixin, BaseEnsembleCl
     >>> clf = DVERGEEnsembleClassifier(pretrained=20, eps=0.15, step_size=0.015)
     """
 
-    attack_target: Literal["ensemble", "member"] = "member"
-
     _paired_batches: ClassVar[bool] = True
-    _parameter_constraints: ClassVar[dict[str, Any]] = {
-        **BaseEnsembleClassifier._parameter_constraints,
-        **DiversityMixin._adversarial_constraints,
-        **DistillationMixin._distillation_constraints,
-    }
 
     def _check_method(self, n_classes: int) -> None:
-        self._check_attack()
+        super()._check_method(n_classes)
         self._check_n_estimators(2, "DVERGE trains a member on images distilled from the others")
 
     def _objective(self, step: TrainingStep) -> dict[str, Tensor]:

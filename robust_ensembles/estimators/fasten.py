@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import joblib
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.utils._param_validation import Interval
 from torch import Tensor
 
+from .._parameters import at_least, flag, param
 from ..attacks.engine.ascent import Steps
 from ..attacks.engine.balls import LinfBall
 from ..losses import (
@@ -30,9 +29,7 @@ from ..training import (
     generator,
     repel,
 )
-from .adversarial_training import DiversityMixin
-from .base import BaseEnsembleClassifier
-from .feature_space import DistillationMixin
+from .feature_space import FeatureSpaceMethod
 
 # of the released code: weight of the inter-model term relative to beta
 _INTER_SHARE = 0.05
@@ -40,7 +37,7 @@ _INTER_CAP = 10.0
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
-class FASTENEnsembleClassifier(DistillationMixin, DiversityMixin, BaseEnsembleClassifier):
+class FASTENEnsembleClassifier(FeatureSpaceMethod):
     r"""Members trained on each other's cheap perturbations, which are kept and used again.
 
     In each step two random members make one perturbation of the batch each, by a single step
@@ -66,17 +63,16 @@ class FASTENEnsembleClassifier(DistillationMixin, DiversityMixin, BaseEnsembleCl
     clean_cross_entropy : bool, default=False
         Whether the clean view is trained on: its cross-entropy is added and its predictions
         pass gradients. Else it only serves as a fixed view.
-    eps, step_size, n_steps, layers, layer_schedule, pretrained
-        See `DistillationMixin`; eps = step_size = 0.06 and one step here. The original starts
-        from a trained vanilla ensemble: set `pretrained`.
-    attack, attack_target, craft_bn, calibration
-        Adversarial training beside, on examples around x''; see `DiversityMixin`. The released
-        code takes ``PGD(eps=8 / 255, step_size=2 / 255, n_steps=1)``. By default each member has
-        its own examples. `craft_bn` applies to the perturbations too.
+    n_steps : int, default=1
+        Steps of a perturbation.
+    attack : BoundedAttack, default=None
+        Adds adversarial training: the cross-entropy on examples around x''. Its `clip_values`
+        default to the estimator's box. None adds nothing; the released code takes
+        ``PGD(eps=8 / 255, step_size=2 / 255, n_steps=1)``.
     formulation : {"paper", "released"}, default="paper"
         Only the code is known: it sets `craft_bn` only.
-    **params
-        See `EnsembleParameters`. At least two members.
+    n_estimators : int, default=3
+        Number of members, at least two.
 
     Notes
     -----
@@ -96,27 +92,16 @@ class FASTENEnsembleClassifier(DistillationMixin, DiversityMixin, BaseEnsembleCl
     >>> clf = FASTENEnsembleClassifier(pretrained=20, beta=3.0)
     """
 
-    beta: float = 3.0
+    beta: float = param(3.0, at_least(0))
     eps: float = 0.06
     step_size: float = 0.06
     n_steps: int = 1
-    eps_init: float = 8 / 255
-    inter_gradient: bool = False
-    clean_cross_entropy: bool = False
-    attack_target: Literal["ensemble", "member"] = "member"
-
-    _parameter_constraints: ClassVar[dict[str, Any]] = {
-        **BaseEnsembleClassifier._parameter_constraints,
-        **DiversityMixin._adversarial_constraints,
-        **DistillationMixin._distillation_constraints,
-        "beta": [Interval(Real, 0, None, closed="left")],
-        "eps_init": [Interval(Real, 0, None, closed="left")],
-        "inter_gradient": ["boolean"],
-        "clean_cross_entropy": ["boolean"],
-    }
+    eps_init: float = param(8 / 255, at_least(0))
+    inter_gradient: bool = param(False, flag())
+    clean_cross_entropy: bool = param(False, flag())
 
     def _check_method(self, n_classes: int) -> None:
-        self._check_attack()
+        super()._check_method(n_classes)
         self._check_n_estimators(2, "FASTEN trains members on perturbations that others made")
 
     def _train(
@@ -126,7 +111,7 @@ class FASTENEnsembleClassifier(DistillationMixin, DiversityMixin, BaseEnsembleCl
         sample_weight: NDArray[np.float32] | None,
         epochs: int,
         checkpoints: Checkpoints | None = None,
-    ) -> BaseEnsembleClassifier:
+    ) -> FASTENEnsembleClassifier:
         data = X.fingerprint() if isinstance(X, StreamedX) else joblib.hash(X)
         if not self.n_iter_ or getattr(self, "_memory", (None, None))[0] != data:
             n_copies = self.net_.augmentation.n_copies

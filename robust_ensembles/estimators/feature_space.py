@@ -5,59 +5,97 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
-from typing import Any, ClassVar, Literal
+from numbers import Integral
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
+from .._parameters import above, at_least, choice, count, param
 from ..attacks.engine.ascent import Steps
 from ..modules import build_members
 from ..training import TrainingStep, derive_seed, distill, resolve_layers
-from .adversarial_training import AdversarialTrainingMixin
+from .adversarial_training import AdversarialTraining
 from .base import BaseEnsembleClassifier
 from .parameters import EnsembleParameters
 from .vanilla import VanillaEnsembleClassifier
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
-class PretrainedMixin(BaseEnsembleClassifier):
-    """Parameter of the methods that start from a trained ensemble.
+class FeatureSpaceMethod(AdversarialTraining):
+    """Base of the methods that train members on images perturbed in each other's feature space.
 
     Parameters
     ----------
     pretrained : estimator, int or None, default=None
         What the members start from: None for fresh weights; a number of epochs, for which a
         `VanillaEnsembleClassifier` with the same settings (but no `lr_milestones`, `callbacks`)
-        is trained first; an ensemble of this package, with members of the same architecture. A
-        fitted one gives its weights, an unfitted one is cloned and trained on the same data
-        first. Searches and `clone` make everything unfitted: to keep a fitted ensemble there,
-        wrap it in `sklearn.frozen.FrozenEstimator`.
+        is trained first, as the originals do; an ensemble of this package, with members of the
+        same architecture. A fitted one gives its weights, an unfitted one is cloned and trained
+        on the same data first. Searches and `clone` make everything unfitted: to keep a fitted
+        ensemble there, wrap it in `sklearn.frozen.FrozenEstimator`.
+    eps : float, default=0.07
+        Radius of the perturbation (maximum norm), in the units of X.
+    step_size : float, default=0.007
+        Length of a step, in the units of X.
+    n_steps : int, default=10
+        Steps, with momentum 1 on gradients of unit L1 norm.
+    layers : list of str, list of lists, or None, default=None
+        Names of the layers whose outputs are features, as in `named_modules`, for all members
+        or a list for each. None takes the outputs of convolutions, blocks and linear layers
+        before their activation, the logits included.
+    layer_schedule : {"epoch", "step"}, default="epoch"
+        How often one of the layers is drawn. Members share the draw; where they have different
+        numbers of layers, it is the relative depth.
+    craft_bn : {"train_frozen_stats", "train", "eval"}, default=None
+        BatchNorm while images are crafted or perturbed: batch statistics without a trace; batch
+        statistics, with the running ones moved by the iterates as in released code; or running
+        statistics. None is the first, or the second for ``formulation="released"``.
 
     Attributes
     ----------
     pretrained_ : estimator or None
         The fitted ensemble that the members started from.
+    layers_ : list of n_estimators lists of str
+        The layers of each member.
     """
 
-    pretrained: Any = None
+    pretrained: Any = param(None, count(), BaseEnsembleClassifier, FrozenEstimator, None)
+    eps: float = param(0.07, at_least(0))
+    step_size: float = param(0.007, above(0))
+    n_steps: int = param(10, count())
+    layers: Sequence[str] | Sequence[Sequence[str]] | None = param(None, list, tuple, None)
+    layer_schedule: Literal["epoch", "step"] = param("epoch", choice("epoch", "step"))
+    attack_target: Literal["ensemble", "member"] = "member"
 
-    _pretrained_constraints: ClassVar[dict[str, Any]] = {
-        "pretrained": [
-            Interval(Integral, 1, None, closed="left"),
-            BaseEnsembleClassifier,
-            FrozenEstimator,
-            None,
-        ],
-    }
+    def _layer_names(self, step: TrainingStep) -> list[str]:
+        """The layer of each member in this step."""
+        seed = step.epoch_seed if self.layer_schedule == "epoch" else step.seed
+        depth = np.random.default_rng(derive_seed(seed, "layer")).random()
+        return [names[int(depth * len(names))] for names in self.layers_]
+
+    def _distill(self, step: TrainingStep) -> list[Tensor]:
+        """Images that look like the batch and have a member's features of others, for each."""
+        assert step.batch.x_target is not None
+        walk = Steps(self.n_steps, self.step_size, decay=1.0)
+        layers = self._layer_names(step)
+        with step.frozen(self._craft_mode):
+            return [
+                distill(step, member, layer, x_target=step.batch.x_target, eps=self.eps, walk=walk)
+                for member, layer in zip(step.module, layers, strict=True)
+            ]
 
     def _check_members(self, members: list[nn.Module]) -> None:
         super()._check_members(members)
+        self._check_pretrained(members)
+        self.layers_ = resolve_layers(members, self.layers, self.input_shape_)
+
+    def _check_pretrained(self, members: list[nn.Module]) -> None:
+        """Raise for weights that the members cannot start from."""
         source = self._pretrained_source()
         if source is None:
             return
@@ -153,68 +191,3 @@ def _check_same_architecture(ours: Iterable[nn.Module], theirs: Iterable[nn.Modu
 
 def _shapes(member: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in member.state_dict().items()}
-
-
-@dataclass(kw_only=True, repr=False, eq=False)
-class DistillationMixin(PretrainedMixin, AdversarialTrainingMixin):
-    """Parameters of the distillation of features, and the distilled images.
-
-    Parameters
-    ----------
-    eps : float, default=0.07
-        Radius of the perturbation (maximum norm), in the units of X.
-    step_size : float, default=0.007
-        Length of a step, in the units of X.
-    n_steps : int, default=10
-        Steps, with momentum 1 on gradients of unit L1 norm.
-    layers : list of str, list of lists, or None, default=None
-        Names of the layers whose outputs are features, as in `named_modules`, for all members
-        or a list for each. None takes the outputs of convolutions, blocks and linear layers
-        before their activation, the logits included.
-    layer_schedule : {"epoch", "step"}, default="epoch"
-        How often one of the layers is drawn. Members share the draw; where they have different
-        numbers of layers, it is the relative depth.
-    pretrained
-        See `PretrainedMixin`.
-
-    Attributes
-    ----------
-    layers_ : list of n_estimators lists of str
-        The layers of each member.
-    """
-
-    eps: float = 0.07
-    step_size: float = 0.007
-    n_steps: int = 10
-    layers: Sequence[str] | Sequence[Sequence[str]] | None = None
-    layer_schedule: Literal["epoch", "step"] = "epoch"
-
-    _distillation_constraints: ClassVar[dict[str, Any]] = {
-        **PretrainedMixin._pretrained_constraints,
-        "eps": [Interval(Real, 0, None, closed="left")],
-        "step_size": [Interval(Real, 0, None, closed="neither")],
-        "n_steps": [Interval(Integral, 1, None, closed="left")],
-        "layers": [list, tuple, None],
-        "layer_schedule": [StrOptions({"epoch", "step"})],
-    }
-
-    def _check_members(self, members: list[nn.Module]) -> None:
-        super()._check_members(members)
-        self.layers_ = resolve_layers(members, self.layers, self.input_shape_)
-
-    def _layer_names(self, step: TrainingStep) -> list[str]:
-        """The layer of each member in this step."""
-        seed = step.epoch_seed if self.layer_schedule == "epoch" else step.seed
-        depth = np.random.default_rng(derive_seed(seed, "layer")).random()
-        return [names[int(depth * len(names))] for names in self.layers_]
-
-    def _distill(self, step: TrainingStep) -> list[Tensor]:
-        """Images that look like the batch and have a member's features of others, for each."""
-        assert step.batch.x_target is not None
-        walk = Steps(self.n_steps, self.step_size, decay=1.0)
-        layers = self._layer_names(step)
-        with step.frozen(self._craft_mode):
-            return [
-                distill(step, member, layer, x_target=step.batch.x_target, eps=self.eps, walk=walk)
-                for member, layer in zip(step.module, layers, strict=True)
-            ]

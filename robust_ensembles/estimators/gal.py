@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
-from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
+from .._parameters import at_least, choice, param
 from ..losses import CosineEpsMode, gal_regularizer, member_cross_entropy
 from ..training import TrainingStep
-from .adversarial_training import DiversityMixin, over_members
-from .base import BaseEnsembleClassifier
+from .adversarial_training import AdversarialTraining, over_members
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
-class GALEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
+class GALEnsembleClassifier(AdversarialTraining):
     r"""Members whose input gradients point away from each other.
 
     .. math:: L = \tfrac1N \sum_i \mathrm{CE}_i
@@ -34,12 +32,10 @@ class GALEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
         Over the members; one of the released ports sums.
     cos_eps_mode : {"torch2", "torch1"}, default="torch2"
         ``"torch1"`` shrinks the cosines of short gradients as torch did before 1.12.
-    attack, attack_target, craft_bn, calibration
-        Adversarial training beside; see `DiversityMixin`.
     formulation : {"paper", "released"}, default="paper"
         The codes agree with the formula: it sets `craft_bn` only.
-    **params
-        See `EnsembleParameters`. At least two members.
+    n_estimators : int, default=3
+        Number of members, at least two.
 
     References
     ----------
@@ -52,21 +48,14 @@ class GALEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
     >>> clf = GALEnsembleClassifier(lam=0.5, module_params={"activation": "leaky_relu"})
     """
 
-    lam: float = 0.5
-    cross_entropy_reduce: Literal["mean", "sum"] = "mean"
-    cos_eps_mode: CosineEpsMode = "torch2"
+    lam: float = param(0.5, at_least(0))
+    cross_entropy_reduce: Literal["mean", "sum"] = param("mean", choice("mean", "sum"))
+    cos_eps_mode: CosineEpsMode = param("torch2", choice(*get_args(CosineEpsMode)))
 
     _second_order: ClassVar[bool] = True
-    _parameter_constraints: ClassVar[dict[str, Any]] = {
-        **BaseEnsembleClassifier._parameter_constraints,
-        **DiversityMixin._adversarial_constraints,
-        "lam": [Interval(Real, 0, None, closed="left")],
-        "cross_entropy_reduce": [StrOptions({"mean", "sum"})],
-        "cos_eps_mode": [StrOptions({"torch1", "torch2"})],
-    }
 
     def _check_method(self, n_classes: int) -> None:
-        self._check_attack()
+        super()._check_method(n_classes)
         self._check_n_estimators(2, "GAL compares the gradients of pairs of members")
 
     def _objective(self, step: TrainingStep) -> dict[str, Tensor]:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from sklearn.utils._param_validation import Interval
 from torch import Tensor
 
+from .._parameters import at_least, param
 from ..losses import gpmr_regularizer, member_cross_entropy
 from ..training import TrainingStep
-from .adversarial_training import DiversityMixin
-from .base import BaseEnsembleClassifier
+from .adversarial_training import AdversarialTraining
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
-class GPMREnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
+class GPMREnsembleClassifier(AdversarialTraining):
     r"""Members whose input gradients form a regular simplex with edges of one length.
 
     .. math:: L = \tfrac1N \sum_i \mathrm{CE}_i + \lambda_{div} L_{div} + \lambda_{eq} L_{eq}
@@ -27,15 +25,14 @@ class GPMREnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
 
     Parameters
     ----------
-    lambda_div, lambda_eq : float, default=0.04 and 10.0
-        Weights of the directions and of the lengths, NCEn's for CIFAR-10; 0.1 and 10 for MNIST
-        and Fashion-MNIST.
-    attack, attack_target, craft_bn, calibration
-        Adversarial training beside; see `DiversityMixin`.
+    lambda_div : float, default=0.04
+        Weight of the directions, NCEn's for CIFAR-10; 0.1 for MNIST and Fashion-MNIST.
+    lambda_eq : float, default=10.0
+        Weight of the lengths, NCEn's for all three.
     formulation : {"paper", "released"}, default="paper"
         ``"paper"`` balances the lengths on each sample, ``"released"`` over whole batches.
-    **params
-        See `EnsembleParameters`. At least two members.
+    n_estimators : int, default=3
+        Number of members, at least two.
 
     References
     ----------
@@ -48,19 +45,13 @@ class GPMREnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
     >>> clf = GPMREnsembleClassifier(lambda_div=0.1, lambda_eq=10.0)
     """
 
-    lambda_div: float = 0.04
-    lambda_eq: float = 10.0
+    lambda_div: float = param(0.04, at_least(0))
+    lambda_eq: float = param(10.0, at_least(0))
 
     _second_order: ClassVar[bool] = True
-    _parameter_constraints: ClassVar[dict[str, Any]] = {
-        **BaseEnsembleClassifier._parameter_constraints,
-        **DiversityMixin._adversarial_constraints,
-        "lambda_div": [Interval(Real, 0, None, closed="left")],
-        "lambda_eq": [Interval(Real, 0, None, closed="left")],
-    }
 
     def _check_method(self, n_classes: int) -> None:
-        self._check_attack()
+        super()._check_method(n_classes)
         self._check_n_estimators(2, "GPMR compares the gradients of pairs of members")
 
     def _objective(self, step: TrainingStep) -> dict[str, Tensor]:

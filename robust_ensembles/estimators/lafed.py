@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
-from sklearn.utils._param_validation import Interval
 from torch import Tensor
 
+from .._parameters import between, param
 from ..losses import batch_mean, hierarchical_labels, soft_cross_entropy
 from ..training import TrainingStep, derive_seed, features, generator, replaced_output
-from .adversarial_training import DiversityMixin
-from .base import BaseEnsembleClassifier
-from .feature_space import DistillationMixin
+from .feature_space import FeatureSpaceMethod
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
-class LAFEDEnsembleClassifier(DistillationMixin, DiversityMixin, BaseEnsembleClassifier):
+class LAFEDEnsembleClassifier(FeatureSpaceMethod):
     r"""Members trained on the others' vulnerabilities, mixed in their own latent space.
 
     Member i sees the image that was distilled from one random donor c (see
@@ -37,17 +34,11 @@ class LAFEDEnsembleClassifier(DistillationMixin, DiversityMixin, BaseEnsembleCla
     ----------
     smoothing : float, default=0.05
         What the last member's labels give away to the other classes.
-    eps, step_size, n_steps, layers, layer_schedule, pretrained
-        See `DistillationMixin`. The original starts from a trained vanilla ensemble: set
-        `pretrained`.
-    attack, attack_target, craft_bn, calibration
-        Adversarial training beside; see `DiversityMixin`. By default each member has its own
-        examples. `craft_bn` applies to distillation too.
     formulation : {"paper", "released"}, default="paper"
         ``"released"`` mixes nothing, as the authors' code, and clamps labels; see
         `hierarchical_labels`.
-    **params
-        See `EnsembleParameters`. At least three members; with two, use DVERGE.
+    n_estimators : int, default=3
+        Number of members, at least three; with two, use DVERGE.
 
     References
     ----------
@@ -59,19 +50,12 @@ class LAFEDEnsembleClassifier(DistillationMixin, DiversityMixin, BaseEnsembleCla
     >>> clf = LAFEDEnsembleClassifier(pretrained=20, eps=0.15, step_size=0.015)
     """
 
-    smoothing: float = 0.05
-    attack_target: Literal["ensemble", "member"] = "member"
+    smoothing: float = param(0.05, between(0, 1, closed="left"))
 
     _paired_batches: ClassVar[bool] = True
-    _parameter_constraints: ClassVar[dict[str, Any]] = {
-        **BaseEnsembleClassifier._parameter_constraints,
-        **DiversityMixin._adversarial_constraints,
-        **DistillationMixin._distillation_constraints,
-        "smoothing": [Interval(Real, 0, 1, closed="left")],
-    }
 
     def _check_method(self, n_classes: int) -> None:
-        self._check_attack()
+        super()._check_method(n_classes)
         self._check_n_estimators(
             3, "LAFED mixes features of at least two other members; use DVERGE for two"
         )

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from sklearn.utils._param_validation import Interval, Options
+from sklearn.utils._param_validation import Options
 from torch import Tensor
 
+from .._parameters import at_least, flag, param
 from ..losses import member_cross_entropy, nceen_regularizer
 from ..training import TrainingStep, input_gradients
-from .adversarial_training import DiversityMixin
-from .base import BaseEnsembleClassifier
+from .adversarial_training import AdversarialTraining
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
-class NCEnEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
+class NCEnEnsembleClassifier(AdversarialTraining):
     r"""Members whose input gradients correlate negatively, in direction and in magnitude.
 
     .. math:: L = \tfrac1k \sum_i \mathrm{CE}_i
@@ -26,11 +25,13 @@ class NCEnEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
 
     Parameters
     ----------
-    lambda_cos, lambda_norm : float, default=0.06 and 0.04
-        Weights of the two terms, the paper's for CIFAR-10 (0.02 and 0.02 for Fashion-MNIST). The
-        published values belong to code that applies the softmax twice (`ce_on_probabilities`),
-        where the cross-entropy's gradient is about half as large or less: with a sound
-        cross-entropy search for your own.
+    lambda_cos : float, default=0.06
+        Weight of the directions, the paper's for CIFAR-10 (0.02 for Fashion-MNIST). The published
+        weights belong to code that applies the softmax twice (`ce_on_probabilities`), where the
+        cross-entropy's gradient is about half as large or less: with a sound cross-entropy
+        search for your own.
+    lambda_norm : float, default=0.04
+        Weight of the magnitudes, likewise (0.02 for Fashion-MNIST).
     formulation : {"paper", "released"}, default="paper"
         ``"released"`` uses log-sum-exp forms and cross-entropy of probabilities, and sets
         `craft_bn`.
@@ -40,10 +41,6 @@ class NCEnEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
     ce_on_probabilities : bool, default=None
         Whether the members' *probabilities* are fed to the cross-entropy as if they were logits,
         as the released code does. None is True for ``formulation="released"``.
-    attack, attack_target, craft_bn, calibration
-        Adversarial training beside; see `DiversityMixin`.
-    **params
-        See `EnsembleParameters`.
 
     References
     ----------
@@ -51,20 +48,12 @@ class NCEnEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
        Negative Correlation Ensemble", 2022, arXiv:2206.10334, Eq. 10.
     """
 
-    lambda_cos: float = 0.06
-    lambda_norm: float = 0.04
-    norm_sign: int = 1
-    ce_on_probabilities: bool | None = None
+    lambda_cos: float = param(0.06, at_least(0))
+    lambda_norm: float = param(0.04, at_least(0))
+    norm_sign: int = param(1, Options(int, {1, -1}))
+    ce_on_probabilities: bool | None = param(None, flag(), None)
 
     _second_order: ClassVar[bool] = True
-    _parameter_constraints: ClassVar[dict[str, Any]] = {
-        **BaseEnsembleClassifier._parameter_constraints,
-        **DiversityMixin._adversarial_constraints,
-        "lambda_cos": [Interval(Real, 0, None, closed="left")],
-        "lambda_norm": [Interval(Real, 0, None, closed="left")],
-        "norm_sign": [Options(int, {1, -1})],
-        "ce_on_probabilities": ["boolean", None],
-    }
 
     def _objective(self, step: TrainingStep) -> dict[str, Tensor]:
         x_adv = self._craft(step)

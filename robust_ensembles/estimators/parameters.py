@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from numbers import Integral, Real
+from dataclasses import KW_ONLY, dataclass
+from numbers import Integral
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.base import BaseEstimator, clone
+from sklearn.utils._param_validation import HasMethods, Interval
 from torch import nn
 
 from .._checks import as_array, one_of
+from .._parameters import above, between, choice, count, declared, flag, param
 from ..training import TECHNIQUES
 
 _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
@@ -24,7 +25,7 @@ _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
 }
 
-# for sparse gradients only
+# they take sparse gradients only
 _UNFIT_OPTIMIZERS = {torch.optim.SparseAdam}
 
 # parameters that may be None, and what to put there
@@ -36,6 +37,198 @@ _EXAMPLES = {
 
 # parameters that are not estimators, but take double-underscore names: where those are kept
 _PARAMS_OF = {"module": "module_params", "optimizer": "optimizer_params"}
+
+
+@dataclass(repr=False, eq=False)
+@declared
+class EnsembleParameters(BaseEstimator):
+    """Common parameters of the ensembles.
+
+    Parameters
+    ----------
+    module : str, nn.Module class, callable, nn.Module, list of these, or None, default=None
+        The network of a member: a name from `robust_ensembles.modules` such as ``"resnet20"``, a
+        class, a factory such as ``torchvision.models.resnet18``, or a list of these, one per
+        member (a mixed ensemble). None picks by the shape of X: an `MLP` for rows of features,
+        `LeNet5` for small images, `ResNet20` from 32 x 32 pixels.
+    module_params : dict or list of dict, default=None
+        Arguments of the module's constructor, also as ``module__name=value`` in `set_params`.
+    n_estimators : int, default=3
+        Number of members.
+    optimizer : {"adam", "adamw", "sgd"} or torch.optim.Optimizer class, default="adam"
+        One optimizer with a parameter group for each member.
+    optimizer_params : dict, default=None
+        Further arguments of the optimizer, also as ``optimizer__name=value`` in `set_params`.
+    lr : float, default=1e-3
+        Learning rate.
+    lr_milestones : sequence of int, default=None
+        Numbers of finished epochs after which the learning rate is multiplied by 0.1.
+    max_epochs : int, default=20
+        Passes over the data in `fit`.
+    batch_size : int or "auto", default=128
+        Samples in a training batch. ``"auto"`` is 128 or, where memory runs out in the first
+        epoch, half of it, or half of that, and so on: the fit begins again each time (callbacks,
+        too), so that it does what it does with that size from the start. See `batch_size_`.
+    augmentation : callable or list of callables, default=None
+        Changes of each training batch, ``(x, generator) -> x``: `RandomCrop` and the others of
+        `robust_ensembles.training`.
+    input_shape : tuple of int, default=None
+        Shape of one sample, for flat rows that are images: (channels, height, width).
+    clip_values : "auto", tuple of two floats, or None, default="auto"
+        Box that attacks stay in. ``"auto"`` is (0, 1) if all of X lies in it, else none (with a
+        warning for images). X outside an explicit box is an error.
+    class_weight : dict or "balanced", default=None
+        Weights of the classes, multiplied into `sample_weight`.
+    train_split : float or callable, default=None
+        Part of the data held back for ``valid_loss`` and ``valid_acc`` in the history: a
+        fraction, or a splitter such as `skorch.dataset.ValidSplit`.
+    callbacks : list, default=None
+        skorch callbacks.
+    device : str, torch.device or what `one_fit_per_gpu` gives, default="auto"
+        ``"auto"`` is CUDA, else MPS, else the CPU. With `parallel.one_fit_per_gpu` each fit takes
+        a GPU that no other process has.
+    num_workers : int, default=0
+        Processes that read a `torch.utils.data.Dataset` ahead of the training; 0 reads in this
+        one. They never change the result. Arrays need none.
+    precision : {"float32", "bfloat16"}, default="float32"
+        Arithmetic of the members in training. ``"bfloat16"`` (mixed: weights, losses and updates
+        stay float32) is for GPUs, where it is faster, and changes the result a little. Attacks
+        and scores always compute in the precision of the weights.
+    accelerate : {"auto", "none"}, name or list of names, default="auto"
+        How steps are made fast; never changes what they compute, beyond rounding. ``"auto"`` is
+        what was measured to pay on the device, ``"none"`` plain torch. Names of single
+        techniques: ``"double_backward"`` (closed-form second derivatives), ``"channels_last"``,
+        ``"fused_optimizer"``, ``"flush_denormal"``, ``"vmap"``, ``"cuda_graph"``.
+    warm_start : bool, default=False
+        Whether `fit` goes on from where the last one ended.
+    checkpoint_dir : path-like, default=None
+        Folder of this fit alone, where a checkpoint is written after each epoch. ``{fit}`` in it
+        stands for a digest of data and parameters: ``"runs/{fit}"`` gives each fit of a search
+        its own, so that a search which is interrupted and run again goes on, too. `fit` with the
+        same data and parameters (but `device`, `accelerate`, `num_workers`, `verbose`) then goes
+        on from the last one, after an interrupt or a crash, to the same result: on a CPU to the
+        bit. What is finished already is only read. The last two checkpoints are kept, and the
+        best one by ``valid_loss``, or ``train_loss`` if nothing is held back, to which
+        ``best.pt`` is a link:
+        ``torch.load("best.pt", weights_only=True)["modules"]["module"]`` is the state of
+        `module_`. Neither with `warm_start` nor for `partial_fit`.
+    random_state : int, RandomState instance or None, default=None
+        Seed of weights, order, augmentation and attacks. Two fits with one seed on a CPU are
+        identical to the bit. The global random state stays as it is.
+    verbose : int, default=0
+        1 prints a line for each epoch.
+    """
+
+    module: Any = param(None, str, type, callable, nn.Module, list, tuple, None)
+    _: KW_ONLY
+    module_params: Any = param(None, dict, list, None)
+    n_estimators: int = param(3, count())
+    optimizer: Any = param("adam", str, type)
+    optimizer_params: dict[str, Any] | None = param(None, dict, None)
+    lr: float = param(1e-3, above(0))
+    lr_milestones: Sequence[int] | None = param(None, "array-like", None)
+    max_epochs: int = param(20, count())
+    batch_size: int | Literal["auto"] = param(128, count(), choice("auto"))
+    augmentation: Any = param(None, callable, list, tuple, None)
+    input_shape: tuple[int, ...] | None = param(None, tuple, list, None)
+    clip_values: Any = param("auto", choice("auto"), tuple, list, None)
+    class_weight: Any = param(None, choice("balanced"), dict, None)
+    train_split: Any = param(None, between(0, 1, closed="neither"), callable, None)
+    callbacks: list[Any] | None = param(None, list, None)
+    device: Any = param("auto", str, torch.device, HasMethods(["reserve"]))
+    num_workers: int = param(0, count(0))
+    precision: str = param("float32", choice("bfloat16", "float32"))
+    accelerate: Any = param(
+        "auto", choice("auto", "none", *TECHNIQUES), list, tuple, set, frozenset
+    )
+    warm_start: bool = param(False, flag())
+    checkpoint_dir: str | os.PathLike[str] | None = param(None, str, os.PathLike, None)
+    random_state: Any = param(None, "random_state")
+    verbose: int = param(0, "verbose")
+
+    # for scikit-learn, from the lines above and those of the subclasses
+    _parameter_constraints: ClassVar[dict[str, list[Any]]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        declared(cls)
+
+    def _validate_params(self) -> None:
+        """Raise for values out of range; called by scikit-learn."""
+        super()._validate_params()
+        for name, value in self.get_params(deep=False).items():
+            if isinstance(value, Integral) and abs(int(value)) >= 2**63:
+                raise ValueError(f"{name}={value} is too large for a number of 64 bits")
+            kinds = self._parameter_constraints.get(name, ())
+            numeric = any(isinstance(kind, Interval) for kind in kinds)
+            if isinstance(value, bool | np.bool_) and numeric and "boolean" not in kinds:
+                raise ValueError(f"{name} must be a number; got {value}")
+
+    def set_params(self, **params: Any) -> EnsembleParameters:
+        """Set parameters; ``module__width=8`` goes into a new `module_params`.
+
+        Parameters
+        ----------
+        **params : dict
+            Also ``optimizer__name`` and ``attack__name``.
+
+        Returns
+        -------
+        self : estimator
+        """
+        super().set_params(**merge_component_params(self, params))
+        return self
+
+
+def merge_component_params(estimator: Any, params: dict[str, Any]) -> dict[str, Any]:
+    """Turn ``module__x`` and ``optimizer__x`` into new dicts, which no clone shares.
+
+    Parameters
+    ----------
+    estimator : BaseEnsembleClassifier
+    params : dict
+        As given to `set_params`.
+
+    Returns
+    -------
+    params : dict
+        With plain names, and ``attack__x``, which the attack itself understands.
+    """
+    plain: dict[str, Any] = {}
+    merged: dict[str, dict[str, Any]] = {}
+    for name, value in params.items():
+        component, separator, key = name.partition("__")
+        if separator and component in _PARAMS_OF:
+            merged.setdefault(_PARAMS_OF[component], {})[key] = value
+        else:
+            plain[name] = value
+    for name, added in merged.items():
+        present = plain.get(name, getattr(estimator, name))
+        if isinstance(present, list):
+            plain[name] = [{**(entry or {}), **added} for entry in present]
+        else:
+            plain[name] = {**(present or {}), **added}
+    return {**_default_components(estimator, plain), **plain}
+
+
+def _default_components(estimator: Any, params: dict[str, Any]) -> dict[str, Any]:
+    """Components that are None so far, for the parameters that name something inside them."""
+    defaults: dict[str, Any] = {}
+    for component, example in _EXAMPLES.items():
+        inner = next((name for name in params if name.startswith(f"{component}__")), None)
+        if inner is None or component in params or component not in estimator._get_param_names():
+            continue
+        present = getattr(estimator, component)
+        if present is not None and not isinstance(present, int):
+            continue
+        default = estimator.default_attack if component == "attack" else None
+        if default is None:
+            raise ValueError(
+                f"{inner} cannot be set: {component}={present!r} has no parameters; set "
+                f"{component} first, such as {component}={example}"
+            )
+        defaults[component] = clone(default)
+    return defaults
 
 
 def resolve_device(device: Any) -> torch.device:
@@ -149,210 +342,3 @@ def resolve_milestones(milestones: Any) -> tuple[int, ...]:
             f"None; got {milestones!r}"
         )
     return tuple(int(value) for value in values)
-
-
-def merge_component_params(estimator: Any, params: dict[str, Any]) -> dict[str, Any]:
-    """Turn ``module__x`` and ``optimizer__x`` into new dicts, which no clone shares.
-
-    Parameters
-    ----------
-    estimator : BaseEnsembleClassifier
-    params : dict
-        As given to `set_params`.
-
-    Returns
-    -------
-    params : dict
-        With plain names, and ``attack__x``, which the attack itself understands.
-    """
-    plain: dict[str, Any] = {}
-    merged: dict[str, dict[str, Any]] = {}
-    for name, value in params.items():
-        component, separator, key = name.partition("__")
-        if separator and component in _PARAMS_OF:
-            merged.setdefault(_PARAMS_OF[component], {})[key] = value
-        else:
-            plain[name] = value
-    for name, added in merged.items():
-        present = plain.get(name, getattr(estimator, name))
-        if isinstance(present, list):
-            plain[name] = [{**(entry or {}), **added} for entry in present]
-        else:
-            plain[name] = {**(present or {}), **added}
-    return {**_default_components(estimator, plain), **plain}
-
-
-def _default_components(estimator: Any, params: dict[str, Any]) -> dict[str, Any]:
-    """Components that are None so far, for the parameters that name something inside them."""
-    defaults: dict[str, Any] = {}
-    for component, example in _EXAMPLES.items():
-        inner = next((name for name in params if name.startswith(f"{component}__")), None)
-        if inner is None or component in params or not hasattr(estimator, component):
-            continue
-        present = getattr(estimator, component)
-        if present is not None and not isinstance(present, int):
-            continue
-        default = estimator._default_attack() if component == "attack" else None
-        if default is None:
-            raise ValueError(
-                f"{inner} cannot be set: {component}={present!r} has no parameters; set "
-                f"{component} first, such as {component}={example}"
-            )
-        defaults[component] = default
-    return defaults
-
-
-@dataclass(kw_only=True, repr=False, eq=False)
-class EnsembleParameters(BaseEstimator):
-    """Common parameters of the ensembles.
-
-    Parameters
-    ----------
-    module : str, nn.Module class, callable, nn.Module, list of these, or None, default=None
-        The network of a member: a name from `robust_ensembles.modules` such as ``"resnet20"``, a
-        class, a factory such as ``torchvision.models.resnet18``, or a list of these, one per
-        member (a mixed ensemble). None picks by the shape of X: an `MLP` for rows of features,
-        `LeNet5` for small images, `ResNet20` from 32 x 32 pixels.
-    module_params : dict or list of dict, default=None
-        Arguments of the module's constructor, also as ``module__name=value`` in `set_params`.
-    n_estimators : int, default=3
-        Number of members.
-    optimizer : {"adam", "adamw", "sgd"} or torch.optim.Optimizer class, default="adam"
-        One optimizer with a parameter group for each member.
-    optimizer_params : dict, default=None
-        Further arguments of the optimizer, also as ``optimizer__name=value`` in `set_params`.
-    lr : float, default=1e-3
-        Learning rate.
-    lr_milestones : sequence of int, default=None
-        Numbers of finished epochs after which the learning rate is multiplied by 0.1.
-    max_epochs : int, default=20
-        Passes over the data in `fit`.
-    batch_size : int or "auto", default=128
-        Samples in a training batch. ``"auto"`` is 128 or, where memory runs out in the first
-        epoch, half of it, or half of that, and so on: the fit begins again each time (callbacks,
-        too), so that it does what it does with that size from the start. See `batch_size_`.
-    augmentation : callable or list of callables, default=None
-        Changes of each training batch, ``(x, generator) -> x``: `RandomCrop` and the others of
-        `robust_ensembles.training`.
-    input_shape : tuple of int, default=None
-        Shape of one sample, for flat rows that are images: (channels, height, width).
-    clip_values : "auto", tuple of two floats, or None, default="auto"
-        Box that attacks stay in. ``"auto"`` is (0, 1) if all of X lies in it, else none (with a
-        warning for images). X outside an explicit box is an error.
-    class_weight : dict or "balanced", default=None
-        Weights of the classes, multiplied into `sample_weight`.
-    train_split : float or callable, default=None
-        Part of the data held back for ``valid_loss`` and ``valid_acc`` in the history: a
-        fraction, or a splitter such as `skorch.dataset.ValidSplit`.
-    callbacks : list, default=None
-        skorch callbacks.
-    device : str, torch.device or what `one_fit_per_gpu` gives, default="auto"
-        ``"auto"`` is CUDA, else MPS, else the CPU. With `parallel.one_fit_per_gpu` each fit takes
-        a GPU that no other process has.
-    num_workers : int, default=0
-        Processes that read a `torch.utils.data.Dataset` ahead of the training; 0 reads in this
-        one. They never change the result. Arrays need none.
-    precision : {"float32", "bfloat16"}, default="float32"
-        Arithmetic of the members in training. ``"bfloat16"`` (mixed: weights, losses and updates
-        stay float32) is for GPUs, where it is faster, and changes the result a little. Attacks
-        and scores always compute in the precision of the weights.
-    accelerate : {"auto", "none"}, name or list of names, default="auto"
-        How steps are made fast; never changes what they compute, beyond rounding. ``"auto"`` is
-        what was measured to pay on the device, ``"none"`` plain torch. Names of single
-        techniques: ``"double_backward"`` (closed-form second derivatives), ``"channels_last"``,
-        ``"fused_optimizer"``, ``"flush_denormal"``, ``"vmap"``, ``"cuda_graph"``.
-    warm_start : bool, default=False
-        Whether `fit` goes on from where the last one ended.
-    checkpoint_dir : path-like, default=None
-        Folder of this fit alone, where a checkpoint is written after each epoch. ``{fit}`` in it
-        stands for a digest of data and parameters: ``"runs/{fit}"`` gives each fit of a search
-        its own, so that a search which is interrupted and run again goes on, too. `fit` with the
-        same data and parameters (but `device`, `accelerate`, `num_workers`, `verbose`) then goes
-        on from the last one, after an interrupt or a crash, to the same result: on a CPU to the
-        bit. What is finished already is only read. The last two checkpoints are kept, and the
-        best one by ``valid_loss``, or ``train_loss`` if nothing is held back, to which
-        ``best.pt`` is a link:
-        ``torch.load("best.pt", weights_only=True)["modules"]["module"]`` is the state of
-        `module_`. Neither with `warm_start` nor for `partial_fit`.
-    random_state : int, RandomState instance or None, default=None
-        Seed of weights, order, augmentation and attacks. Two fits with one seed on a CPU are
-        identical to the bit. The global random state stays as it is.
-    verbose : int, default=0
-        1 prints a line for each epoch.
-    """
-
-    module: Any = field(default=None, kw_only=False)
-    module_params: Any = None
-    n_estimators: int = 3
-    optimizer: Any = "adam"
-    optimizer_params: dict[str, Any] | None = None
-    lr: float = 1e-3
-    lr_milestones: Sequence[int] | None = None
-    max_epochs: int = 20
-    batch_size: int | Literal["auto"] = 128
-    augmentation: Any = None
-    input_shape: tuple[int, ...] | None = None
-    clip_values: Any = "auto"
-    class_weight: Any = None
-    train_split: Any = None
-    callbacks: list[Any] | None = None
-    device: Any = "auto"
-    num_workers: int = 0
-    precision: str = "float32"
-    accelerate: Any = "auto"
-    warm_start: bool = False
-    checkpoint_dir: str | os.PathLike[str] | None = None
-    random_state: Any = None
-    verbose: int = 0
-
-    _parameter_constraints: ClassVar[dict[str, Any]] = {
-        "module": [str, type, callable, nn.Module, list, tuple, None],
-        "module_params": [dict, list, None],
-        "n_estimators": [Interval(Integral, 1, None, closed="left")],
-        "optimizer": [str, type],
-        "optimizer_params": [dict, None],
-        "lr": [Interval(Real, 0, None, closed="neither")],
-        "lr_milestones": ["array-like", None],
-        "max_epochs": [Interval(Integral, 1, None, closed="left")],
-        "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
-        "augmentation": [callable, list, tuple, None],
-        "input_shape": [tuple, list, None],
-        "clip_values": [StrOptions({"auto"}), tuple, list, None],
-        "class_weight": [StrOptions({"balanced"}), dict, None],
-        "train_split": [Interval(Real, 0, 1, closed="neither"), callable, None],
-        "callbacks": [list, None],
-        "device": [str, torch.device, HasMethods(["reserve"])],
-        "num_workers": [Interval(Integral, 0, None, closed="left")],
-        "precision": [StrOptions({"bfloat16", "float32"})],
-        "accelerate": [StrOptions({"auto", "none", *TECHNIQUES}), list, tuple, set, frozenset],
-        "warm_start": ["boolean"],
-        "checkpoint_dir": [str, os.PathLike, None],
-        "random_state": ["random_state"],
-        "verbose": ["verbose"],
-    }
-
-    def _validate_params(self) -> None:
-        """Raise for values out of range; called by scikit-learn."""
-        super()._validate_params()
-        for name, value in self.get_params(deep=False).items():
-            if isinstance(value, Integral) and abs(int(value)) >= 2**63:
-                raise ValueError(f"{name}={value} is too large for a number of 64 bits")
-            kinds = self._parameter_constraints.get(name, ())
-            numeric = any(isinstance(kind, Interval) for kind in kinds)
-            if isinstance(value, bool | np.bool_) and numeric and "boolean" not in kinds:
-                raise ValueError(f"{name} must be a number; got {value}")
-
-    def set_params(self, **params: Any) -> EnsembleParameters:
-        """Set parameters; ``module__width=8`` goes into a new `module_params`.
-
-        Parameters
-        ----------
-        **params : dict
-            Also ``optimizer__name`` and ``attack__name``.
-
-        Returns
-        -------
-        self : estimator
-        """
-        super().set_params(**merge_component_params(self, params))
-        return self

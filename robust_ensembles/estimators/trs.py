@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
-from sklearn.utils._param_validation import Interval, Options, StrOptions
+from sklearn.utils._param_validation import Options
 from torch import Tensor
 
+from .._parameters import at_least, choice, count, flag, param
 from ..attacks.engine.ascent import Climbable, Steps, ascend
 from ..attacks.engine.balls import LinfBall
 from ..losses import CosineEpsMode, member_cross_entropy, trs_similarity, trs_smoothness
 from ..training import TrainingStep
-from .adversarial_training import DiversityMixin, over_members
-from .base import BaseEnsembleClassifier
+from .adversarial_training import AdversarialTraining, over_members
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
-class TRSEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
+class TRSEnsembleClassifier(AdversarialTraining):
     r"""Members with orthogonal input gradients that stay short all around the data.
 
     .. math:: L = \tfrac1N \sum_i \mathrm{CE}_i + s \Big( c\, \tfrac1B\sum_b
@@ -33,12 +32,17 @@ class TRSEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
 
     Parameters
     ----------
-    scale, coeff, lamda : float, default=1.0, 20.0 and 2.5
-        Names of the released code, values used for CIFAR-10; (5, 2, 2) for MNIST. The paper's
-        lambda_a is scale * coeff, its lambda_b is scale * lamda.
-    delta_init, delta_final : float, default=0.01 and 0.03
-        Radius of the inner maximisation in the first and in the last of `max_epochs`, in the
-        units of X; 0.1 and 0.2 for MNIST.
+    scale : float, default=1.0
+        Weight of both terms. `scale`, `coeff` and `lamda` are names of the released code, values
+        used for CIFAR-10; (5, 2, 2) for MNIST.
+    coeff : float, default=20.0
+        Weight of the similarity: the paper's lambda_a is scale * coeff.
+    lamda : float, default=2.5
+        Weight of the smoothness: the paper's lambda_b is scale * lamda.
+    delta_init : float, default=0.01
+        Radius of the inner maximisation in the first epoch, in the units of X; 0.1 for MNIST.
+    delta_final : float, default=0.03
+        The same in the last of `max_epochs`; 0.2 for MNIST.
     n_inner_steps : int, default=6
         Steps of the inner maximisation, each of delta / 3.
     inner_max : bool, default=True
@@ -55,13 +59,14 @@ class TRSEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
         Over the members. None is the mean, or the sum for ``formulation="released"``.
     cos_eps_mode : {"torch2", "torch1"}, default="torch2"
         ``"torch1"`` shrinks the cosines of short gradients as torch did before 1.12.
-    attack, attack_target, craft_bn, calibration
-        Adversarial training beside; see `DiversityMixin`. `craft_bn` applies to the inner
-        maximisation too.
+    craft_bn : {"train_frozen_stats", "train", "eval"}, default=None
+        BatchNorm while crafting and in the inner maximisation: batch statistics without a trace;
+        batch statistics, with the running ones moved by the iterates as in released code; or
+        running statistics. None is the first, or the second for ``formulation="released"``.
     formulation : {"paper", "released"}, default="paper"
         Sets the above, and whether the last epoch reaches `delta_final`.
-    **params
-        See `EnsembleParameters`. At least two members.
+    n_estimators : int, default=3
+        Number of members, at least two.
 
     References
     ----------
@@ -76,39 +81,23 @@ class TRSEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
     ... )
     """
 
-    scale: float = 1.0
-    coeff: float = 20.0
-    lamda: float = 2.5
-    delta_init: float = 0.01
-    delta_final: float = 0.03
-    n_inner_steps: int = 6
-    inner_max: bool = True
-    inner_momentum: bool | None = None
-    norm_power: Literal[1, 2] = 2
-    gradient_scale: Literal["mean", "sum"] = "mean"
-    cross_entropy_reduce: Literal["mean", "sum"] | None = None
-    cos_eps_mode: CosineEpsMode = "torch2"
+    scale: float = param(1.0, at_least(0))
+    coeff: float = param(20.0, at_least(0))
+    lamda: float = param(2.5, at_least(0))
+    delta_init: float = param(0.01, at_least(0))
+    delta_final: float = param(0.03, at_least(0))
+    n_inner_steps: int = param(6, count())
+    inner_max: bool = param(True, flag())
+    inner_momentum: bool | None = param(None, flag(), None)
+    norm_power: Literal[1, 2] = param(2, Options(int, {1, 2}))
+    gradient_scale: Literal["mean", "sum"] = param("mean", choice("mean", "sum"))
+    cross_entropy_reduce: Literal["mean", "sum"] | None = param(None, choice("mean", "sum"), None)
+    cos_eps_mode: CosineEpsMode = param("torch2", choice(*get_args(CosineEpsMode)))
 
     _second_order: ClassVar[bool] = True
-    _parameter_constraints: ClassVar[dict[str, Any]] = {
-        **BaseEnsembleClassifier._parameter_constraints,
-        **DiversityMixin._adversarial_constraints,
-        "scale": [Interval(Real, 0, None, closed="left")],
-        "coeff": [Interval(Real, 0, None, closed="left")],
-        "lamda": [Interval(Real, 0, None, closed="left")],
-        "delta_init": [Interval(Real, 0, None, closed="left")],
-        "delta_final": [Interval(Real, 0, None, closed="left")],
-        "n_inner_steps": [Interval(Integral, 1, None, closed="left")],
-        "inner_max": ["boolean"],
-        "inner_momentum": ["boolean", None],
-        "norm_power": [Options(int, {1, 2})],
-        "gradient_scale": [StrOptions({"mean", "sum"})],
-        "cross_entropy_reduce": [StrOptions({"mean", "sum"}), None],
-        "cos_eps_mode": [StrOptions({"torch1", "torch2"})],
-    }
 
     def _check_method(self, n_classes: int) -> None:
-        self._check_attack()
+        super()._check_method(n_classes)
         self._check_n_estimators(2, "TRS compares the gradients of pairs of members")
 
     def _objective(self, step: TrainingStep) -> dict[str, Tensor]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
-from sklearn.utils._param_validation import StrOptions
 from torch import Tensor
 
+from .._parameters import choice, param
 from ..losses import Formulation, member_cross_entropy
 from ..training import TrainingStep
 from .base import BaseEnsembleClassifier
@@ -23,8 +22,6 @@ class VanillaEnsembleClassifier(BaseEnsembleClassifier):
     ----------
     formulation : {"paper", "released"}, default="paper"
         ``"released"`` divides by the number of members, as NCEn's code does for its baseline.
-    **params
-        See `EnsembleParameters`.
 
     Examples
     --------
@@ -36,12 +33,7 @@ class VanillaEnsembleClassifier(BaseEnsembleClassifier):
     (2, 10)
     """
 
-    formulation: Formulation = "paper"
-
-    _parameter_constraints: ClassVar[dict[str, Any]] = {
-        **BaseEnsembleClassifier._parameter_constraints,
-        "formulation": [StrOptions({"paper", "released"})],
-    }
+    formulation: Formulation = param("paper", choice("paper", "released"))
 
     def _objective(self, step: TrainingStep) -> dict[str, Tensor]:
         logits = step.module.member_logits(step.x)

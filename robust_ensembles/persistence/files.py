@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import threading
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 
+from .._checks import warn
 from .._system import log_once
 from ..estimators import BaseEnsembleClassifier
 from ..estimators.parameters import resolve_device
@@ -452,8 +452,7 @@ def _warn_of_missing(path: str | os.PathLike[str], header: Header, params: dict[
     lost = {name: what for name, what in header.omitted.items() if name not in params}
     if lost:
         listed = ", ".join(f"{str(name)[:40]} ({str(what)[:80]})" for name, what in lost.items())
-        warnings.warn(
+        warn(
             f"{path} could not hold {listed}: they have their defaults, which matters for further "
-            "training only. Give them to load, such as callbacks=[...] or callbacks=None.",
-            stacklevel=3,
+            "training only. Give them to load, such as callbacks=[...] or callbacks=None."
         )

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +19,7 @@ from filelock import FileLock, Timeout
 from skorch.callbacks import Callback, PrintLog
 from torch import Tensor
 
+from .._checks import warn
 from .._strategy import current_strategy
 from .._system import write_whole
 
@@ -149,10 +149,9 @@ def _read(file: Path) -> dict[str, Any] | None:
             io.BytesIO(content), map_location="cpu", weights_only=True
         )
     except Exception as error:  # whatever is wrong with it, an earlier one may be good
-        warnings.warn(
+        warn(
             f"the checkpoint {file} is skipped, since it cannot be read: {error}. Training goes "
-            "on from the one before it, if there is one.",
-            stacklevel=2,
+            "on from the one before it, if there is one."
         )
         return None
     return state

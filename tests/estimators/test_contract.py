@@ -199,7 +199,7 @@ def test_attack_parameters():
     estimator = AdversarialEnsembleClassifier()
     first, second = clone(estimator), clone(estimator)
     first.set_params(attack__eps=0.2)
-    default = estimator._default_attack()
+    default = estimator.default_attack
     assert estimator.attack is None
     assert (first.attack.eps, first.attack.n_steps) == (0.2, default.n_steps)
     second.set_params(attack__eps=0.3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ..._checks import as_array
+from ..._checks import as_array, warn
 from ..._system import is_out_of_memory
 from ...exceptions import NotDifferentiableError
 from ...twins import as_torch, check_differentiable
@@ -71,11 +70,10 @@ def warn_of_units(X: Tensor, eps: float, norm: str, box: Box | None) -> None:
         return
     low, high = float(X.min()), float(X.max())
     if high - low > 100:
-        warnings.warn(
+        warn(
             f"X spans [{low:g}, {high:g}], and eps={eps:.3g} is less than half of a grey level: "
             "eps is in the units of X, so hardly anything is attacked. Give uint8 images or X / "
-            f"255 to an estimator trained on these, or eps={255 * eps:.3g}",
-            stacklevel=3,
+            f"255 to an estimator trained on these, or eps={255 * eps:.3g}"
         )
 
 

@@ -1,0 +1,83 @@
+"""Docstrings that describe inherited parameters, too: `help` and the pages show all of them.
+
+Every class describes its own parameters, in a numpydoc section. When a class is made, the entries
+of its bases are put behind its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import Field
+from typing import Any
+
+_HEADING = re.compile(r"^Parameters\n-{3,}\n", re.MULTILINE)
+_SECTION = re.compile(r"^\S[^\n]*\n-{3,}\n", re.MULTILINE)
+# an entry begins where a line is not indented
+_ENTRY = re.compile(r"^(?=\S)", re.MULTILINE)
+_DEFAULT = re.compile(r", default=.*")
+
+
+def describe_inherited_parameters(cls: type, absent: Iterable[str] = ()) -> None:
+    """Put the entries of inherited parameters into a class's docstring.
+
+    Parameters
+    ----------
+    cls : type
+        Left as it is without a docstring of its own, as under ``python -OO``.
+    absent : iterable of str
+        Inherited names that are no parameters of this class.
+    """
+    own = vars(cls).get("__doc__")
+    if own is None:
+        return
+    before, entries, after = _split(inspect.cleandoc(own))
+    described = {*absent, *(name for entry in entries for name in _names(entry))}
+    for base in cls.__mro__[1:]:
+        for entry in _entries_of(base):
+            missing = [name for name in _names(entry) if name not in described]
+            if missing:
+                entries.append(_for_class(cls, entry, missing))
+                described.update(missing)
+    if entries:
+        section = "\n".join(["Parameters", "----------", *entries])
+        cls.__doc__ = "\n\n".join(part for part in (before, section, after) if part) + "\n"
+
+
+def _entries_of(base: type) -> list[str]:
+    doc = vars(base).get("__doc__") if "_own_allowed" in vars(base) else None
+    return _split(inspect.cleandoc(doc))[1] if doc else []
+
+
+def _split(doc: str) -> tuple[str, list[str], str]:
+    """What stands before the section of parameters, its entries, and what stands after it."""
+    heading = _HEADING.search(doc)
+    after = _SECTION.search(doc, heading.end() if heading else 0)
+    end = after.start() if after else len(doc)
+    entries = _ENTRY.split(doc[heading.end() : end]) if heading else []
+    before = doc[: heading.start() if heading else end]
+    return before.rstrip(), [entry.rstrip() for entry in entries if entry.strip()], doc[end:]
+
+
+def _names(entry: str) -> list[str]:
+    """The parameters that an entry describes: ``lam, mu : float`` is about two."""
+    return [name.strip() for name in entry.partition("\n")[0].partition(" : ")[0].split(",")]
+
+
+def _for_class(cls: type, entry: str, names: list[str]) -> str:
+    """An entry of a base, about some of its parameters, with the defaults that a class has."""
+    header, newline, text = entry.partition("\n")
+    kind = header.partition(" : ")[2]
+    changed = names != _names(entry) or any(name in vars(cls) for name in names)
+    if changed:
+        defaults = " and ".join(_defaults(cls, names))
+        kind = _DEFAULT.sub(lambda _: f", default={defaults}", kind)
+    return f"{', '.join(names)} : {kind}{newline}{text}"
+
+
+def _defaults(cls: Any, names: list[str]) -> Iterator[str]:
+    for name in names:
+        value = getattr(cls, name)
+        value = value.default if isinstance(value, Field) else value
+        yield f'"{value}"' if isinstance(value, str) else repr(value)
