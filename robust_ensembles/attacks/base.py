@@ -17,7 +17,7 @@ from .._checks import check_count, check_flag, is_number, one_of
 from .engine.ascent import Objective
 from .engine.balls import NORMS, Ball, Box, check_box, check_radius
 from .engine.fast_eval import FastEval
-from .engine.margins import AGGREGATIONS, LOSSES, Passes, device_of, untouched
+from .engine.margins import AGGREGATIONS, LOSSES, Minibatches, device_of, frozen
 from .engine.target import check_batch, resolve_target, warn_of_units
 
 
@@ -191,8 +191,8 @@ class BoundedAttack(Attack):
         device = device_of(module, X.device)
         results = []
         size = max(_BLOCK // max(X.shape[1:].numel(), 1), self.batch_size)
-        with untouched(module):
-            objective = self._objective(module, Passes(self.batch_size))
+        with frozen(module):
+            objective = self._objective(module, Minibatches(self.batch_size))
             for x, labels in zip(X.split(size), y.split(size), strict=True):
                 ball = self._ball(x.detach().to(device), box)
                 adversarial = self._block(
@@ -248,7 +248,7 @@ class BoundedAttack(Attack):
         Parameters
         ----------
         module : nn.Module
-            Its parameters must be frozen by the caller, see `untouched`.
+            Its parameters must be frozen by the caller, see `frozen`.
         x : Tensor of shape (n_samples, ...)
             On the module's device.
         y : Tensor of shape (n_samples,)
@@ -271,13 +271,13 @@ class BoundedAttack(Attack):
     ) -> Tensor:
         """Adversarial examples for one batch, ``ball.x``."""
 
-    def _objective(self, module: nn.Module, passes: Passes) -> Objective:
+    def _objective(self, module: nn.Module, minibatches: Minibatches) -> Objective:
         return Objective(
             module,
             self.loss,
             targeted=self.targeted,
             aggregation=self.aggregation,
-            passes=passes,
+            minibatches=minibatches,
         )
 
     def _ball(self, x: Tensor, box: Box | None) -> Ball:

@@ -99,7 +99,7 @@ class CarliniWagnerL2(MinimumNormAttack):
             return gradient, x.detach(), objective.decided(logits.detach(), y)
 
         for _ in range(self.n_steps):
-            variable.grad, x, broken = objective.passes.map(at, variable, origin, y, const)
+            variable.grad, x, broken = objective.minibatches.map(at, variable, origin, y, const)
             nearest.offer(active, x, broken)
             found |= broken
             adam.step()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._checks import check_number, is_number
 from .base import BoundedAttack
-from .engine.ascent import Objective, Steps, ascend
+from .engine.ascent import Objective, StepRule, ascend
 from .engine.balls import Ball
 from .engine.noise import RESTART_SHIFT
 
@@ -41,9 +41,9 @@ class GradientAttack(BoundedAttack):
     _flags: ClassVar[tuple[str, ...]] = (*BoundedAttack._flags, "random_start")
     _relative_step: ClassVar[float] = 1 / 4
 
-    def _steps(self) -> Steps:
+    def _steps(self) -> StepRule:
         step_size = self._relative_step * self.eps if self.step_size is None else self.step_size
-        return Steps(self.n_steps, step_size)
+        return StepRule(self.n_steps, step_size)
 
     def _perturb(
         self, objective: Objective, ball: Ball, y: Tensor, seed: int, stop_when_broken: bool
@@ -138,9 +138,9 @@ class MIM(BIM):
 
     decay: float = 1.0
 
-    def _steps(self) -> Steps:
+    def _steps(self) -> StepRule:
         plain = super()._steps()
-        return Steps(plain.n_steps, plain.step_size, self.decay)
+        return StepRule(plain.n_steps, plain.step_size, self.decay)
 
     def _validate(self) -> None:
         super()._validate()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .base import BoundedAttack
 from .engine.ascent import Objective
-from .engine.balls import Ball, Box, fill, per_sample
+from .engine.balls import Ball, Box, per_sample, water_filling
 
 _BISECTIONS = 20
 
@@ -136,7 +136,7 @@ def project_onto_hyperplane(
     speed = torch.ones_like(weight) if norm == "linf" else weight
     # coordinates that do not matter stay where they are
     speed = torch.where(weight > 0, speed, 0.0)
-    lam = fill(weight * speed, torch.where(weight > 0, weight * room, 0.0), gap.abs())
+    lam = water_filling(weight * speed, torch.where(weight > 0, weight * room, 0.0), gap.abs())
     # 0 times infinity is where a coordinate does not matter and the box ends too early
     length = torch.minimum((lam.unsqueeze(1) * speed).nan_to_num(nan=0.0, posinf=torch.inf), room)
     return direction.sign() * torch.where(length.isfinite(), length, 0.0)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn.utils._param_validation import Interval
 from torch import Tensor
 
-from ..attacks.engine.ascent import Steps
+from ..attacks.engine.ascent import StepRule
 from ..attacks.engine.balls import LinfBall
 from ..losses import (
     inter_model_divergence,
@@ -195,7 +195,7 @@ class FASTENEnsembleClassifier(DistillationMixin, DiversityMixin, BaseEnsembleCl
         own = generator(derive_seed(step.seed, "own start", m), step.x.device)
         noise = self.eps_init * _uniform(step.x, shared) + self.eps * _uniform(step.x, own)
         start = LinfBall(step.x, self.eps, step.clip_values).clip(step.x + noise)
-        layer, walk = self._layer_names(step)[m], Steps(self.n_steps, self.step_size)
+        layer, walk = self._layer_names(step)[m], StepRule(self.n_steps, self.step_size)
         with step.frozen(self._craft_mode):
             return repel(step, step.module[m], layer, start=start, eps=self.eps, walk=walk)
 

@@ -16,7 +16,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
-from ..attacks.engine.ascent import Steps
+from ..attacks.engine.ascent import StepRule
 from ..modules import build_members
 from ..training import TrainingStep, derive_seed, distill, resolve_layers
 from .adversarial_training import AdversarialTrainingMixin
@@ -211,7 +211,7 @@ class DistillationMixin(PretrainedMixin, AdversarialTrainingMixin):
     def _distill(self, step: TrainingStep) -> list[Tensor]:
         """Images that look like the batch and have a member's features of others, for each."""
         assert step.batch.x_target is not None
-        walk = Steps(self.n_steps, self.step_size, decay=1.0)
+        walk = StepRule(self.n_steps, self.step_size, decay=1.0)
         layers = self._layer_names(step)
         with step.frozen(self._craft_mode):
             return [

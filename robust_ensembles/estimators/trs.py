@@ -10,7 +10,7 @@ import torch
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from torch import Tensor
 
-from ..attacks.engine.ascent import Climbable, Steps, ascend
+from ..attacks.engine.ascent import GradientOracle, StepRule, ascend
 from ..attacks.engine.balls import LinfBall
 from ..losses import CosineEpsMode, member_cross_entropy, trs_similarity, trs_smoothness
 from ..training import TrainingStep
@@ -144,7 +144,7 @@ class TRSEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
         ball = LinfBall(x, delta, step.clip_values)
         with step.frozen(self._craft_mode):
             roughness = _Roughness(step, self.norm_power, accumulate=accumulate)
-            walk = Steps(self.n_inner_steps, delta / 3)
+            walk = StepRule(self.n_inner_steps, delta / 3)
             start = ball.random_point(step.seed)
             found, _ = ascend(roughness, ball, start, y, walk, stop_when_broken=False)
         return torch.cat([step.x[:clean], found])
@@ -156,7 +156,7 @@ class TRSEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
         return self.delta_init + (self.delta_final - self.delta_init) * progress
 
 
-class _Roughness(Climbable):
+class _Roughness(GradientOracle):
     """Lengths of the members' input gradients, as something to climb."""
 
     def __init__(self, step: TrainingStep, norm_power: int, *, accumulate: bool) -> None:

@@ -27,7 +27,7 @@ from ..attacks import (
 from ..attacks.autoattack import swapped_aggregations
 from ..attacks.engine.ascent import Objective
 from ..attacks.engine.balls import box_excess
-from ..attacks.engine.margins import untouched
+from ..attacks.engine.margins import frozen
 from .cells import Mask, same_threat
 from .subject import (
     BATCH_SIZE,
@@ -240,7 +240,7 @@ def _margin_gradients(subject: Subject) -> Tensor:
     target = subject.target
     x = target.tensor(subject.X)
     decided = torch.as_tensor(subject.proba().argmax(axis=1), device=x.device)
-    with untouched(target.module):
+    with frozen(target.module):
         objective = Objective(target.module, "margin")
         parts = zip(x.split(BATCH_SIZE), decided.split(BATCH_SIZE), strict=True)
         return torch.cat([objective.gradient(*part)[0].cpu() for part in parts])
@@ -446,7 +446,7 @@ def _require_determinism(subject: Subject) -> None:
 def _forward_proba(subject: Subject) -> NDArray[np.float64]:
     """Probabilities of the module's own forward, which need not be the mean of its members."""
     target = subject.target
-    with untouched(target.module), torch.no_grad():
+    with frozen(target.module), torch.no_grad():
         parts = [target.module(x).cpu() for x in target.tensor(subject.X).split(BATCH_SIZE)]
     proba: NDArray[np.float64] = torch.cat(parts).double().softmax(dim=1).numpy()
     return proba

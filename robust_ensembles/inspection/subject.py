@@ -27,7 +27,7 @@ from ..attacks import (
 )
 from ..attacks.autoattack import Cascade
 from ..attacks.engine.balls import Box
-from ..attacks.engine.margins import member_logits, untouched
+from ..attacks.engine.margins import frozen, member_logits
 from ..exceptions import NotDifferentiableError
 from ..losses import ensemble_log_proba
 from ..metrics.robust import robust_mask
@@ -227,7 +227,7 @@ class Subject:
         """
         module = self.target.module
         modes = {part: part.training for part in module.modules()}
-        with untouched(module), torch.no_grad():
+        with frozen(module), torch.no_grad():
             if as_given:
                 for part, training in modes.items():
                     part.training = training

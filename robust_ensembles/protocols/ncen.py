@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .._checks import one_of
 from .._system import versions
 from ..attacks import BIM, FGSM, MIM, PGD, BoundedAttack
-from ..attacks.engine.margins import untouched
+from ..attacks.engine.margins import frozen
 from .shared import (
     Box,
     Mask,
@@ -81,7 +81,7 @@ def attacked_by_batch(subject: Subject, attack: BoundedAttack, clean: Mask) -> t
 @contextmanager
 def _batch_statistics(module: nn.Module) -> Iterator[nn.Module]:
     """Eval mode for all but BatchNorm; everything is put back."""
-    with untouched(module):
+    with frozen(module):
         for layer in module.modules():
             if isinstance(layer, _LAYERS):
                 layer.train()

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import one_of
-from ..attacks.engine.ascent import Climbable, Steps, ascend
+from ..attacks.engine.ascent import GradientOracle, StepRule, ascend
 from ..attacks.engine.balls import LinfBall
-from ..attacks.engine.margins import untouched
+from ..attacks.engine.margins import frozen
 from ..distributed import part, whole
 from ..speed import full_precision
 
@@ -154,7 +154,7 @@ def _usable_layers(member: nn.Module, input_shape: tuple[int, ...]) -> set[str]:
 
     handles = [m.register_forward_hook(note(name)) for name, m in member.named_modules() if name]
     try:
-        with untouched(member), torch.no_grad():
+        with frozen(member), torch.no_grad():
             member(probe)
     finally:
         for handle in handles:
@@ -298,7 +298,7 @@ def captured_embedding(member: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-class FeatureDistance(Climbable):
+class FeatureDistance(GradientOracle):
     """Distance of a member's features from given ones, as something to climb or to descend.
 
     Parameters
@@ -333,7 +333,7 @@ def distill(
     *,
     x_target: Tensor,
     eps: float,
-    walk: Steps,
+    walk: StepRule,
 ) -> Tensor:
     r"""Samples of the batch, moved to have a member's features of other samples.
 
@@ -348,7 +348,7 @@ def distill(
     x_target : Tensor of the shape of x
     eps : float
         Radius of the ball around x, in the units of X.
-    walk : Steps
+    walk : StepRule
 
     Returns
     -------
@@ -361,7 +361,7 @@ def distill(
 
 
 def repel(
-    step: TrainingStep, member: nn.Module, layer: str, *, start: Tensor, eps: float, walk: Steps
+    step: TrainingStep, member: nn.Module, layer: str, *, start: Tensor, eps: float, walk: StepRule
 ) -> Tensor:
     r"""Samples of the batch, moved away from a member's features of themselves.
 
@@ -377,7 +377,7 @@ def repel(
         Where the walk starts: at x itself the gradient is zero.
     eps : float
         Radius of the ball around x, in the units of X.
-    walk : Steps
+    walk : StepRule
 
     Returns
     -------
@@ -389,7 +389,7 @@ def repel(
 
 
 def _walk(
-    step: TrainingStep, distance: FeatureDistance, start: Tensor | None, eps: float, walk: Steps
+    step: TrainingStep, distance: FeatureDistance, start: Tensor | None, eps: float, walk: StepRule
 ) -> Tensor:
     """All steps within the ball around the batch, by default from its centre."""
     ball = LinfBall(step.x, eps, step.clip_values)

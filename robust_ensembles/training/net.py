@@ -13,7 +13,7 @@ from skorch import NeuralNetClassifier
 from skorch.callbacks import EpochTimer, PassthroughScoring, PrintLog
 from torch import Tensor, nn
 
-from ..attacks.engine.margins import Passes
+from ..attacks.engine.margins import Minibatches
 from ..contrib.cuda_graph import ReplayedStep, replayed_steps
 from ..distributed import (
     check_same_batches,
@@ -56,7 +56,7 @@ def member_log_proba(module: RawInput, X: ArrayLike) -> NDArray[np.float64]:
         Where a member's outputs are NaN or infinite, so that there is no answer.
     """
     device = next(module.parameters()).device
-    passes = Passes(_BATCH_SIZE)
+    passes = Minibatches(_BATCH_SIZE)
 
     def answers(x: Tensor) -> tuple[Tensor, ...]:
         logits = module.member_logits(x.to(device)).cpu().double()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..attacks.engine.margins import CraftMode, untouched
+from ..attacks.engine.margins import CraftMode, frozen
 from ..losses import member_cross_entropy
 from ..modules import Ensemble
 from .data import Batch
@@ -114,7 +114,7 @@ class TrainingStep:
         -------
         context : context manager
         """
-        return untouched(self.module, mode)
+        return frozen(self.module, mode)
 
     def craft(
         self,

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from ...losses import ensemble_log_proba
 from .balls import Ball
-from .margins import LOSSES, Passes, aggregate, device_of, member_logits, untouched
+from .margins import LOSSES, Minibatches, aggregate, device_of, frozen, member_logits
 
 TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-class Climbable(ABC):
+class GradientOracle(ABC):
     """What a walk climbs: the loss of an attack, or a distance of features."""
 
     @abstractmethod
@@ -49,7 +49,7 @@ class Climbable(ABC):
 
 
 @dataclass(frozen=True)
-class Steps:
+class StepRule:
     """How to walk.
 
     Parameters
@@ -67,11 +67,11 @@ class Steps:
 
 
 def ascend(
-    objective: Climbable,
+    objective: GradientOracle,
     ball: Ball,
     start: Tensor,
     y: Tensor,
-    steps: Steps,
+    steps: StepRule,
     *,
     stop_when_broken: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -79,12 +79,12 @@ def ascend(
 
     Parameters
     ----------
-    objective : Climbable
+    objective : GradientOracle
     ball : Ball
     start : Tensor of shape (n_samples, ...)
         Points in the ball.
     y : Tensor of shape (n_samples,)
-    steps : Steps
+    steps : StepRule
     stop_when_broken : bool
         Drop a sample at the first iterate that is broken; the others go on by themselves. False
         takes every step and looks at no decision.
@@ -161,7 +161,7 @@ class Evaluation(NamedTuple):
     broken: Tensor
 
 
-class Objective(Climbable):
+class Objective(GradientOracle):
     """A module seen by an attack.
 
     Parameters
@@ -174,7 +174,7 @@ class Objective(Climbable):
     aggregation : str or int
         How the loss combines the members, see `aggregate`. Who is broken is up to the deployed
         rule, whatever the loss looks at.
-    passes : Passes, default=None
+    minibatches : Minibatches, default=None
         How many samples go through the module at once; None is all.
     """
 
@@ -185,10 +185,10 @@ class Objective(Climbable):
         *,
         targeted: bool = False,
         aggregation: str | int = "mean_proba",
-        passes: Passes | None = None,
+        minibatches: Minibatches | None = None,
     ) -> None:
         self.module, self.targeted, self.aggregation = module, targeted, aggregation
-        self.passes = Passes() if passes is None else passes
+        self.minibatches = Minibatches() if minibatches is None else minibatches
         self._loss = LOSSES[loss]
 
     def gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,7 +208,7 @@ class Objective(Climbable):
         -------
         evaluation : Evaluation
         """
-        return Evaluation(*self.passes.map(self._evaluate, x, y))
+        return Evaluation(*self.minibatches.map(self._evaluate, x, y))
 
     def _evaluate(self, x: Tensor, y: Tensor) -> Evaluation:
         x = x.detach().requires_grad_()
@@ -237,7 +237,7 @@ class Objective(Climbable):
         loss : Tensor of shape (n_samples,)
         broken : bool Tensor of shape (n_samples,)
         """
-        loss, broken = self.passes.map(self._look, x, y)
+        loss, broken = self.minibatches.map(self._look, x, y)
         return loss, broken
 
     def _look(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -247,7 +247,7 @@ class Objective(Climbable):
     @torch.no_grad()
     def broken(self, x: Tensor, y: Tensor) -> Tensor:
         """Whether the deployed decision, argmax of the mean probability, is the attacker's."""
-        return self.passes.map(self._decide, x, y)[0]
+        return self.minibatches.map(self._decide, x, y)[0]
 
     def _decide(self, x: Tensor, y: Tensor) -> tuple[Tensor]:
         return (self.decided(member_logits(self.module, x), y),)
@@ -273,7 +273,7 @@ class TowardsClass(Objective):
 
     def __init__(self, seen: Objective, loss: TargetedLoss) -> None:
         self.module, self.targeted, self.aggregation = seen.module, False, seen.aggregation
-        self.passes, self._towards = seen.passes, loss
+        self.minibatches, self._towards = seen.minibatches, loss
 
     def _value(self, logits: Tensor, y: Tensor) -> Tensor:
         return self._towards(logits, *y.unbind(dim=1))
@@ -305,14 +305,14 @@ def likeliest_wrong_classes(seen: Objective, x: Tensor, y: Tensor, n_classes: in
         order = log_proba.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True)
         return (order[:, : min(n_classes, log_proba.shape[1] - 1)],)
 
-    return seen.passes.map(likeliest, x, y)[0]
+    return seen.minibatches.map(likeliest, x, y)[0]
 
 
 def count_members(module: nn.Module, X: Tensor) -> int:
     """How many members a module shows; 1 if none, or for no samples to look with."""
     if not hasattr(module, "member_logits") or not len(X):
         return 1
-    with untouched(module), torch.no_grad():
+    with frozen(module), torch.no_grad():
         return len(member_logits(module, X[:1].to(device_of(module, X.device))))
 
 
@@ -343,5 +343,5 @@ def is_broken(
 
     if not len(X):
         return torch.zeros(0, dtype=torch.bool)
-    with untouched(module):
-        return Passes(batch_size).map(decide, X, y)[0].to(X.device)
+    with frozen(module):
+        return Minibatches(batch_size).map(decide, X, y)[0].to(X.device)

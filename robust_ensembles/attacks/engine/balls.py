@@ -17,7 +17,7 @@ from ..._checks import is_number
 from .noise import STREAM_SHIFT, sample_keys, uniform
 
 
-def fill(speed: Tensor, room: Tensor, amount: Tensor) -> Tensor:
+def water_filling(speed: Tensor, room: Tensor, amount: Tensor) -> Tensor:
     r"""When vessels that fill at constant speeds hold a given amount together.
 
     .. math:: \min \lambda \ge 0 \quad\text{with}\quad \sum_i \min(\lambda s_i, r_i) = a
@@ -193,7 +193,7 @@ class L2Ball(Ball):
         origin = _flat(self.x)
         room = torch.where(delta > 0, self.clip_values[1] - origin, origin - self.clip_values[0])
         amount = torch.full_like(length, within**2)
-        return fill(delta.square(), room.square(), amount).sqrt().clamp_max(1.0)
+        return water_filling(delta.square(), room.square(), amount).sqrt().clamp_max(1.0)
 
     def steepest(self, direction: Tensor) -> Tensor:
         """The direction at unit length; zero stays zero."""

@@ -225,7 +225,7 @@ class FastEval:
     Parameters
     ----------
     module : nn.Module
-        Frozen and in eval mode, see `untouched`.
+        Frozen and in eval mode, see `frozen`.
     x : Tensor of shape (n_samples, ...)
         A few samples to try.
     """

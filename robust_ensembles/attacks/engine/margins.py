@@ -179,7 +179,7 @@ CraftMode = Literal["eval", "train_frozen_stats", "train"]
 
 
 @contextmanager
-def untouched(module: nn.Module, mode: CraftMode = "eval") -> Iterator[nn.Module]:
+def frozen(module: nn.Module, mode: CraftMode = "eval") -> Iterator[nn.Module]:
     """Freeze a module's parameters and set its mode; put everything back, whatever happens.
 
     Parameters
@@ -225,7 +225,7 @@ def _buffers(module: nn.Module) -> list[tuple[nn.Module, str, Tensor, Tensor]]:
 log = logging.getLogger("robust_ensembles")
 
 
-class Passes:
+class Minibatches:
     """Runs functions of samples part by part, in smaller parts once memory has run out.
 
     Parameters

@@ -17,7 +17,7 @@ from ..._system import is_out_of_memory
 from ...exceptions import NotDifferentiableError
 from ...twins import as_torch, check_differentiable
 from .balls import Box, box_excess
-from .margins import device_of, member_logits, untouched
+from .margins import device_of, frozen, member_logits
 
 
 class BlackBox(nn.Module):
@@ -154,7 +154,7 @@ def _check_tensors(X: Any, y: Any) -> None:
 def _count_classes(module: nn.Module, X: Tensor) -> int:
     """How many classes a module tells apart."""
     try:
-        with untouched(module), torch.no_grad():
+        with frozen(module), torch.no_grad():
             logits = member_logits(module, X[:1].to(device_of(module, X.device)))
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         if is_out_of_memory(error):
@@ -324,7 +324,7 @@ def _bare(module: nn.Module, X: Any, gradient: bool) -> Target:
     dtype = next((p.dtype for p in module.parameters()), None)
     target = Target(module, np.empty(0), scales_uint8=True, dtype=dtype)
     rows = _first_rows(target, X)
-    with untouched(module):
+    with frozen(module):
         if gradient:
             check_differentiable(module, module, rows)
         with torch.no_grad():
@@ -342,7 +342,7 @@ def _first_rows(target: Target, X: Any) -> Tensor:
 def _takes(module: nn.Module, x: Tensor) -> bool:
     """Whether a twin can be called: that of a function shows only then that it cannot."""
     try:
-        with torch.no_grad(), untouched(module):
+        with torch.no_grad(), frozen(module):
             module(x)
     except NotDifferentiableError:
         return False

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...attacks import Attack, Target, is_broken, resolve_target
 from ...attacks.engine.balls import NORMS, Ball
-from ...attacks.engine.margins import member_logits, untouched
+from ...attacks.engine.margins import frozen, member_logits
 from ...losses import ensemble_log_proba
 from ...metrics.robust import check_untargeted
 from .style import COLOURS, axes_for, norm_label, require_matplotlib, settle_layout, text_width
@@ -65,7 +65,7 @@ class Plane:
 
 def decide(module: nn.Module, x: Tensor) -> NDArray[np.int64]:
     """Class indices that a module gives samples in eval mode, (n_samples,)."""
-    with untouched(module), torch.no_grad():
+    with frozen(module), torch.no_grad():
         chosen = ensemble_log_proba(member_logits(module, x)).argmax(dim=1)
     indices: NDArray[np.int64] = chosen.cpu().numpy()
     return indices
