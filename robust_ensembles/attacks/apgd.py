@@ -344,6 +344,9 @@ class APGD(MomentumAttack):
     n_restarts: int = 1
     rho: float = 0.75
 
+    def _climbs_anything(self) -> bool:
+        return True
+
     def _walks(self, objective: Objective, x: Tensor, y: Tensor) -> Iterator[Walk]:
         for restart in range(self.n_restarts):
             yield Walk(objective, y, restart)
@@ -404,6 +407,9 @@ class TargetedAPGD(APGD):
 
     n_target_classes: int = 9
     loss: str = "dlr"
+
+    def _climbs_anything(self) -> bool:
+        return False  # but a loss with a class to move towards
 
     def _walks(self, objective: Objective, x: Tensor, y: Tensor) -> Iterator[Walk]:
         towards = TowardsClass(objective, targeted_dlr)

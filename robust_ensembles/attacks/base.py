@@ -14,10 +14,11 @@ from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
 from .._checks import check_count, check_flag, is_number, one_of
-from .engine.ascent import Objective
+from .engine.ascent import InnerObjective, Objective, ReferenceObjective
 from .engine.balls import NORMS, Ball, Box, check_box, check_radius
 from .engine.fast_eval import FastEval
-from .engine.margins import AGGREGATIONS, LOSSES, Minibatches, device_of, frozen
+from .engine.forward import Minibatches, device_of, frozen
+from .engine.margins import AGGREGATIONS, LOSSES
 from .engine.target import check_batch, resolve_target, warn_of_units
 
 
@@ -241,7 +242,14 @@ class BoundedAttack(Attack):
         check_radius(self.eps, self.norm, box, type(self).__name__)
 
     def craft(
-        self, module: nn.Module, x: Tensor, y: Tensor, *, box: Box | None, seed: int
+        self,
+        module: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        box: Box | None,
+        seed: int,
+        objective: InnerObjective | None = None,
     ) -> Tensor:
         """Adversarial examples for one training batch: all steps, in the module's present mode.
 
@@ -256,14 +264,37 @@ class BoundedAttack(Attack):
             Used where the attack has no `clip_values` of its own.
         seed : int
             Of the random start; a new one for each batch.
+        objective : InnerObjective, default=None
+            What is climbed instead of `loss`.
 
         Returns
         -------
         x_adv : Tensor of shape (n_samples, ...)
+
+        Raises
+        ------
+        ValueError
+            For an objective, where the attack climbs none but its own.
         """
-        objective = Objective(module, self.loss, targeted=self.targeted)
+        climbed = Objective(module, self.loss, targeted=self.targeted)
+        if objective is not None:
+            self._check_climbs_anything()
+            climbed = ReferenceObjective(climbed, objective, y)
+            y = torch.arange(len(y), device=y.device)
         box = box if self.clip_values is None else self.clip_values
-        return self._perturb(objective, self._ball(x, box), y, seed, False)
+        return self._perturb(climbed, self._ball(x, box), y, seed, False)
+
+    def _climbs_anything(self) -> bool:
+        """Whether walks climb whatever objective `craft` is given."""
+        return False
+
+    def _check_climbs_anything(self) -> None:
+        if self._climbs_anything() and not self.targeted:
+            return
+        raise ValueError(
+            f"{self!r} cannot climb an objective that is given: it aims at classes, or climbs a "
+            "loss of its own. Take an untargeted PGD, BIM, MIM, FGSM, APGD or Square"
+        )
 
     @abstractmethod
     def _perturb(

@@ -12,7 +12,8 @@ from torch import Tensor
 from .._checks import check_number, is_number
 from .engine.ascent import Objective
 from .engine.balls import Box
-from .engine.margins import aggregate, cw_margin, member_logits
+from .engine.forward import member_logits
+from .engine.margins import aggregate, cw_margin
 from .minimum_norm import MinimumNormAttack, Nearest
 
 # what keeps artanh finite at the ends of the box, and Adam's way back from there short
@@ -92,7 +93,7 @@ class CarliniWagnerL2(MinimumNormAttack):
             with torch.enable_grad():
                 x = nearest.ball.clip(to_x(w))
                 logits = member_logits(objective.module, x)
-                margin = cw_margin(aggregate(logits, objective.aggregation), y)
+                margin = cw_margin(aggregate(logits, objective.aggregation), y, objective.combiner)
                 lacking = (self.confidence - margin).clamp_min(0)
                 distance = (x - origin).square().flatten(1).sum(dim=1)
                 (gradient,) = torch.autograd.grad((distance + const * lacking).sum(), w)

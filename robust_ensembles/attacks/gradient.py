@@ -41,6 +41,9 @@ class GradientAttack(BoundedAttack):
     _flags: ClassVar[tuple[str, ...]] = (*BoundedAttack._flags, "random_start")
     _relative_step: ClassVar[float] = 1 / 4
 
+    def _climbs_anything(self) -> bool:
+        return True
+
     def _steps(self) -> StepRule:
         step_size = self._relative_step * self.eps if self.step_size is None else self.step_size
         return StepRule(self.n_steps, step_size)

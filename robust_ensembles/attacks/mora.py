@@ -13,7 +13,7 @@ from .._checks import check_number
 from .apgd import FIRST_STEP, MomentumAttack, Walk, WalkState
 from .engine.ascent import Objective
 from .engine.balls import Ball
-from .engine.margins import Minibatches
+from .engine.forward import Minibatches
 
 # of the paper: members' logits count as they are up to this gap between the two largest
 _LARGEST_GAP = 10.0

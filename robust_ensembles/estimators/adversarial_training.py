@@ -9,7 +9,7 @@ from sklearn.utils._param_validation import StrOptions
 from torch import Tensor
 
 from ..attacks import PGD, BoundedAttack
-from ..attacks.engine.margins import CraftMode
+from ..attacks.engine.forward import CraftMode
 from ..losses import Formulation, member_cross_entropy
 from ..training import TrainingStep
 from .base import BaseEnsembleClassifier

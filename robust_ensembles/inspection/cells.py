@@ -17,7 +17,7 @@ from .. import _plain as _describe
 from .._plain import digest, digest_of_array, type_name
 from ..attacks import Attack, as_torch
 from ..attacks.engine.balls import NORMS, Box
-from ..attacks.engine.margins import device_of
+from ..attacks.engine.forward import device_of
 from ..exceptions import NotDifferentiableError
 from ..metrics.robust import correct_mask, robust_mask
 

@@ -27,7 +27,7 @@ from ..attacks import (
 from ..attacks.autoattack import swapped_aggregations
 from ..attacks.engine.ascent import Objective
 from ..attacks.engine.balls import box_excess
-from ..attacks.engine.margins import frozen
+from ..attacks.engine.forward import frozen
 from .cells import Mask, same_threat
 from .subject import (
     BATCH_SIZE,

@@ -27,10 +27,10 @@ from ..attacks import (
 )
 from ..attacks.autoattack import Cascade
 from ..attacks.engine.balls import Box
-from ..attacks.engine.margins import frozen, member_logits
+from ..attacks.engine.forward import frozen, member_logits
 from ..exceptions import NotDifferentiableError
-from ..losses import ensemble_log_proba
 from ..metrics.robust import robust_mask
+from ..modules.combiners import combiner_of
 from .cells import Cell, Limits, Mask, describe, digest_of_model, same_threat
 
 
@@ -237,7 +237,8 @@ class Subject:
 
     def proba(self, *, as_given: bool = False) -> NDArray[np.float64]:
         """Probabilities by the deployed rule, (n_samples, n_classes)."""
-        log_proba = ensemble_log_proba(self.logits(as_given=as_given).double())
+        logits = self.logits(as_given=as_given).double()
+        log_proba = combiner_of(self.target.module).log_proba(logits)
         proba: NDArray[np.float64] = log_proba.exp().numpy()
         return proba
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .._checks import one_of
 from .._system import versions
 from ..attacks import BIM, FGSM, MIM, PGD, BoundedAttack
-from ..attacks.engine.margins import frozen
+from ..attacks.engine.forward import frozen
 from .shared import (
     Box,
     Mask,

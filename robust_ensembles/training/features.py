@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .._checks import one_of
 from ..attacks.engine.ascent import GradientOracle, StepRule, ascend
 from ..attacks.engine.balls import LinfBall
-from ..attacks.engine.margins import frozen
+from ..attacks.engine.forward import frozen
 from ..distributed import part, whole
 from ..speed import full_precision
 

@@ -13,7 +13,7 @@ from skorch import NeuralNetClassifier
 from skorch.callbacks import EpochTimer, PassthroughScoring, PrintLog
 from torch import Tensor, nn
 
-from ..attacks.engine.margins import Minibatches
+from ..attacks.engine.forward import Minibatches
 from ..contrib.cuda_graph import ReplayedStep, replayed_steps
 from ..distributed import (
     check_same_batches,
@@ -77,9 +77,7 @@ def member_log_proba(module: RawInput, X: ArrayLike) -> NDArray[np.float64]:
 
 def log_proba(module: RawInput, X: ArrayLike) -> NDArray[np.float64]:
     """Log mean probability on raw X, (n_samples, n_classes)."""
-    members = member_log_proba(module, X)
-    result: NDArray[np.float64] = np.logaddexp.reduce(members, axis=0) - np.log(len(members))
-    return result
+    return module.combiner.predicted_log_proba(member_log_proba(module, X))
 
 
 def _batches(X: Any) -> Iterable[Tensor]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..attacks.engine.margins import CraftMode, frozen
+from ..attacks.engine.forward import CraftMode, frozen
 from ..losses import member_cross_entropy
 from ..modules import Ensemble
 from .data import Batch

@@ -26,7 +26,7 @@ from robust_ensembles.attacks import (
 from robust_ensembles.attacks import apgd as momentum
 from robust_ensembles.attacks.engine.balls import LinfBall, water_filling
 from robust_ensembles.attacks.engine.fast_eval import FastEval, observe, plain_layers
-from robust_ensembles.attacks.engine.margins import Minibatches, frozen
+from robust_ensembles.attacks.engine.forward import Minibatches, frozen
 from robust_ensembles.attacks.minimum_norm import Nearest
 from robust_ensembles.modules import Ensemble, LeNet5, ResNet20
 

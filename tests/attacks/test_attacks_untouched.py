@@ -25,7 +25,7 @@ from robust_ensembles.attacks import (
     WorstCase,
     is_broken,
 )
-from robust_ensembles.attacks.engine.margins import frozen
+from robust_ensembles.attacks.engine.forward import frozen
 from robust_ensembles.modules import Ensemble
 
 ATTACKS = {

@@ -10,7 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from trainings import Block, Flat
 
 from robust_ensembles.attacks import PGD
-from robust_ensembles.attacks.engine.margins import frozen
+from robust_ensembles.attacks.engine.forward import frozen
 from robust_ensembles.distributed.collectives import all_rows, own_rows, summed
 from robust_ensembles.distributed.ranks import current_ranks
 from robust_ensembles.distributed.sharding import sharded, sum_gradients

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from robust_ensembles.attacks import PGD
-from robust_ensembles.attacks.engine.margins import frozen
+from robust_ensembles.attacks.engine.forward import frozen
 from robust_ensembles.contrib.vmap import (
     vectorized,
     vectorized_logits,

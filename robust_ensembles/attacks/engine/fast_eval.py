@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from ..._system import tell_once
 from ...modules.layers import exchanged
 from .balls import exact
-from .margins import member_logits
+from .forward import member_logits
 
 Forward = Callable[[Tensor], Tensor]
 

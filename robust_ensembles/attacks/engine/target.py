@@ -17,7 +17,7 @@ from ..._system import is_out_of_memory
 from ...exceptions import NotDifferentiableError
 from ...twins import as_torch, check_differentiable
 from .balls import Box, box_excess
-from .margins import device_of, frozen, member_logits
+from .forward import device_of, frozen, member_logits
 
 
 class BlackBox(nn.Module):

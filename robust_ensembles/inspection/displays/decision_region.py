@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ...attacks import Attack, Target, is_broken, resolve_target
 from ...attacks.engine.balls import NORMS, Ball
-from ...attacks.engine.margins import frozen, member_logits
-from ...losses import ensemble_log_proba
+from ...attacks.engine.forward import frozen, member_logits
 from ...metrics.robust import check_untargeted
+from ...modules.combiners import combiner_of
 from .style import COLOURS, axes_for, norm_label, require_matplotlib, settle_layout, text_width
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Plane:
 def decide(module: nn.Module, x: Tensor) -> NDArray[np.int64]:
     """Class indices that a module gives samples in eval mode, (n_samples,)."""
     with frozen(module), torch.no_grad():
-        chosen = ensemble_log_proba(member_logits(module, x)).argmax(dim=1)
+        chosen = combiner_of(module).log_proba(member_logits(module, x)).argmax(dim=1)
     indices: NDArray[np.int64] = chosen.cpu().numpy()
     return indices
 
