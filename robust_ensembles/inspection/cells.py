@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from .. import _plain as _describe
-from .._plain import digest, digest_of_array, type_name
+from .._plain import describe as describe_plain
+from .._plain import digest, digest_of_array, type_name, without_addresses
 from ..attacks import Attack, as_torch
 from ..attacks.engine.balls import NORMS, Box
 from ..attacks.engine.forward import device_of
@@ -251,9 +250,6 @@ def _outside(witness: Witness, clean: Mask | None) -> tuple[tuple[int, ...], flo
     return tuple(samples.tolist()), float(witness.excess.max())
 
 
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-
-
 def describe(value: Any) -> Any:
     """Describe a parameter by values that JSON knows.
 
@@ -267,7 +263,7 @@ def describe(value: Any) -> Any:
     -------
     description : None, bool, int, float, str, list or dict
     """
-    return _describe.describe(value, _describe_object)
+    return describe_plain(value, _describe_object)
 
 
 def _describe_object(value: Any) -> Any:
@@ -300,14 +296,9 @@ def digest_of_model(model: Any) -> str:
         parts.append("no differentiable twin")
     else:
         weights = {k: describe(v) for k, v in sorted(module.state_dict().items())}
-        parts += [weights, _without_addresses(module)]
+        parts += [weights, without_addresses(module)]
     if hasattr(model, "get_params"):
-        parts.append(_without_addresses(model.get_params()))
+        parts.append(without_addresses(model.get_params()))
     if hasattr(model, "classes_"):
         parts.append(digest_of_array(model.classes_))
     return digest(*parts)
-
-
-def _without_addresses(value: Any) -> str:
-    """Text of an object, without what differs from process to process."""
-    return _ADDRESS.sub("", repr(value))

@@ -517,8 +517,8 @@ def gradients(evidence: Evidence) -> Finding:
         f"The gradient is zero for {int(zero.sum())} and NaN or infinite for {int(broken.sum())} "
         f"of {evidence.n} samples: rounding, a detached branch or saturated members that "
         "contradict each other hide the way out, so that gradient attacks stand still and robust "
-        "accuracy is too high. Attack through a differentiable stand-in of that layer, and compare with "
-        "Square, Transfer and EnsembleAutoAttack.",
+        "accuracy is too high. Attack through a differentiable stand-in of that layer, and "
+        "compare with Square, Transfer and EnsembleAutoAttack.",
         (broken | zero).numpy(),
     )
 

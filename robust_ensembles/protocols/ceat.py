@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._checks import one_of
+from .._plain import described
 from .._system import versions
 from ..attacks import CW, MIM, MORA, PGD, Attack, AutoAttack, EnsembleAutoAttack, Target
 from .shared import (
@@ -18,7 +19,6 @@ from .shared import (
     Row,
     check_grid,
     clean_row,
-    described,
     described_all,
     last_iterate,
     named_targets,

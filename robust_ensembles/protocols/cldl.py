@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._checks import one_of
+from .._plain import described
 from .._system import versions
 from ..attacks import BIM, FGSM, MIM, PGD, Attack, Target
 from ..attacks.transfer import refuse_target
@@ -19,7 +20,6 @@ from .shared import (
     ProtocolResult,
     Row,
     clean_row,
-    described,
     described_all,
     fixed_radii,
     last_iterate,

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from .._checks import one_of
+from .._plain import described
 from .._system import versions
 from ..attacks import BIM, FGSM, MIM, PGD, BoundedAttack, Target
 from ..attacks.engine.forward import frozen
@@ -21,7 +22,6 @@ from .shared import (
     ProtocolResult,
     Row,
     clean_row,
-    described,
     described_all,
     fixed_radii,
     named_targets,

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import clone
 
 from .._checks import one_of
+from .._plain import described
 from ..attacks import PGD, Attack, Target, resolve_target
 from ..estimators import EnsembleParameters, VanillaEnsembleClassifier
 
@@ -337,13 +338,6 @@ def check_grid(eps: float | Sequence[float], owner: str) -> tuple[float, ...]:
             f"{owner}: eps must be a positive number, in the units of X, or several; got {eps!r}"
         )
     return tuple(float(radius) for radius in radii)
-
-
-def described(item: Any) -> str:
-    """All of an estimator or attack that is not at its default, or a module's layers; one line."""
-    # scikit-learn cuts long ones otherwise
-    text = item.__repr__(N_CHAR_MAX=100_000) if isinstance(item, BaseEstimator) else repr(item)
-    return " ".join(text.split())
 
 
 def described_all(estimators: Any) -> dict[str, str]:

@@ -282,7 +282,8 @@ class TowardsClass(Objective):
 
     def __init__(self, seen: Objective, loss: TargetedLoss) -> None:
         def towards(logits: Tensor, y: Tensor, combiner: Combiner) -> Tensor:
-            return loss(logits, *y.unbind(dim=1), combiner)
+            label, target = y.unbind(dim=1)
+            return loss(logits, label, target, combiner)
 
         super().__init__(
             seen.module, towards, aggregation=seen.aggregation, minibatches=seen.minibatches

@@ -47,7 +47,7 @@ class Target:
         From raw X to log-probabilities.
     classes : ndarray of shape (n_classes,)
         Labels, in the order of the module's outputs.
-    scales_uint8 : bool
+    scales_uint8 : bool, default=True
         Whether uint8 X means images in [0, 1] (an estimator of this package attacked directly) or
         plain numbers (a Pipeline, whose first step sees 0 to 255).
     dtype : torch.dtype, default=None
@@ -62,7 +62,7 @@ class Target:
 
     module: nn.Module
     classes: NDArray[Any]
-    scales_uint8: bool
+    scales_uint8: bool = True
     dtype: torch.dtype | None = None
     x: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     y: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
