@@ -1,4 +1,9 @@
-"""APGD: projected gradient ascent that sets its own step size (Croce and Hein 2020)."""
+"""APGD: projected gradient ascent that sets its own step size (Croce and Hein 2020).
+
+`MomentumAttack` is its walk, with momentum and a memory of the best point, which MORA takes with
+other rules. APGD adds when steps are halved; in the L1 norm (Croce and Hein 2021), how many
+coordinates a step moves. Walks of few samples go side by side in one batch.
+"""
 
 from __future__ import annotations
 

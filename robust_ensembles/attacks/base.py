@@ -1,4 +1,8 @@
-"""What every attack can do."""
+"""What every attack can do (`Attack`), and what those that search an eps-ball share.
+
+`BoundedAttack` checks what it is given, splits it into blocks, makes the module faster while it is
+attacked, and leaves to its subclasses one method: examples for one ball (`_perturb`).
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,12 @@ from .engine.fast_eval import FastEval
 from .engine.forward import Minibatches, device_of, frozen
 from .engine.margins import AGGREGATIONS, LOSSES
 from .engine.target import check_batch, resolve_target, warn_of_units
+
+# values of X attacked together, whatever the batch size: few large batches late in an attack, when
+# most samples are broken, instead of many small ones
+_BLOCK = 2**22
+# samples on which a faster way to compute a module's outputs is tried
+_TRIAL = 4
 
 
 class Attack(BaseEstimator, ABC):
@@ -118,13 +128,6 @@ class Attack(BaseEstimator, ABC):
     @abstractmethod
     def _validate(self) -> None:
         """Raise for parameters that make no sense."""
-
-
-# values of X attacked together, whatever the batch size: few large batches late in an attack, when
-# most samples are broken, instead of many small ones
-_BLOCK = 2**22
-# samples on which a faster way to compute a module's outputs is tried
-_TRIAL = 4
 
 
 @dataclass(kw_only=True, repr=False, eq=False)

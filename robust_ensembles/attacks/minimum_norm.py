@@ -1,4 +1,9 @@
-"""Attacks that look for the nearest adversarial example: what they share."""
+"""What attacks that look for the nearest adversarial example share.
+
+A subclass searches and offers what it finds; `Nearest` keeps the nearest for each sample, and at
+the end bisection moves it back to the boundary. `project_onto_hyperplane` is the step of those
+that linearise the boundary (FAB, DeepFool).
+"""
 
 from __future__ import annotations
 
