@@ -1,10 +1,16 @@
-"""Values in words that JSON knows, and digests: the same in another process, to be compared."""
+"""Objects in plain words, and digests: the same in another process, to be compared and shown.
+
+`describe` makes a value one that JSON knows. How an object is described is up to who asks: a fit
+that is to be continued looks at other things than a report that is to be completed, so they give
+`describe_object`. `described` is one line for readers.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Set
 from numbers import Integral, Real
 from typing import Any
@@ -12,7 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator
 from torch import Tensor
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def describe(value: Any, describe_object: Callable[[Any], Any]) -> Any:
@@ -54,6 +63,18 @@ def type_name(value: Any) -> str:
     if named.__module__.startswith("robust_ensembles."):
         return str(named.__qualname__)
     return f"{named.__module__}.{named.__qualname__}"
+
+
+def described(item: Any) -> str:
+    """All of an estimator or attack that is not at its default, or a module's layers; one line."""
+    # scikit-learn cuts long ones otherwise
+    text = item.__repr__(N_CHAR_MAX=100_000) if isinstance(item, BaseEstimator) else repr(item)
+    return " ".join(text.split())
+
+
+def without_addresses(value: Any) -> str:
+    """Text of an object, without what differs from process to process."""
+    return _ADDRESS.sub("", repr(value))
 
 
 def digest(*parts: Any) -> str:

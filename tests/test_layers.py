@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "estimators": {"attacks", "losses", "modules", "training"},
     "persistence": {"attacks", "estimators", "modules", "state", "training"},
     "metrics": {"attacks"},
-    "inspection": {"attacks", "losses", "metrics", "twins"},
+    "inspection": {"attacks", "losses", "metrics", "modules", "twins"},
     "protocols": {"attacks", "estimators"},
     "recipes": {"attacks", "estimators", "training"},
     "parallel": {"distributed", "estimators"},

@@ -161,8 +161,8 @@ def test_each_loss_is_measured_by_itself(monkeypatch):
         "released_cw": np.array([1, 1, 1, 0, 0], bool),
         "cw_margin": np.array([0, 0, 0, 1, 0], bool),
     }
-    target = SimpleNamespace(name="a", clean=clean)
-    monkeypatch.setattr(_units, "subjects", lambda *args: [target])
+    target = SimpleNamespace(name="a", right=clean.copy)
+    monkeypatch.setattr(_units, "named_targets", lambda *args: [target])
     monkeypatch.setattr(_units, "_withstood", lambda targets, sources, eps, loss: [masks[loss]])
     rows, _ = _units._loss_unit(part, list).run({})
     found = {row["losses"]: row for row in rows["a"]}
@@ -186,13 +186,14 @@ def test_attacks_of_a_loss_are_on_that_loss(monkeypatch):
         return {"FGSM": ["weak"], "PGD": ["strong"]}
 
     monkeypatch.setattr(_units, "transfer_attacks", attacks)
-    right = {"weak": np.array([1, 1, 0], bool), "strong": np.array([0, 1, 1], bool)}
-    target = SimpleNamespace(clean=np.ones(3, bool), right=lambda examples: right[examples])
+    broken = {"weak": np.array([0, 0, 1], bool), "strong": np.array([1, 0, 0], bool)}
+    clean = np.ones(3, bool)
+    target = SimpleNamespace(right=clean.copy, broken=broken.get)
     source = SimpleNamespace(last_iterates=lambda attack: attack)
     [mask] = _units._withstood([target], [source], 0.15, "cw_margin")
     assert asked == [(0.15, ["cw_margin"], [0], (0.0, 1.0))]
     np.testing.assert_array_equal(mask, [False, True, False])
-    assert target.clean.all()
+    assert clean.all()
 
 
 def test_the_white_box_is_pgd20_at_the_second_radius(monkeypatch):
@@ -204,7 +205,7 @@ def test_the_white_box_is_pgd20_at_the_second_radius(monkeypatch):
         return np.array([1, 0, 0, 0], bool)
 
     target = SimpleNamespace(name="a", withstood=withstood)
-    monkeypatch.setattr(_units, "subjects", lambda *args: [target])
+    monkeypatch.setattr(_units, "named_targets", lambda *args: [target])
     rows, _ = _units._white_box_unit(part).run({})
     assert rows == {"a": [{"white box": 0.25, "eps": 0.1}]}
     [attacks] = asked

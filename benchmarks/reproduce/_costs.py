@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from sklearn.base import clone
 
+from robust_ensembles._plain import described
 from robust_ensembles.attacks import PGD
-from robust_ensembles.protocols.shared import described
 
 from .. import _store
 from . import _training

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from robust_ensembles._plain import described
 from robust_ensembles.protocols import cldl_split
-from robust_ensembles.protocols.shared import described
 
 from .. import _store
 from . import _data, _methods

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from robust_ensembles.protocols.shared import described
+from robust_ensembles._plain import described
 
 from .. import _report, _store
 from . import _costs, _known, _measured, _tables, _training

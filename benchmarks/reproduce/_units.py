@@ -9,9 +9,15 @@ from typing import Any
 import numpy as np
 
 from robust_ensembles import protocols
+from robust_ensembles.attacks import Target
 from robust_ensembles.protocols import ProtocolResult
 from robust_ensembles.protocols.cldl import transfer_attacks
-from robust_ensembles.protocols.shared import Subject, fraction, sound_attacks, subject, subjects
+from robust_ensembles.protocols.shared import (
+    fraction,
+    named_target,
+    named_targets,
+    sound_attacks,
+)
 
 from ._cells import Outcome, Rows, Unit
 from ._plan import Part
@@ -92,7 +98,7 @@ def _white_box_unit(part: Part) -> Unit:
 
     def run(estimators: Mapping[str, Any]) -> Outcome:
         rows = {}
-        for target in subjects(dict(estimators), part.images.X_test, part.images.y_test):
+        for target in named_targets(dict(estimators), part.images.X_test, part.images.y_test):
             withstood = target.withstood(sound_attacks(eps, n_steps=20))
             rows[target.name] = [{"white box": float(withstood.mean()), "eps": eps}]
         return rows, []
@@ -112,8 +118,8 @@ def _loss_unit(part: Part, surrogates: Surrogates) -> Unit:
 
     def run(estimators: Mapping[str, Any]) -> Outcome:
         images = part.images.X_test, part.images.y_test
-        targets = subjects(dict(estimators), *images)
-        sources = [subject(f"surrogate {i}", s, *images) for i, s in enumerate(surrogates())]
+        targets = named_targets(dict(estimators), *images)
+        sources = [named_target(f"surrogate {i}", s, *images) for i, s in enumerate(surrogates())]
         masks = {loss: _withstood(targets, sources, eps, loss) for [loss] in _single_losses()}
         rows = {}
         for i, target in enumerate(targets):
@@ -121,9 +127,9 @@ def _loss_unit(part: Part, surrogates: Surrogates) -> Unit:
                 {
                     "losses": label,
                     "eps": eps,
-                    "conditional": fraction(together, target.clean),
+                    "conditional": fraction(together, target.right()),
                     "unconditional": float(together.mean()),
-                    "n_samples": int(target.clean.sum()),
+                    "n_samples": int(target.right().sum()),
                 }
                 for label, losses in _LOSSES.items()
                 for together in [np.logical_and.reduce([masks[loss][i] for loss in losses])]
@@ -137,15 +143,15 @@ def _single_losses() -> list[tuple[str, ...]]:
     return [losses for losses in _LOSSES.values() if len(losses) == 1]
 
 
-def _withstood(targets: list[Subject], sources: list[Subject], eps: float, loss: str) -> list[Any]:
+def _withstood(targets: list[Target], sources: list[Target], eps: float, loss: str) -> list[Any]:
     """Who is right when clean and after all four attacks on one loss, for each target."""
-    masks = [target.clean.copy() for target in targets]
+    masks = [target.right() for target in targets]
     attacks = transfer_attacks(eps, [loss], [0], clip_values=(0.0, 1.0))
     for source in sources:
         for attack in [one for several in attacks.values() for one in several]:
             examples = source.last_iterates(attack)
             for mask, target in zip(masks, targets, strict=True):
-                mask &= target.right(examples)
+                mask &= ~target.broken(examples)
     return masks
 
 

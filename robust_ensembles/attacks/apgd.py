@@ -1,4 +1,9 @@
-"""APGD: projected gradient ascent that sets its own step size (Croce and Hein 2020)."""
+"""APGD: projected gradient ascent that sets its own step size (Croce and Hein 2020).
+
+`MomentumAttack` is its walk, with momentum and a memory of the best point, which MORA takes with
+other rules. APGD adds when steps are halved; in the L1 norm (Croce and Hein 2021), how many
+coordinates a step moves. Walks of few samples go side by side in one batch.
+"""
 
 from __future__ import annotations
 
@@ -334,6 +339,9 @@ class APGD(MomentumAttack):
     n_restarts: int = param(1, count())
     rho: float = param(0.75, between(0, 1, closed="right"))
 
+    def _climbs_anything(self) -> bool:
+        return True
+
     def _walks(self, objective: Objective, x: Tensor, y: Tensor) -> Iterator[Walk]:
         for restart in range(self.n_restarts):
             yield Walk(objective, y, restart)
@@ -386,6 +394,9 @@ class TargetedAPGD(APGD):
 
     n_target_classes: int = param(9, count())
     loss: str = "dlr"
+
+    def _climbs_anything(self) -> bool:
+        return False  # but a loss with a class to move towards
 
     def _walks(self, objective: Objective, x: Tensor, y: Tensor) -> Iterator[Walk]:
         towards = TowardsClass(objective, targeted_dlr)

@@ -1,4 +1,8 @@
-"""What every attack can do."""
+"""What every attack can do (`Attack`), and what those that search an eps-ball share.
+
+`BoundedAttack` checks what it is given, splits it into blocks, makes the module faster while it is
+attacked, and leaves to its subclasses one method: examples for one ball (`_perturb`).
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,18 @@ from torch import Tensor, nn
 
 from .._checks import is_number, one_of
 from .._parameters import at_least, check_parameters, choice, count, declared, flag, param
-from .engine.ascent import Objective
+from .engine.ascent import InnerObjective, Objective, ReferenceObjective
 from .engine.balls import NORMS, Ball, Box, check_box, check_radius
 from .engine.fast_eval import FastEval
-from .engine.margins import AGGREGATIONS, LOSSES, Passes, device_of, untouched
+from .engine.forward import Minibatches, device_of, frozen
+from .engine.margins import AGGREGATIONS, LOSSES
 from .engine.target import check_batch, resolve_target, warn_of_units
+
+# values of X attacked together, whatever the batch size: few large batches late in an attack, when
+# most samples are broken, instead of many small ones
+_BLOCK = 2**22
+# samples on which a faster way to compute a module's outputs is tried
+_TRIAL = 4
 
 
 @declared
@@ -125,13 +136,6 @@ class Attack(BaseEstimator, ABC):
         check_parameters(self)
 
 
-# values of X attacked together, whatever the batch size: few large batches late in an attack, when
-# most samples are broken, instead of many small ones
-_BLOCK = 2**22
-# samples on which a faster way to compute a module's outputs is tried
-_TRIAL = 4
-
-
 @dataclass(kw_only=True, repr=False, eq=False)
 class BoundedAttack(Attack):
     """Base of the attacks that search an eps-ball: batches, validation and guarantees.
@@ -191,8 +195,8 @@ class BoundedAttack(Attack):
         device = device_of(module, X.device)
         results = []
         size = max(_BLOCK // max(X.shape[1:].numel(), 1), self.batch_size)
-        with untouched(module):
-            objective = self._objective(module, Passes(self.batch_size))
+        with frozen(module):
+            objective = self._objective(module, Minibatches(self.batch_size))
             for x, labels in zip(X.split(size), y.split(size), strict=True):
                 ball = self._ball(x.detach().to(device), box)
                 adversarial = self._block(
@@ -241,14 +245,21 @@ class BoundedAttack(Attack):
         check_radius(self.eps, self.norm, box, type(self).__name__)
 
     def craft(
-        self, module: nn.Module, x: Tensor, y: Tensor, *, box: Box | None, seed: int
+        self,
+        module: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        box: Box | None,
+        seed: int,
+        objective: InnerObjective | None = None,
     ) -> Tensor:
         """Adversarial examples for one training batch: all steps, in the module's present mode.
 
         Parameters
         ----------
         module : nn.Module
-            Its parameters must be frozen by the caller, see `untouched`.
+            Its parameters must be frozen by the caller, see `frozen`.
         x : Tensor of shape (n_samples, ...)
             On the module's device.
         y : Tensor of shape (n_samples,)
@@ -256,14 +267,37 @@ class BoundedAttack(Attack):
             Used where the attack has no `clip_values` of its own.
         seed : int
             Of the random start; a new one for each batch.
+        objective : InnerObjective, default=None
+            What is climbed instead of `loss`.
 
         Returns
         -------
         x_adv : Tensor of shape (n_samples, ...)
+
+        Raises
+        ------
+        ValueError
+            For an objective, where the attack climbs none but its own.
         """
-        objective = Objective(module, self.loss, targeted=self.targeted)
+        climbed = Objective(module, self.loss, targeted=self.targeted)
+        if objective is not None:
+            self._check_climbs_anything()
+            climbed = ReferenceObjective(climbed, objective, y)
+            y = torch.arange(len(y), device=y.device)
         box = box if self.clip_values is None else self.clip_values
-        return self._perturb(objective, self._ball(x, box), y, seed, False)
+        return self._perturb(climbed, self._ball(x, box), y, seed, False)
+
+    def _climbs_anything(self) -> bool:
+        """Whether walks climb whatever objective `craft` is given."""
+        return False
+
+    def _check_climbs_anything(self) -> None:
+        if self._climbs_anything() and not self.targeted:
+            return
+        raise ValueError(
+            f"{self!r} cannot climb an objective that is given: it aims at classes, or climbs a "
+            "loss of its own. Take an untargeted PGD, BIM, MIM, FGSM, APGD or Square"
+        )
 
     @abstractmethod
     def _perturb(
@@ -271,13 +305,13 @@ class BoundedAttack(Attack):
     ) -> Tensor:
         """Adversarial examples for one batch, ``ball.x``."""
 
-    def _objective(self, module: nn.Module, passes: Passes) -> Objective:
+    def _objective(self, module: nn.Module, minibatches: Minibatches) -> Objective:
         return Objective(
             module,
             self.loss,
             targeted=self.targeted,
             aggregation=self.aggregation,
-            passes=passes,
+            minibatches=minibatches,
         )
 
     def _ball(self, x: Tensor, box: Box | None) -> Ball:

@@ -11,7 +11,8 @@ from torch import Tensor
 from .._parameters import above, at_least, count, param
 from .engine.ascent import Objective
 from .engine.balls import Box
-from .engine.margins import aggregate, cw_margin, member_logits
+from .engine.forward import member_logits
+from .engine.margins import aggregate, cw_margin
 from .minimum_norm import MinimumNormAttack, Nearest
 
 # what keeps artanh finite at the ends of the box, and Adam's way back from there short
@@ -90,14 +91,14 @@ class CarliniWagnerL2(MinimumNormAttack):
             with torch.enable_grad():
                 x = nearest.ball.clip(to_x(w))
                 logits = member_logits(objective.module, x)
-                margin = cw_margin(aggregate(logits, objective.aggregation), y)
+                margin = cw_margin(aggregate(logits, objective.aggregation), y, objective.combiner)
                 lacking = (self.confidence - margin).clamp_min(0)
                 distance = (x - origin).square().flatten(1).sum(dim=1)
                 (gradient,) = torch.autograd.grad((distance + const * lacking).sum(), w)
             return gradient, x.detach(), objective.decided(logits.detach(), y)
 
         for _ in range(self.n_steps):
-            variable.grad, x, broken = objective.passes.map(at, variable, origin, y, const)
+            variable.grad, x, broken = objective.minibatches.map(at, variable, origin, y, const)
             nearest.offer(active, x, broken)
             found |= broken
             adam.step()

@@ -81,7 +81,7 @@ class External(BoundedAttack):
             return (self._checked_shape(made, x),)
 
         result = x.clone()
-        made = objective.passes.map(make, x[active], y[active])[0]
+        made = objective.minibatches.map(make, x[active], y[active])[0]
         result[active] = self._checked(made, ball[active])
         return result
 

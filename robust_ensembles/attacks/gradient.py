@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._parameters import above, at_least, count, flag, param
 from .base import BoundedAttack
-from .engine.ascent import Objective, Steps, ascend
+from .engine.ascent import Objective, StepRule, ascend
 from .engine.balls import Ball
 from .engine.noise import RESTART_SHIFT
 
@@ -39,9 +39,12 @@ class GradientAttack(BoundedAttack):
 
     _relative_step: ClassVar[float] = 1 / 4
 
-    def _steps(self) -> Steps:
+    def _climbs_anything(self) -> bool:
+        return True
+
+    def _steps(self) -> StepRule:
         step_size = self._relative_step * self.eps if self.step_size is None else self.step_size
-        return Steps(self.n_steps, step_size)
+        return StepRule(self.n_steps, step_size)
 
     def _perturb(
         self, objective: Objective, ball: Ball, y: Tensor, seed: int, stop_when_broken: bool
@@ -133,9 +136,9 @@ class MIM(BIM):
 
     decay: float = param(1.0, at_least(0))
 
-    def _steps(self) -> Steps:
+    def _steps(self) -> StepRule:
         plain = super()._steps()
-        return Steps(plain.n_steps, plain.step_size, self.decay)
+        return StepRule(plain.n_steps, plain.step_size, self.decay)
 
 
 @dataclass(kw_only=True, repr=False, eq=False)

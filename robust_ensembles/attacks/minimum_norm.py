@@ -1,4 +1,9 @@
-"""Attacks that look for the nearest adversarial example: what they share."""
+"""What attacks that look for the nearest adversarial example share.
+
+A subclass searches and offers what it finds; `Nearest` keeps the nearest for each sample, and at
+the end bisection moves it back to the boundary. `project_onto_hyperplane` is the step of those
+that linearise the boundary (FAB, DeepFool).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ from torch import Tensor
 
 from .base import BoundedAttack
 from .engine.ascent import Objective
-from .engine.balls import Ball, Box, fill, per_sample
+from .engine.balls import Ball, Box, per_sample, water_filling
 
 _BISECTIONS = 20
 
@@ -136,7 +141,7 @@ def project_onto_hyperplane(
     speed = torch.ones_like(weight) if norm == "linf" else weight
     # coordinates that do not matter stay where they are
     speed = torch.where(weight > 0, speed, 0.0)
-    lam = fill(weight * speed, torch.where(weight > 0, weight * room, 0.0), gap.abs())
+    lam = water_filling(weight * speed, torch.where(weight > 0, weight * room, 0.0), gap.abs())
     # 0 times infinity is where a coordinate does not matter and the box ends too early
     length = torch.minimum((lam.unsqueeze(1) * speed).nan_to_num(nan=0.0, posinf=torch.inf), room)
     return direction.sign() * torch.where(length.isfinite(), length, 0.0)

@@ -13,7 +13,7 @@ from .._checks import check_number
 from .apgd import FIRST_STEP, MomentumAttack, Walk, WalkState
 from .engine.ascent import Objective
 from .engine.balls import Ball
-from .engine.margins import Passes
+from .engine.forward import Minibatches
 
 # of the paper: members' logits count as they are up to this gap between the two largest
 _LARGEST_GAP = 10.0
@@ -38,12 +38,14 @@ class ReweighedMembers(Objective):
     module : nn.Module
     share : float
         s, the part of the reweighed members.
-    passes : Passes, default=None
+    minibatches : Minibatches, default=None
         See `Objective`.
     """
 
-    def __init__(self, module: nn.Module, share: float, passes: Passes | None = None) -> None:
-        super().__init__(module, "margin", passes=passes)
+    def __init__(
+        self, module: nn.Module, share: float, minibatches: Minibatches | None = None
+    ) -> None:
+        super().__init__(module, "margin", minibatches=minibatches)
         self.share = share
 
     def _value(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -98,7 +100,7 @@ class MORA(MomentumAttack):
 
     def _walks(self, objective: Objective, x: Tensor, y: Tensor) -> Iterator[Walk]:
         for number, share in enumerate(self.shares):
-            climbed = ReweighedMembers(objective.module, share, objective.passes)
+            climbed = ReweighedMembers(objective.module, share, objective.minibatches)
             yield Walk(climbed, y, number)
 
     def _adapt(self, ball: Ball, state: WalkState, step: int, n_steps: int) -> WalkState:

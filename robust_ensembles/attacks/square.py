@@ -1,4 +1,8 @@
-"""Square: random search by patches, by outputs alone (Andriushchenko et al. 2020)."""
+"""Square: random search by patches, by outputs alone (Andriushchenko et al. 2020).
+
+A `Proposal` says what is changed: in the maximum norm stripes at first, then squares at either end
+of the ball; in the Euclidean norm lumps, whose mass moves from one square to another.
+"""
 
 from __future__ import annotations
 
@@ -214,6 +218,9 @@ class Square(BoundedAttack):
     @property
     def gradient_free(self) -> bool:
         """True: nothing need be differentiable."""
+        return True
+
+    def _climbs_anything(self) -> bool:
         return True
 
     def count_queries(self, module: nn.Module, X: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from .base import Attack, BoundedAttack
 from .combined import first_success
 from .engine.ascent import is_broken
 from .engine.balls import Box
-from .engine.margins import device_of
+from .engine.forward import device_of
 from .engine.target import check_batch
 from .gradient import PGD
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._parameters import choice, param
 from ..attacks import PGD, BoundedAttack
-from ..attacks.engine.margins import CraftMode
+from ..attacks.engine.forward import CraftMode
 from ..losses import Formulation, member_cross_entropy
 from ..training import TrainingStep
 from .base import BaseEnsembleClassifier

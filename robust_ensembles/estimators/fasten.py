@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._parameters import at_least, flag, param
-from ..attacks.engine.ascent import Steps
+from ..attacks.engine.ascent import StepRule
 from ..attacks.engine.balls import LinfBall
 from ..losses import (
     inter_model_divergence,
@@ -64,7 +64,7 @@ class FASTENEnsembleClassifier(FeatureSpaceMethod):
         Whether the clean view is trained on: its cross-entropy is added and its predictions
         pass gradients. Else it only serves as a fixed view.
     n_steps : int, default=1
-        Steps of a perturbation.
+        StepRule of a perturbation.
     attack : BoundedAttack, default=None
         Adds adversarial training: the cross-entropy on examples around x''. Its `clip_values`
         default to the estimator's box. None adds nothing; the released code takes
@@ -181,7 +181,7 @@ class FASTENEnsembleClassifier(FeatureSpaceMethod):
         own = generator(derive_seed(step.seed, "own start", m), step.x.device)
         noise = self.eps_init * _uniform(step.x, shared) + self.eps * _uniform(step.x, own)
         start = ball.clip(step.x + noise)
-        layer, walk = self._layer_names(step)[m], Steps(self.n_steps, self.step_size)
+        layer, walk = self._layer_names(step)[m], StepRule(self.n_steps, self.step_size)
         with step.frozen(self._craft_mode):
             return repel(step, step.module[m], layer, start=start, ball=ball, walk=walk)
 

@@ -16,7 +16,7 @@ from sklearn.frozen import FrozenEstimator
 from torch import Tensor, nn
 
 from .._parameters import above, at_least, choice, count, param
-from ..attacks.engine.ascent import Steps
+from ..attacks.engine.ascent import StepRule
 from ..modules import build_members
 from ..training import TrainingStep, derive_seed, distill, resolve_layers
 from .adversarial_training import AdversarialTraining
@@ -43,7 +43,7 @@ class FeatureSpaceMethod(AdversarialTraining):
     step_size : float, default=0.007
         Length of a step, in the units of X.
     n_steps : int, default=10
-        Steps, with momentum 1 on gradients of unit L1 norm.
+        StepRule, with momentum 1 on gradients of unit L1 norm.
     layers : list of str, list of lists, or None, default=None
         Names of the layers whose outputs are features, as in `named_modules`, for all members
         or a list for each. None takes the outputs of convolutions, blocks and linear layers
@@ -81,7 +81,7 @@ class FeatureSpaceMethod(AdversarialTraining):
     def _distill(self, step: TrainingStep) -> list[Tensor]:
         """Images that look like the batch and have a member's features of others, for each."""
         assert step.batch.x_target is not None
-        walk = Steps(self.n_steps, self.step_size, decay=1.0)
+        walk = StepRule(self.n_steps, self.step_size, decay=1.0)
         layers = self._layer_names(step)
         with step.frozen(self._craft_mode):
             return [

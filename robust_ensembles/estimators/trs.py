@@ -10,7 +10,7 @@ from sklearn.utils._param_validation import Options
 from torch import Tensor
 
 from .._parameters import at_least, choice, count, flag, param
-from ..attacks.engine.ascent import Climbable, Steps, ascend
+from ..attacks.engine.ascent import GradientOracle, StepRule, ascend
 from ..attacks.engine.balls import LinfBall
 from ..losses import CosineEpsMode, member_cross_entropy, trs_similarity, trs_smoothness
 from ..training import TrainingStep
@@ -44,7 +44,7 @@ class TRSEnsembleClassifier(AdversarialTraining):
     delta_final : float, default=0.03
         The same in the last of `max_epochs`; 0.2 for MNIST.
     n_inner_steps : int, default=6
-        Steps of the inner maximisation, each of delta / 3.
+        StepRule of the inner maximisation, each of delta / 3.
     inner_max : bool, default=True
         False measures smoothness at the clean batch, as one port does.
     inner_momentum : bool, default=None
@@ -133,7 +133,7 @@ class TRSEnsembleClassifier(AdversarialTraining):
         ball = LinfBall(x, delta, step.clip_values)
         with step.frozen(self._craft_mode):
             roughness = _Roughness(step, self.norm_power, accumulate=accumulate)
-            walk = Steps(self.n_inner_steps, delta / 3)
+            walk = StepRule(self.n_inner_steps, delta / 3)
             start = ball.random_point(step.seed)
             found, _ = ascend(roughness, ball, start, y, walk, stop_when_broken=False)
         return torch.cat([step.x[:clean], found])
@@ -145,7 +145,7 @@ class TRSEnsembleClassifier(AdversarialTraining):
         return self.delta_init + (self.delta_final - self.delta_init) * progress
 
 
-class _Roughness(Climbable):
+class _Roughness(GradientOracle):
     """Lengths of the members' input gradients, as something to climb."""
 
     def __init__(self, step: TrainingStep, norm_power: int, *, accumulate: bool) -> None:

@@ -1,8 +1,12 @@
-"""One measurement: an estimator under an attack."""
+"""One measurement: an estimator under an attack.
+
+A `Cell` is the result, or why there is none; `Witness` looks at the examples on their way, whether
+they lie in the ball and the box (`Limits`) of the attack. `describe` and `digest_of_model` tell
+whether a cell of an earlier report is still the same measurement.
+"""
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,133 +17,19 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from .. import _plain as _describe
-from .._plain import digest, digest_of_array, type_name
+from .._plain import describe as describe_plain
+from .._plain import digest, digest_of_array, type_name, without_addresses
 from ..attacks import Attack, as_torch
 from ..attacks.engine.balls import NORMS, Box
-from ..attacks.engine.margins import device_of
+from ..attacks.engine.forward import device_of
 from ..exceptions import NotDifferentiableError
 from ..metrics.robust import correct_mask, robust_mask
 
 # as a part of X's size: what float32 does to a scaled image before any attack
 _TOLERANCE = 1e-6
 _BATCH_SIZE = 1024
-
-
-class Limits(NamedTuple):
-    """Where the examples of an attack may lie.
-
-    Parameters
-    ----------
-    eps : float
-    norm : str
-    clip_values : tuple of two floats or None
-        None is the box of the module.
-    """
-
-    eps: float
-    norm: str
-    clip_values: Box | None
-
-
-def limits_of(attack: Attack) -> list[Limits]:
-    """Limits of an attack, those of each part for a union; empty where nothing is known."""
-    if hasattr(attack, "eps") and hasattr(attack, "norm"):
-        box = getattr(attack, "clip_values", None)
-        return [Limits(attack.eps, attack.norm, None if box is None else tuple(box))]
-    parts = getattr(attack, "attacks", ())
-    inner = parts() if callable(parts) else parts
-    return [limits for part in inner for limits in limits_of(part)]
-
-
-class Witness(Attack):
-    """Another attack, whose examples are looked at on their way out.
-
-    Parameters
-    ----------
-    attack : Attack
-
-    Attributes
-    ----------
-    excess : ndarray of shape (n_attacked,)
-        How far each of the latest examples lies outside the ball or the box, in the units of X;
-        0 within rounding, infinite for NaN.
-    """
-
-    def __init__(self, attack: Attack) -> None:
-        self.attack = attack
-        self.excess: NDArray[np.float64] = np.zeros(0)
-
-    @property
-    def gradient_free(self) -> bool:
-        """As the attack."""
-        return self.attack.gradient_free
-
-    def __call__(
-        self, module: nn.Module, X: Tensor, y: Tensor, *, stop_when_broken: bool = True
-    ) -> Tensor:
-        """Adversarial examples of the attack; see `Attack`."""
-        made = self.attack(module, X, y, stop_when_broken=stop_when_broken)
-        box = getattr(module, "clip_values", None)
-        self.excess = excess(limits_of(self.attack), box, X, made)
-        return made
-
-    def check_classes(self, classes: NDArray[Any]) -> None:
-        """As the attack."""
-        self.attack.check_classes(classes)
-
-    def _validate(self) -> None:
-        self.attack._validate()
-
-
-def excess(
-    limits: Sequence[Limits], box: Box | None, X: Tensor, made: Tensor
-) -> NDArray[np.float64]:
-    """How far examples lie outside the nearest of several limits.
-
-    Parameters
-    ----------
-    limits : sequence of Limits
-    box : tuple of two floats or None
-        Of the module, for limits without a box of their own.
-    X, made : Tensor of shape (n_samples, ...)
-
-    Returns
-    -------
-    excess : ndarray of shape (n_samples,)
-    """
-    tolerance = _TOLERANCE * max(1.0, float(X.abs().max())) if len(X) else 0.0
-    unknown = Limits(float("inf"), "linf", None)
-    found = [np.zeros(0)]
-    for start, end in zip(X.split(_BATCH_SIZE), made.split(_BATCH_SIZE), strict=True):
-        pair = start.detach().cpu().double(), end.detach().cpu().double()
-        beyond = torch.stack([_beyond(one, box, *pair) for one in limits or (unknown,)])
-        nearest = beyond.nan_to_num(nan=float("inf")).amin(dim=0)
-        found.append(torch.where(nearest > tolerance, nearest, 0.0).numpy())
-    return np.concatenate(found)
-
-
-def _beyond(limits: Limits, box: Box | None, start: Tensor, end: Tensor) -> Tensor:
-    """Distance from one ball and box, (n_samples,); negative inside."""
-    distance = torch.full((len(start),), -torch.inf, dtype=torch.float64)
-    if limits.norm in NORMS:
-        distance = NORMS[limits.norm].length(end - start) - limits.eps
-    box = box if limits.clip_values is None else limits.clip_values
-    if box is not None:
-        low, high = end.flatten(1).aminmax(dim=1)
-        distance = torch.maximum(distance, torch.maximum(box[0] - low, high - box[1]))
-    finite = end.isfinite().flatten(1).all(dim=1)
-    return distance.where(finite, torch.nan)
-
-
-def same_threat(attack: Any, limits: Limits) -> bool:
-    """Whether an attack, and all its parts, search the same ball and box."""
-    found = limits_of(attack)
-    return bool(found) and all(one == limits for one in found)
-
-
-Mask = NDArray[np.bool_]
 CLEAN, WORST = "clean", "worst"
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,7 +141,116 @@ def _outside(witness: Witness, clean: Mask | None) -> tuple[tuple[int, ...], flo
     return tuple(samples.tolist()), float(witness.excess.max())
 
 
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+class Limits(NamedTuple):
+    """Where the examples of an attack may lie.
+
+    Parameters
+    ----------
+    eps : float
+    norm : str
+    clip_values : tuple of two floats or None
+        None is the box of the module.
+    """
+
+    eps: float
+    norm: str
+    clip_values: Box | None
+
+
+def limits_of(attack: Attack) -> list[Limits]:
+    """Limits of an attack, those of each part for a union; empty where nothing is known."""
+    if hasattr(attack, "eps") and hasattr(attack, "norm"):
+        box = getattr(attack, "clip_values", None)
+        return [Limits(attack.eps, attack.norm, None if box is None else tuple(box))]
+    parts = getattr(attack, "attacks", ())
+    inner = parts() if callable(parts) else parts
+    return [limits for part in inner for limits in limits_of(part)]
+
+
+def same_threat(attack: Any, limits: Limits) -> bool:
+    """Whether an attack, and all its parts, search the same ball and box."""
+    found = limits_of(attack)
+    return bool(found) and all(one == limits for one in found)
+
+
+class Witness(Attack):
+    """Another attack, whose examples are looked at on their way out.
+
+    Parameters
+    ----------
+    attack : Attack
+
+    Attributes
+    ----------
+    excess : ndarray of shape (n_attacked,)
+        How far each of the latest examples lies outside the ball or the box, in the units of X;
+        0 within rounding, infinite for NaN.
+    """
+
+    def __init__(self, attack: Attack) -> None:
+        self.attack = attack
+        self.excess: NDArray[np.float64] = np.zeros(0)
+
+    @property
+    def gradient_free(self) -> bool:
+        """As the attack."""
+        return self.attack.gradient_free
+
+    def __call__(
+        self, module: nn.Module, X: Tensor, y: Tensor, *, stop_when_broken: bool = True
+    ) -> Tensor:
+        """Adversarial examples of the attack; see `Attack`."""
+        made = self.attack(module, X, y, stop_when_broken=stop_when_broken)
+        box = getattr(module, "clip_values", None)
+        self.excess = excess(limits_of(self.attack), box, X, made)
+        return made
+
+    def check_classes(self, classes: NDArray[Any]) -> None:
+        """As the attack."""
+        self.attack.check_classes(classes)
+
+    def _validate(self) -> None:
+        self.attack._validate()
+
+
+def excess(
+    limits: Sequence[Limits], box: Box | None, X: Tensor, made: Tensor
+) -> NDArray[np.float64]:
+    """How far examples lie outside the nearest of several limits.
+
+    Parameters
+    ----------
+    limits : sequence of Limits
+    box : tuple of two floats or None
+        Of the module, for limits without a box of their own.
+    X, made : Tensor of shape (n_samples, ...)
+
+    Returns
+    -------
+    excess : ndarray of shape (n_samples,)
+    """
+    tolerance = _TOLERANCE * max(1.0, float(X.abs().max())) if len(X) else 0.0
+    unknown = Limits(float("inf"), "linf", None)
+    found = [np.zeros(0)]
+    for start, end in zip(X.split(_BATCH_SIZE), made.split(_BATCH_SIZE), strict=True):
+        pair = start.detach().cpu().double(), end.detach().cpu().double()
+        beyond = torch.stack([_beyond(one, box, *pair) for one in limits or (unknown,)])
+        nearest = beyond.nan_to_num(nan=float("inf")).amin(dim=0)
+        found.append(torch.where(nearest > tolerance, nearest, 0.0).numpy())
+    return np.concatenate(found)
+
+
+def _beyond(limits: Limits, box: Box | None, start: Tensor, end: Tensor) -> Tensor:
+    """Distance from one ball and box, (n_samples,); negative inside."""
+    distance = torch.full((len(start),), -torch.inf, dtype=torch.float64)
+    if limits.norm in NORMS:
+        distance = NORMS[limits.norm].length(end - start) - limits.eps
+    box = box if limits.clip_values is None else limits.clip_values
+    if box is not None:
+        low, high = end.flatten(1).aminmax(dim=1)
+        distance = torch.maximum(distance, torch.maximum(box[0] - low, high - box[1]))
+    finite = end.isfinite().flatten(1).all(dim=1)
+    return distance.where(finite, torch.nan)
 
 
 def describe(value: Any) -> Any:
@@ -267,7 +266,7 @@ def describe(value: Any) -> Any:
     -------
     description : None, bool, int, float, str, list or dict
     """
-    return _describe.describe(value, _describe_object)
+    return describe_plain(value, _describe_object)
 
 
 def _describe_object(value: Any) -> Any:
@@ -300,14 +299,9 @@ def digest_of_model(model: Any) -> str:
         parts.append("no differentiable twin")
     else:
         weights = {k: describe(v) for k, v in sorted(module.state_dict().items())}
-        parts += [weights, _without_addresses(module)]
+        parts += [weights, without_addresses(module)]
     if hasattr(model, "get_params"):
-        parts.append(_without_addresses(model.get_params()))
+        parts.append(without_addresses(model.get_params()))
     if hasattr(model, "classes_"):
         parts.append(digest_of_array(model.classes_))
     return digest(*parts)
-
-
-def _without_addresses(value: Any) -> str:
-    """Text of an object, without what differs from process to process."""
-    return _ADDRESS.sub("", repr(value))

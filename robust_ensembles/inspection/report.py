@@ -31,7 +31,7 @@ from ..metrics import attack_from_name, robust_scoring
 from ..metrics.robust import check_untargeted
 from .cells import CLEAN, WORST, Limits, describe, digest_of_model, limits_of, measure
 from .results import RobustnessReport, Store
-from .sanity import CHECKS, Subject, run_check
+from .sanity import CHECKS, Evidence, run_check
 
 
 class Steps:
@@ -177,20 +177,20 @@ class Evaluation:
 
     def examine(self, name: str, sanity_checks: bool, steps: Steps) -> None:
         """Measure one estimator and check it."""
-        subject = self._subject(name) if sanity_checks else None
+        evidence = self._evidence(name) if sanity_checks else None
         for attack_name, attack in ((CLEAN, None), *self.attacks.items()):
             steps.begin(f"{name}: {attack_name}")
             self._measure(name, attack_name, attack)
             steps.done(cost(attack))
-        if subject is None:
+        if evidence is None:
             return
         cells = {c.attack: c for c in self.report.cells if c.estimator == name}
-        subject.tell(self.attacks, cells)
-        self._check(name, subject, steps)
+        evidence.tell(self.attacks, cells)
+        self._check(name, evidence, steps)
 
-    def _subject(self, name: str) -> Subject:
+    def _evidence(self, name: str) -> Evidence:
         rivals = {n: model for n, model in self.rivals.items() if n != name}
-        return Subject(
+        return Evidence(
             self.models[name],
             self.X,
             self.y,
@@ -220,16 +220,16 @@ class Evaluation:
         report.cells.append(replace(cell, estimator=name, attack=attack_name))
         self._save()
 
-    def _check(self, name: str, subject: Subject, steps: Steps) -> None:
+    def _check(self, name: str, evidence: Evidence, steps: Steps) -> None:
         report = self.report
         own = report.estimators[name]
-        rivals = [describe(model) for model in subject.rivals.values()]
+        rivals = [describe(model) for model in evidence.rivals.values()]
         own["checked"] = digest(report.data, own["digest"], report.settings, report.attacks, rivals)
         earlier = {finding.check: finding for finding in self.store.findings(own["checked"])}
         findings = report.findings.setdefault(name, [])
         for check in CHECKS:
             steps.begin(f"{name}: check {check}")
-            findings.append(earlier.get(check) or run_check(check, subject))
+            findings.append(earlier.get(check) or run_check(check, evidence))
             self._save()
             steps.done(self.cost_of_check)
 

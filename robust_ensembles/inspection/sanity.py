@@ -1,48 +1,60 @@
-"""Checks of whether a robust accuracy can be trusted: one function each, run in this order."""
+"""Checks of whether a robust accuracy can be trusted: one function each, run in this order.
+
+A check looks at `Evidence` (the estimator as a target, the first samples, what the report has
+measured, and attacks of the checks' own, each computed once) and answers with a `Finding`.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ..attacks import (
+    APGD,
+    FGSM,
     MORA,
     PGD,
     Attack,
     AutoAttack,
+    BoundedAttack,
     External,
     Square,
+    Target,
+    TargetedAPGD,
     Transfer,
     UniformNoise,
     WorstCase,
+    resolve_target,
 )
-from ..attacks.autoattack import swapped_aggregations
+from ..attacks.autoattack import Cascade, swapped_aggregations
 from ..attacks.engine.ascent import Objective
-from ..attacks.engine.balls import box_excess
-from ..attacks.engine.margins import untouched
-from .cells import Mask, same_threat
-from .subject import (
-    BATCH_SIZE,
-    ROUNDING,
-    Finding,
-    NotApplicableError,
-    Severity,
-    Snapshot,
-    Subject,
-    bad,
-    far_apart,
-    good,
-    percent,
-)
+from ..attacks.engine.balls import Box, box_excess
+from ..attacks.engine.forward import frozen
+from ..exceptions import NotDifferentiableError
+from ..metrics.robust import robust_mask
+from .cells import Cell, Limits, Mask, describe, digest_of_model, same_threat
 
+__all__ = ["CHECKS", "Evidence", "Finding", "run_check"]
+
+Severity = Literal["failure", "warning", "information"]
+
+_BATCH_SIZE = 256
+# of probabilities, between two passes that should be one: rounding on any device
+_ROUNDING = 1e-5
+# of probabilities, between the attacked module and the estimator: other code, same weights
+_AGREEMENT = 1e-3
+# of the targeted walks of the standard attacks
+_N_TARGETS = 3
 # radius of the huge ball for data without a box, as a multiple of their range
 _UNBOUNDED = 10.0
 _N_RADII = 5
@@ -50,18 +62,326 @@ _ABOUT_ZERO = 0.05
 _N_QUERIES = 500
 # of the samples, by which Square may be stronger than gradients
 _SQUARE_SLACK = 0.002
+_FEW_STEPS, _MANY_STEPS = 10, 50
+# largest gap of two logits at which float32's cross-entropy has a gradient to speak of
+_LARGEST_GAP = 15.0
+_BLIND_LOSSES = ("cross_entropy", "member_cross_entropy", "double_softmax", "released_cw")
 
 
-def huge_eps(subject: Subject) -> Finding:
+class Evidence:
+    """One estimator, the first samples, and what the report has measured.
+
+    Parameters
+    ----------
+    estimator : fitted estimator or nn.Module
+    X : array-like of shape (n_samples, ...)
+        All of X.
+    y : array-like of shape (n_samples,)
+    limits : Limits
+        The threat that the checks look at.
+    n_sanity : int
+        How many samples the costly checks look at, the first ones.
+    rivals : dict
+        Other models to transfer examples from, by name.
+    """
+
+    def __init__(
+        self,
+        estimator: Any,
+        X: ArrayLike,
+        y: ArrayLike,
+        *,
+        limits: Limits,
+        n_sanity: int,
+        rivals: Mapping[str, Any],
+    ) -> None:
+        self.estimator, self.all_X, self.limits, self.rivals = estimator, X, limits, rivals
+        self.X = _take(X, np.arange(min(n_sanity, len(np.asarray(y)))))
+        self.y = np.asarray(y)[:n_sanity]
+        self.attacks: dict[str, Attack] = {}
+        self.cells: dict[str, Cell] = {}
+        self._masks: dict[str, Mask] = {}
+        self.snapshot = Snapshot.of(self)
+
+    def tell(self, attacks: Mapping[str, Attack], cells: Mapping[str, Cell]) -> None:
+        """Take note of what the report has measured: attacks and cells by the attack's name."""
+        self.attacks, self.cells = dict(attacks), dict(cells)
+        for name, attack in attacks.items():
+            robust = cells[name].robust
+            if robust is not None:
+                self._masks[_key(attack)] = robust[: len(self.y)]
+
+    @property
+    def n(self) -> int:
+        """How many samples the costly checks look at."""
+        return len(self.y)
+
+    @property
+    def slack(self) -> int:
+        """Samples by which a comparison may fail by chance: random starts decide a few."""
+        return max(1, round(0.02 * self.n))
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """Parameters of the attacks of all checks."""
+        return self.limits._asdict()
+
+    @cached_property
+    def target(self) -> Target:
+        """The estimator as a module, whether or not gradients pass it."""
+        try:
+            target = resolve_target(self.estimator, self.X, gradient=False)
+        except NotDifferentiableError as error:
+            raise NotApplicableError(f"it cannot be called as a module: {error}") from error
+        return target.on(self.X, self.y, allow_unknown=True)
+
+    @cached_property
+    def obstacle(self) -> str | None:
+        """Why no gradient attack can be run, or None."""
+        try:
+            resolve_target(self.estimator, self.X, gradient=True)
+        except NotDifferentiableError as error:
+            return str(error)
+        except ValueError:
+            # gradients arrive, but of something else than the estimator: see the check of that
+            return None
+        return None
+
+    @property
+    def box(self) -> Box | None:
+        """Where adversarial examples stay in."""
+        own = self.limits.clip_values
+        return getattr(self.target.module, "clip_values", None) if own is None else own
+
+    @cached_property
+    def differing(self) -> Mask:
+        """Samples whose probabilities differ between two passes, (n_samples,)."""
+        return far_apart(self.target.proba(), self.target.proba(), _ROUNDING)
+
+    @cached_property
+    def clean(self) -> Mask:
+        """Samples that are right without an attack, (n_samples,)."""
+        mask = self.target.known
+        mask[mask.copy()] = self.target.take(mask).right()
+        return mask
+
+    def robust(self, attack: Attack, among: Mask | None = None) -> Mask:
+        """Samples that withstand an attack; from the report where it has run the same.
+
+        Parameters
+        ----------
+        attack : Attack
+        among : bool ndarray of shape (n_samples,), default=None
+            Samples to attack; the others count as broken.
+
+        Returns
+        -------
+        robust : bool ndarray of shape (n_samples,)
+        """
+        self._require(attack)
+        key = _key(attack)
+        if key not in self._masks:
+            rows = np.flatnonzero(self.clean if among is None else among & self.clean)
+            robust = np.zeros(self.n, dtype=bool)
+            if len(rows):
+                X, y = _take(self.X, rows), self.y[rows]
+                robust[rows] = robust_mask(self.estimator, X, y, attack=attack)
+            if among is not None:
+                return robust
+            self._masks[key] = robust
+        known = self._masks[key]
+        return known.copy() if among is None else known & among
+
+    def _require(self, attack: Attack) -> None:
+        if self.differing.any():
+            raise NotApplicableError("outputs are random, so that attacks cannot be compared")
+        if self.obstacle is not None and not attack.gradient_free:
+            raise NotApplicableError("no gradient reaches X, so that gradient attacks cannot run")
+
+    @property
+    def fgsm(self) -> Mask:
+        """Samples that withstand one step."""
+        return self.robust(FGSM(**self.shared))
+
+    @property
+    def pgd(self) -> Mask:
+        """Samples that withstand 20 steps."""
+        return self.robust(PGD(**self.shared))
+
+    @property
+    def apgd(self) -> Mask:
+        """Samples that withstand APGD on the deployed rule."""
+        return self.robust(APGD(**self.shared))
+
+    @cached_property
+    def standard(self) -> Mask:
+        """Samples that withstand these three and targeted APGD.
+
+        Cross-entropy alone is no good measure where the ensemble is unsure: it spreads its effort
+        over all wrong classes.
+        """
+        left = self.fgsm & self.pgd & self.apgd
+        targeted = TargetedAPGD(n_target_classes=_N_TARGETS, **self.shared)
+        return self.robust(targeted, among=left)
+
+    @property
+    def gradient_union(self) -> Mask:
+        """Samples that withstand those, and the gradient attacks of the report."""
+        climbing = [self.robust(a) for a in self.reported if _climbs_gradients(a)]
+        return np.logical_and.reduce([self.standard, *climbing])
+
+    @property
+    def reported_union(self) -> Mask:
+        """Samples that withstand all attacks of the report on this threat; all if there is none."""
+        everyone = np.ones(self.n, dtype=bool)
+        return np.logical_and.reduce([everyone, *map(self.robust, self.reported)])
+
+    @property
+    def cascades(self) -> dict[str, Mask]:
+        """Samples that withstand each cascade of the report, such as AutoAttack, by its name."""
+        reported = self.reported
+        return {
+            name: self.robust(attack)
+            for name, attack in self.attacks.items()
+            if isinstance(attack, Cascade) and attack in reported
+        }
+
+    @property
+    def reported(self) -> list[Attack]:
+        """Attacks of the report with a number, on the same threat."""
+        measured = [a for name, a in self.attacks.items() if self.cells[name].error is None]
+        return [attack for attack in measured if same_threat(attack, self.limits)]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An estimator before its evaluation.
+
+    Parameters
+    ----------
+    digest : str
+        Of its weights, buffers and parameters.
+    modes : dict of bool
+        Which submodules are in training mode.
+    proba : ndarray of shape (n_samples, n_classes) or None
+        Of the first samples; None if the estimator cannot be called.
+    """
+
+    digest: str
+    modes: dict[str, bool]
+    proba: NDArray[np.float64] | None
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> Snapshot:
+        """What can be seen of an estimator now."""
+        digest = digest_of_model(evidence.estimator)
+        try:
+            modes = {name: m.training for name, m in evidence.target.module.named_modules()}
+            return cls(digest, modes, evidence.target.proba())
+        except Exception:
+            # what is wrong with it is for the checks to say
+            return cls(digest, {}, None)
+
+
+class NotApplicableError(Exception):
+    """There is nothing for a check to look at; says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Result of one sanity check.
+
+    Parameters
+    ----------
+    check : str
+        Name of the check.
+    passed : bool or None
+        None if the check could not be run.
+    severity : {"failure", "warning", "information"}
+        ``"failure"``: the robust accuracy cannot be trusted. ``"warning"``: look into it.
+    message : str
+        What was measured, what it means and what to do.
+    samples : tuple of int
+        Indices in X of the samples that do not pass.
+    """
+
+    check: str = ""
+    passed: bool | None
+    severity: Severity
+    message: str
+    samples: tuple[int, ...] = ()
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Finding:
+        """A finding from what `dataclasses.asdict` and JSON have made of it."""
+        known = {field.name: plain[field.name] for field in fields(cls)}
+        return cls(**{**known, "samples": tuple(plain["samples"])})
+
+
+def good(message: str) -> Finding:
+    """A check that has passed."""
+    return Finding(passed=True, severity="information", message=message)
+
+
+def bad(
+    message: str,
+    samples: NDArray[np.bool_] | Iterable[int] = (),
+    severity: Severity = "failure",
+) -> Finding:
+    """A check that has not passed.
+
+    Parameters
+    ----------
+    message : str
+    samples : bool ndarray or iterable of int
+        A mask over the first samples, or indices.
+    severity : str, default="failure"
+    """
+    if isinstance(samples, np.ndarray) and samples.dtype == bool:
+        samples = np.flatnonzero(samples)
+    indices = tuple(int(i) for i in samples)
+    return Finding(passed=False, severity=severity, message=message, samples=indices)
+
+
+def far_apart(one: NDArray[np.float64], other: NDArray[np.float64], tolerance: float) -> Mask:
+    """Rows that differ by more than a tolerance; NaN differs from everything."""
+    close = np.asarray(np.abs(one - other) <= tolerance)
+    far: Mask = np.logical_not(close.all(axis=1))
+    return far
+
+
+def percent(mask: Mask) -> str:
+    """A fraction of samples, for messages."""
+    return f"{100 * mask.mean():.1f}%"
+
+
+def _climbs_gradients(attack: Attack) -> bool:
+    return (
+        isinstance(attack, BoundedAttack)
+        and not attack.gradient_free
+        and not isinstance(attack, External)
+    )
+
+
+def _key(attack: Attack) -> str:
+    return json.dumps(describe(attack))
+
+
+def _take(X: Any, rows: NDArray[np.intp]) -> Any:
+    """Some rows of X, with the names of columns if it has any."""
+    return X.iloc[rows] if hasattr(X, "iloc") else np.asarray(X)[rows]
+
+
+def huge_eps(evidence: Evidence) -> Finding:
     """Whether nothing withstands a ball that holds every other class."""
-    x = subject.target.tensor(subject.X)
+    x = evidence.target.x
     low, high = float(x.min()), float(x.max())
-    size = _UNBOUNDED * (high - low) if subject.box is None else subject.box[1] - subject.box[0]
-    eps = size * math.sqrt(math.prod(x.shape[1:])) if subject.limits.norm == "l2" else size
+    size = _UNBOUNDED * (high - low) if evidence.box is None else evidence.box[1] - evidence.box[0]
+    eps = size * math.sqrt(math.prod(x.shape[1:])) if evidence.limits.norm == "l2" else size
     # smaller balls lie in the huge one, and walks in them get lost less
     radii = [eps / 10**k for k in range(_N_RADII)]
-    attack = WorstCase([PGD(**{**subject.shared, "eps": radius}) for radius in radii])
-    left = subject.robust(attack, among=subject.gradient_union)
+    attack = WorstCase([PGD(**{**evidence.shared, "eps": radius}) for radius in radii])
+    left = evidence.robust(attack, among=evidence.gradient_union)
     reach = f"PGD within eps={eps:.4g}, a ball that holds everything, leaves {percent(left)}"
     if left.mean() <= _ABOUT_ZERO:
         return good(f"{reach}.")
@@ -73,28 +393,28 @@ def huge_eps(subject: Subject) -> Finding:
     )
 
 
-def noise(subject: Subject) -> Finding:
+def noise(evidence: Evidence) -> Finding:
     """Whether uniform noise breaks nothing that gradients leave."""
     n_draws = PGD().n_steps
-    attack = UniformNoise(n_draws=n_draws, **subject.shared)
-    return _beyond_gradients(subject, attack, f"{n_draws} draws of uniform noise", subject.slack)
+    attack = UniformNoise(n_draws=n_draws, **evidence.shared)
+    return _beyond_gradients(evidence, attack, f"{n_draws} draws of uniform noise", evidence.slack)
 
 
-def square(subject: Subject) -> Finding:
+def square(evidence: Evidence) -> Finding:
     """Whether random search breaks no more than 0.2 points, or one sample, beyond gradients."""
-    attack = Square(n_queries=_N_QUERIES, **subject.shared)
-    slack = max(1, int(_SQUARE_SLACK * subject.n))
-    return _beyond_gradients(subject, attack, f"Square with {_N_QUERIES} queries", slack)
+    attack = Square(n_queries=_N_QUERIES, **evidence.shared)
+    slack = max(1, int(_SQUARE_SLACK * evidence.n))
+    return _beyond_gradients(evidence, attack, f"Square with {_N_QUERIES} queries", slack)
 
 
-def _beyond_gradients(subject: Subject, attack: Attack, name: str, slack: int) -> Finding:
-    union = subject.gradient_union
-    alone = union & ~subject.robust(attack, among=union)
+def _beyond_gradients(evidence: Evidence, attack: Attack, name: str, slack: int) -> Finding:
+    union = evidence.gradient_union
+    alone = union & ~evidence.robust(attack, among=union)
     found = (
         f"{name} breaks {alone.sum()} of the {union.sum()} samples that the gradient attacks leave"
     )
     if alone.sum() <= slack:
-        return good(f"{found} (of {subject.n}).")
+        return good(f"{found} (of {evidence.n}).")
     return bad(
         f"{found}: without a gradient one finds what gradients miss, so they are obstructed "
         "(masked) and gradient attacks overstate robustness. Count the worst over both, look for "
@@ -103,14 +423,14 @@ def _beyond_gradients(subject: Subject, attack: Attack, name: str, slack: int) -
     )
 
 
-def aggregation_swap(subject: Subject) -> Finding:
+def aggregation_swap(evidence: Evidence) -> Finding:
     """Whether attacks on other rules, or on a member alone, break what the deployed one leaves."""
-    n_members = _count_members(subject)
-    left = union = subject.reported_union & subject.gradient_union
+    n_members = _count_members(evidence)
+    left = union = evidence.reported_union & evidence.gradient_union
     counts = {}
     # the first is the deployed rule, whose APGD the union counts in
-    for attack in swapped_aggregations(n_members, **subject.shared)[1:]:
-        still = subject.robust(attack, among=left)
+    for attack in swapped_aggregations(n_members, **evidence.shared)[1:]:
+        still = evidence.robust(attack, among=left)
         counts[_rule(attack)] = left.sum() - still.sum()
         left = still
     alone = union & ~left
@@ -119,7 +439,7 @@ def aggregation_swap(subject: Subject) -> Finding:
         f"Of {union.sum()} samples that all attacks on the deployed rule leave, "
         f"APGD on other rules breaks {alone.sum()} ({numbers})"
     )
-    if alone.sum() <= subject.slack:
+    if alone.sum() <= evidence.slack:
         return good(f"{found}.")
     return bad(
         f"{found}, all replayed on the deployed rule: the members' gradients cancel or hide in the "
@@ -128,22 +448,22 @@ def aggregation_swap(subject: Subject) -> Finding:
     )
 
 
-def mora(subject: Subject) -> Finding:
+def mora(evidence: Evidence) -> Finding:
     """Whether MORA finds more than AutoAttack."""
-    _count_members(subject)
-    name, robust = _autoattack(subject)
-    left = subject.robust(MORA(**subject.shared))
+    _count_members(evidence)
+    name, robust = _autoattack(evidence)
+    left = evidence.robust(MORA(**evidence.shared))
     alone = robust & ~left
     found = (
-        f"On {subject.n} samples MORA leaves {percent(left)} and {name} {percent(robust)}; MORA "
+        f"On {evidence.n} samples MORA leaves {percent(left)} and {name} {percent(robust)}; MORA "
         f"alone breaks {alone.sum()}"
     )
     if left.sum() >= robust.sum():
         return good(f"{found}. MORA is not lower.")
-    if alone.sum() <= subject.slack:
+    if alone.sum() <= evidence.slack:
         return good(f"{found}. MORA is lower by chance at most.")
-    missed = subject.reported_union & robust & ~left
-    if missed.sum() <= subject.slack:
+    missed = evidence.reported_union & robust & ~left
+    if missed.sum() <= evidence.slack:
         return bad(f"{found}. MORA is lower: report it beside AutoAttack.", alone, "information")
     return bad(
         f"{found}. MORA is lower, and {missed.sum()} of these samples withstand all attacks of the "
@@ -153,17 +473,17 @@ def mora(subject: Subject) -> Finding:
     )
 
 
-def _autoattack(subject: Subject) -> tuple[str, Mask]:
+def _autoattack(evidence: Evidence) -> tuple[str, Mask]:
     """AutoAttack where the report has it, else its walks of APGD."""
-    for name, attack in subject.attacks.items():
-        measured = subject.cells[name].error is None
-        if isinstance(attack, AutoAttack) and measured and same_threat(attack, subject.limits):
-            return "AutoAttack", subject.robust(attack)
-    return "AutoAttack's walks (it is not in the report)", subject.standard
+    for name, attack in evidence.attacks.items():
+        measured = evidence.cells[name].error is None
+        if isinstance(attack, AutoAttack) and measured and same_threat(attack, evidence.limits):
+            return "AutoAttack", evidence.robust(attack)
+    return "AutoAttack's walks (it is not in the report)", evidence.standard
 
 
-def _count_members(subject: Subject) -> int:
-    n_members = len(subject.logits())
+def _count_members(evidence: Evidence) -> int:
+    n_members = len(evidence.target.member_logits())
     if n_members == 1:
         raise NotApplicableError("there is one member, or the module does not show its members")
     return n_members
@@ -177,16 +497,11 @@ def _rule(attack: Attack) -> str:
     return "mean member margin" if loss == "member_margin" else "mean logits"
 
 
-# largest gap of two logits at which float32's cross-entropy has a gradient to speak of
-_LARGEST_GAP = 15.0
-_BLIND_LOSSES = ("cross_entropy", "member_cross_entropy", "double_softmax", "released_cw")
-
-
-def gradients(subject: Subject) -> Finding:
+def gradients(evidence: Evidence) -> Finding:
     """Whether each sample has a gradient that is finite and not zero."""
-    obstacle = subject.obstacle
+    obstacle = evidence.obstacle
     try:
-        gradient = _margin_gradients(subject)
+        gradient = _margin_gradients(evidence)
     except (NotApplicableError, RuntimeError) as error:
         return bad(
             f"No gradient reaches X: {obstacle or error} No gradient attack can be run, and "
@@ -200,22 +515,22 @@ def gradients(subject: Subject) -> Finding:
         return good("Every sample has a gradient, finite and not zero.")
     return bad(
         f"The gradient is zero for {int(zero.sum())} and NaN or infinite for {int(broken.sum())} "
-        f"of {subject.n} samples: rounding, a detached branch or saturated members that contradict "
-        "each other hide the way out, so that gradient attacks stand still and robust accuracy is "
-        "too high. Attack through a differentiable stand-in of that layer, and compare with "
-        "Square, Transfer and EnsembleAutoAttack.",
+        f"of {evidence.n} samples: rounding, a detached branch or saturated members that "
+        "contradict each other hide the way out, so that gradient attacks stand still and robust "
+        "accuracy is too high. Attack through a differentiable stand-in of that layer, and "
+        "compare with Square, Transfer and EnsembleAutoAttack.",
         (broken | zero).numpy(),
     )
 
 
-def saturation(subject: Subject) -> Finding:
+def saturation(evidence: Evidence) -> Finding:
     """Whether members are so sure that float32's cross-entropy is flat."""
-    top = subject.logits().topk(2, dim=-1).values
+    top = evidence.target.member_logits().topk(2, dim=-1).values
     gap = (top[..., 0] - top[..., 1]).amax(dim=0)
     sure = gap > _LARGEST_GAP
     if not sure.any():
         return good(f"The largest gap of a member's two largest logits is {float(gap.max()):.1f}.")
-    blind = [name for name, attack in subject.attacks.items() if _is_blind(attack)]
+    blind = [name for name, attack in evidence.attacks.items() if _is_blind(attack)]
     severity: Severity = "failure" if blind else "warning"
     advice = (
         f"Here that concerns {', '.join(blind)}: do not count on it."
@@ -224,7 +539,7 @@ def saturation(subject: Subject) -> Finding:
     )
     return bad(
         f"A member's two largest logits are more than {_LARGEST_GAP:g} apart for "
-        f"{int(sure.sum())} of {subject.n} samples (at most {float(gap.max()):.1f}): in float32 "
+        f"{int(sure.sum())} of {evidence.n} samples (at most {float(gap.max()):.1f}): in float32 "
         f"the cross-entropy there is flat, and attacks that climb it are blind. {advice}",
         sure.numpy(),
         severity,
@@ -235,25 +550,25 @@ def _is_blind(attack: Attack) -> bool:
     return isinstance(attack, External) or getattr(attack, "loss", None) in _BLIND_LOSSES
 
 
-def _margin_gradients(subject: Subject) -> Tensor:
+def _margin_gradients(evidence: Evidence) -> Tensor:
     """Gradients of the margin of the decision as it is, on the CPU, of the shape of X."""
-    target = subject.target
-    x = target.tensor(subject.X)
-    decided = torch.as_tensor(subject.proba().argmax(axis=1), device=x.device)
-    with untouched(target.module):
+    target = evidence.target
+    x = target.x
+    decided = torch.as_tensor(evidence.target.proba().argmax(axis=1), device=x.device)
+    with frozen(target.module):
         objective = Objective(target.module, "margin")
-        parts = zip(x.split(BATCH_SIZE), decided.split(BATCH_SIZE), strict=True)
+        parts = zip(x.split(_BATCH_SIZE), decided.split(_BATCH_SIZE), strict=True)
         return torch.cat([objective.gradient(*part)[0].cpu() for part in parts])
 
 
-def raw_units(subject: Subject) -> Finding:
+def raw_units(evidence: Evidence) -> Finding:
     """Whether images are in the box that they are declared to be in, [0, 1] by default."""
-    X = np.asarray(subject.all_X)
+    X = np.asarray(evidence.all_X)
     if X.ndim != 4:
         raise NotApplicableError("the units of X cannot be told, because it holds no images")
-    if X.dtype == np.uint8 and subject.target.scales_uint8:
+    if X.dtype == np.uint8 and evidence.target.scales_uint8:
         return good("Images are uint8, attacked in [0, 1].")
-    box = subject.box or (0.0, 1.0)
+    box = evidence.box or (0.0, 1.0)
     rows = X.reshape(len(X), -1)
     lows, highs = rows.min(axis=1), rows.max(axis=1)
     low, high = float(lows.min()), float(highs.max())
@@ -262,7 +577,7 @@ def raw_units(subject: Subject) -> Finding:
     outside = [bool(box_excess(*ends, box)) for ends in zip(lows, highs, strict=True)]
     return bad(
         f"{sum(outside)} of {len(X)} images lie outside {box}: X spans [{low:.4g}, {high:.4g}]. It "
-        f"looks as if it had been scaled before, so eps={subject.limits.eps:.4g} is not in the "
+        f"looks as if it had been scaled before, so eps={evidence.limits.eps:.4g} is not in the "
         "units of the raw data, and no box keeps adversarial examples valid images. Move the "
         "scaling into the module (modules.Normalize) and give raw X, or declare the range of the "
         "raw data as clip_values=(low, high).",
@@ -270,9 +585,9 @@ def raw_units(subject: Subject) -> Finding:
     )
 
 
-def norm_and_box(subject: Subject) -> Finding:
+def norm_and_box(evidence: Evidence) -> Finding:
     """Whether the final examples of all attacks of the report lie in their ball and box."""
-    measured = {name: cell for name, cell in subject.cells.items() if cell.error is None}
+    measured = {name: cell for name, cell in evidence.cells.items() if cell.error is None}
     if not measured:
         raise NotApplicableError("no attack of the report has made examples")
     outside = {name: cell for name, cell in measured.items() if cell.outside}
@@ -289,19 +604,16 @@ def norm_and_box(subject: Subject) -> Finding:
     )
 
 
-_FEW_STEPS, _MANY_STEPS = 10, 50
-
-
-def order(subject: Subject) -> Finding:
+def order(evidence: Evidence) -> Finding:
     """Whether FGSM leaves no fewer samples than PGD, PGD than APGD, and APGD than a cascade."""
-    chain = {"FGSM": subject.fgsm, "PGD": subject.pgd, "APGD": subject.apgd}
-    wrong = np.zeros(subject.n, dtype=bool)
+    chain = {"FGSM": evidence.fgsm, "PGD": evidence.pgd, "APGD": evidence.apgd}
+    wrong = np.zeros(evidence.n, dtype=bool)
     for weaker, stronger in pairwise(chain.values()):
-        wrong |= _wrongly_left(weaker, stronger, subject.slack)
-    for name, union in subject.cascades.items():
+        wrong |= _wrongly_left(weaker, stronger, evidence.slack)
+    for name, union in evidence.cascades.items():
         chain[name] = union
         # no slack: a cascade begins with this very APGD
-        wrong |= _wrongly_left(subject.apgd, union, 0)
+        wrong |= _wrongly_left(evidence.apgd, union, 0)
     numbers = ", ".join(f"{name} {percent(mask)}" for name, mask in chain.items())
     if not wrong.any():
         return good(f"Robust accuracies fall as they should: {numbers}.")
@@ -313,13 +625,13 @@ def order(subject: Subject) -> Finding:
     )
 
 
-def more_steps(subject: Subject) -> Finding:
+def more_steps(evidence: Evidence) -> Finding:
     """Whether 50 steps are no weaker than 10."""
     few, many = (
-        subject.robust(PGD(n_steps=n, **subject.shared)) for n in (_FEW_STEPS, _MANY_STEPS)
+        evidence.robust(PGD(n_steps=n, **evidence.shared)) for n in (_FEW_STEPS, _MANY_STEPS)
     )
     numbers = f"{_FEW_STEPS} steps {percent(few)}, {_MANY_STEPS} steps {percent(many)}"
-    wrong = _wrongly_left(few, many, subject.slack)
+    wrong = _wrongly_left(few, many, evidence.slack)
     if not wrong.any():
         return good(f"PGD does not get weaker with more steps: {numbers}.")
     return bad(
@@ -329,17 +641,17 @@ def more_steps(subject: Subject) -> Finding:
     )
 
 
-def strength(subject: Subject) -> Finding:
+def strength(evidence: Evidence) -> Finding:
     """Whether the attacks of the report leave no more than ordinary gradient attacks do."""
-    if not subject.reported:
+    if not evidence.reported:
         raise NotApplicableError("no attack of the report was measured on this threat")
-    reported, standard = subject.reported_union, subject.standard
+    reported, standard = evidence.reported_union, evidence.standard
     missed = reported & ~standard
     found = (
-        f"On {subject.n} samples the attacks of the report leave {percent(reported)}; FGSM, PGD, "
+        f"On {evidence.n} samples the attacks of the report leave {percent(reported)}; FGSM, PGD, "
         f"APGD and targeted APGD break {missed.sum()} of those"
     )
-    if missed.sum() <= subject.slack:
+    if missed.sum() <= evidence.slack:
         return good(f"{found}.")
     return bad(
         f"{found}: the report's attacks are too weak for this model. Add AutoAttack, or "
@@ -355,36 +667,32 @@ def _wrongly_left(weaker: Mask, stronger: Mask, slack: int) -> Mask:
     return left if stronger.sum() > weaker.sum() + slack else np.zeros_like(left)
 
 
-# of probabilities, between the attacked module and the estimator: other code, same weights
-_AGREEMENT = 1e-3
-
-
-def eval_mode(subject: Subject) -> Finding:
+def eval_mode(evidence: Evidence) -> Finding:
     """Whether the module computes in eval mode what it computes as it was given."""
-    parts = subject.target.module.named_modules()
+    parts = evidence.target.module.named_modules()
     training = [name or "the module itself" for name, part in parts if part.training]
     if not training:
         return good("Every part of the module is in eval mode.")
-    _require_determinism(subject)
-    differ = far_apart(subject.proba(as_given=True), subject.proba(), ROUNDING)
+    _require_determinism(evidence)
+    differ = far_apart(evidence.target.proba(as_given=True), evidence.target.proba(), _ROUNDING)
     listed = f"{', '.join(training[:3])}{', ...' if len(training) > 3 else ''}"
     if not differ.any():
         return good(f"In training mode, which changes no output: {listed}.")
     return bad(
-        f"In training mode: {listed}. {differ.sum()} of {subject.n} samples get other "
+        f"In training mode: {listed}. {differ.sum()} of {evidence.n} samples get other "
         "probabilities than in eval mode. Attacks and accuracies here are those of eval mode, not "
         "of the module as it was given. Call module.eval() before evaluating or deploying it.",
         differ,
     )
 
 
-def determinism(subject: Subject) -> Finding:
+def determinism(evidence: Evidence) -> Finding:
     """Whether two passes agree."""
-    differ = subject.differing
+    differ = evidence.differing
     if not differ.any():
         return good("Two passes agree.")
     return bad(
-        f"Two passes differ for {differ.sum()} of {subject.n} samples: the module draws random "
+        f"Two passes differ for {differ.sum()} of {evidence.n} samples: the module draws random "
         "numbers or carries state from call to call. Gradients and restarts then mislead attacks, "
         "and samples count as broken by chance. Switch the noise off in eval mode, or measure "
         'with AutoAttack(version="rand"), which averages gradients.',
@@ -392,23 +700,23 @@ def determinism(subject: Subject) -> Finding:
     )
 
 
-def agreement(subject: Subject) -> Finding:
+def agreement(evidence: Evidence) -> Finding:
     """Whether the attacked module computes what the estimator answers."""
-    _require_determinism(subject)
-    attacked = subject.proba()
-    differ = far_apart(attacked, _forward_proba(subject), _AGREEMENT)
-    estimator = subject.estimator
+    _require_determinism(evidence)
+    attacked = evidence.target.proba()
+    differ = far_apart(attacked, _forward_proba(evidence), _AGREEMENT)
+    estimator = evidence.estimator
     if hasattr(estimator, "predict_proba"):
-        differ |= far_apart(attacked, np.asarray(estimator.predict_proba(subject.X)), _AGREEMENT)
+        differ |= far_apart(attacked, np.asarray(estimator.predict_proba(evidence.X)), _AGREEMENT)
     if hasattr(estimator, "predict"):
-        decided = subject.target.classes[attacked.argmax(axis=1)]
+        decided = evidence.target.classes[attacked.argmax(axis=1)]
         two = np.sort(attacked, axis=1)[:, -2:]
         tied = two[:, 1] - two[:, 0] <= _AGREEMENT
-        differ |= (decided != np.asarray(estimator.predict(subject.X))) & ~tied
+        differ |= (decided != np.asarray(estimator.predict(evidence.X))) & ~tied
     if not differ.any():
         return good("The attacked module computes what the estimator answers.")
     return bad(
-        f"For {differ.sum()} of {subject.n} samples the attacked module (the mean of the members' "
+        f"For {differ.sum()} of {evidence.n} samples the attacked module (the mean of the members' "
         f"probabilities) and the answer of {type(estimator).__name__} differ by more than "
         f"{_AGREEMENT:g}: something else was attacked than is deployed. Decide by the mean "
         "probability, or give a module without member_logits whose forward is the deployed rule.",
@@ -416,48 +724,48 @@ def agreement(subject: Subject) -> Finding:
     )
 
 
-def unchanged(subject: Subject) -> Finding:
+def unchanged(evidence: Evidence) -> Finding:
     """Whether the evaluation has left weights, buffers, modes and outputs as they were."""
-    before, after = subject.snapshot, Snapshot.of(subject)
+    before, after = evidence.snapshot, Snapshot.of(evidence)
     if before.digest != after.digest or before.modes != after.modes:
         return bad(
             "Weights, buffers or modes of the module are not what they were before the "
             "evaluation: it has updated itself, so that the samples were measured on different "
             "models. Let forward change nothing in eval mode."
         )
-    _require_determinism(subject)
+    _require_determinism(evidence)
     if before.proba is None or after.proba is None:
         raise NotApplicableError("the module could not be called")
-    differ = far_apart(before.proba, after.proba, ROUNDING)
+    differ = far_apart(before.proba, after.proba, _ROUNDING)
     if not differ.any():
         return good("Weights, buffers, modes and outputs are as they were before.")
     return bad(
-        f"{differ.sum()} of {subject.n} samples get other probabilities than before the "
+        f"{differ.sum()} of {evidence.n} samples get other probabilities than before the "
         "evaluation: the module keeps state outside of its buffers. Let forward change nothing.",
         differ,
     )
 
 
-def _require_determinism(subject: Subject) -> None:
-    if subject.differing.any():
+def _require_determinism(evidence: Evidence) -> None:
+    if evidence.differing.any():
         raise NotApplicableError("outputs are random, so that they cannot be compared")
 
 
-def _forward_proba(subject: Subject) -> NDArray[np.float64]:
+def _forward_proba(evidence: Evidence) -> NDArray[np.float64]:
     """Probabilities of the module's own forward, which need not be the mean of its members."""
-    target = subject.target
-    with untouched(target.module), torch.no_grad():
-        parts = [target.module(x).cpu() for x in target.tensor(subject.X).split(BATCH_SIZE)]
+    target = evidence.target
+    with frozen(target.module), torch.no_grad():
+        parts = [target.module(x).cpu() for x in target.x.split(_BATCH_SIZE)]
     proba: NDArray[np.float64] = torch.cat(parts).double().softmax(dim=1).numpy()
     return proba
 
 
-def transfer(subject: Subject) -> Finding:
+def transfer(evidence: Evidence) -> Finding:
     """Whether examples made on other models break nothing that gradient attacks leave."""
-    if not subject.rivals:
+    if not evidence.rivals:
         raise NotApplicableError("give a surrogate, or several estimators, to transfer from")
-    union = subject.gradient_union
-    alone = {name: _broken(subject, rival, union) for name, rival in subject.rivals.items()}
+    union = evidence.gradient_union
+    alone = {name: _broken(evidence, rival, union) for name, rival in evidence.rivals.items()}
     tried = {name: mask for name, mask in alone.items() if isinstance(mask, np.ndarray)}
     skipped = "".join(f" {n} was not used: {why}" for n, why in alone.items() if n not in tried)
     if not tried:
@@ -478,15 +786,15 @@ def transfer(subject: Subject) -> Finding:
     )
 
 
-def _broken(subject: Subject, rival: Any, union: Mask) -> Mask | str:
+def _broken(evidence: Evidence, rival: Any, union: Mask) -> Mask | str:
     """Samples that a rival's examples break, or why it cannot be asked."""
-    classes = getattr(rival, "classes_", subject.target.classes)
-    if not np.array_equal(classes, subject.target.classes):
+    classes = getattr(rival, "classes_", evidence.target.classes)
+    if not np.array_equal(classes, evidence.target.classes):
         return "it has other classes."
     # in the target's box, whatever the rival's own is
-    shared = {**subject.shared, "clip_values": subject.box}
+    shared = {**evidence.shared, "clip_values": evidence.box}
     try:
-        robust = subject.robust(Transfer(rival, PGD(**shared)), among=union)
+        robust = evidence.robust(Transfer(rival, PGD(**shared)), among=union)
     except NotApplicableError:
         raise
     except Exception as error:
@@ -494,9 +802,7 @@ def _broken(subject: Subject, rival: Any, union: Mask) -> Mask | str:
     return union & ~robust
 
 
-__all__ = ["CHECKS", "Finding", "Subject", "run_check"]
-
-CHECKS: dict[str, Callable[[Subject], Finding]] = {
+CHECKS: dict[str, Callable[[Evidence], Finding]] = {
     "eval_mode": eval_mode,
     "determinism": determinism,
     "agreement": agreement,
@@ -517,21 +823,21 @@ CHECKS: dict[str, Callable[[Subject], Finding]] = {
 }
 
 
-def run_check(name: str, subject: Subject) -> Finding:
+def run_check(name: str, evidence: Evidence) -> Finding:
     """Run one check; an error in it is a finding, too.
 
     Parameters
     ----------
     name : str
         A key of `CHECKS`.
-    subject : Subject
+    evidence : Evidence
 
     Returns
     -------
     finding : Finding
     """
     try:
-        finding = CHECKS[name](subject)
+        finding = CHECKS[name](evidence)
     except NotApplicableError as reason:
         finding = Finding(passed=None, severity="information", message=str(reason))
     except Exception as error:

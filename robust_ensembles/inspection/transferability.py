@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_consistent_length
 from torch import Tensor, nn
 
 from .._checks import one_of
-from ..attacks import BoundedAttack, MinimumNormAttack, is_broken, resolve_target
+from ..attacks import BoundedAttack, MinimumNormAttack, Target, resolve_target
 from ..attacks.engine.ascent import count_members
 from ..metrics.robust import check_untargeted
 from ..twins import HasMemberLogits
@@ -45,45 +44,9 @@ class Member(nn.Module):
         return cast(HasMemberLogits, self.ensemble).member_logits(x)[self.index]
 
 
-@dataclass(frozen=True)
-class Opponent:
-    """A model with the samples as it takes them.
-
-    Parameters
-    ----------
-    name : str
-    module : nn.Module
-    x : Tensor of shape (n_samples, ...)
-        Raw X, on the module's device.
-    y : Tensor of shape (n_samples,)
-        Class indices of this model.
-    """
-
-    name: str
-    module: nn.Module
-    x: Tensor
-    y: Tensor
-
-    def correct(self) -> NDArray[np.bool_]:
-        """Which samples the model classifies correctly as they are, (n_samples,)."""
-        return ~self.fooled_by(self.x, np.arange(len(self.x)))
-
-    def examples(self, attack: BoundedAttack, rows: NDArray[np.intp]) -> Tensor:
-        """Adversarial examples for some of the samples, made without looking at a decision."""
-        index = torch.as_tensor(rows, device=self.x.device)
-        return attack(self.module, self.x[index], self.y[index], stop_when_broken=False)
-
-    def fooled_by(self, examples: Tensor, rows: NDArray[np.intp]) -> NDArray[np.bool_]:
-        """Which examples, made of these samples for any model, are misclassified, (n_rows,)."""
-        index = torch.as_tensor(rows, device=self.x.device)
-        broken = is_broken(self.module, examples.to(self.x), self.y[index])
-        fooled: NDArray[np.bool_] = broken.cpu().numpy()
-        return fooled
-
-
 def members_and_ensemble(
     estimator: Any, X: ArrayLike, y: ArrayLike, *, gradient: bool
-) -> list[Opponent]:
+) -> list[Target]:
     """Each member alone, and the whole ensemble last.
 
     Parameters
@@ -96,28 +59,30 @@ def members_and_ensemble(
 
     Returns
     -------
-    opponents : list of Opponent
+    targets : list of Target
 
     Raises
     ------
     ValueError
         If there are no members, or a single one.
     """
-    target = resolve_target(estimator, X, gradient=gradient)
-    x, labels = target.tensor(X), target.encode(y)
-    n_members = count_members(target.module, x)
+    target = resolve_target(estimator, X, y, gradient=gradient)
+    n_members = count_members(target.module, target.x)
     if n_members < 2:
         raise ValueError(
             f"{type(estimator).__name__} has no members to transfer between: give an ensemble of "
             "two or more, or a dict of fitted models such as {'vanilla': a, 'dverge': b}"
         )
-    alone = [Opponent(f"member {i}", Member(target.module, i), x, labels) for i in range(n_members)]
-    return [*alone, Opponent("ensemble", target.module, x, labels)]
+    alone = [
+        replace(target, name=f"member {i}", module=Member(target.module, i))
+        for i in range(n_members)
+    ]
+    return [*alone, replace(target, name="ensemble")]
 
 
 def whole_models(
     estimators: Mapping[str, Any], X: ArrayLike, y: ArrayLike, *, gradient: bool
-) -> list[Opponent]:
+) -> list[Target]:
     """Several fitted models, each as a whole.
 
     Parameters
@@ -130,7 +95,7 @@ def whole_models(
 
     Returns
     -------
-    opponents : list of Opponent
+    targets : list of Target
 
     Raises
     ------
@@ -142,19 +107,16 @@ def whole_models(
             f"a dict needs two fitted models or more to transfer between; got {list(estimators)}. "
             "For the members of one ensemble give the ensemble itself"
         )
-    targets = {
-        str(name): resolve_target(estimator, X, gradient=gradient)
+    targets = [
+        replace(resolve_target(estimator, X, gradient=gradient), name=str(name))
         for name, estimator in estimators.items()
-    }
-    if np.asarray(X).dtype == np.uint8 and len({t.scales_uint8 for t in targets.values()}) > 1:
+    ]
+    if np.asarray(X).dtype == np.uint8 and len({t.scales_uint8 for t in targets}) > 1:
         raise ValueError(
             "uint8 X means images in [0, 1] to some of the models and numbers up to 255 to "
             "others, so that eps has two units: convert X to floats that all take"
         )
-    return [
-        Opponent(name, target.module, target.tensor(X), target.encode(y))
-        for name, target in targets.items()
-    ]
+    return [target.on(X, y) for target in targets]
 
 
 Mask = NDArray[np.bool_]
@@ -295,7 +257,7 @@ def transferability_matrix(
         _check_aggregation(attack)
         *sources, ensemble = members_and_ensemble(estimator, X, y, gradient=gradient)
         targets = [*sources, ensemble] if include_ensemble else sources
-    correct = np.stack([model.correct() for model in targets])
+    correct = np.stack([model.right() for model in targets])
     counted = _counted(correct, len(sources), samples)
     success = np.zeros_like(counted)
     for i, source in enumerate(sources):
@@ -320,11 +282,11 @@ def transferability_matrix(
 
 
 def _fooled(
-    source: Opponent, targets: Sequence[Opponent], attack: BoundedAttack, rows: NDArray[np.intp]
+    source: Target, targets: Sequence[Target], attack: BoundedAttack, rows: NDArray[np.intp]
 ) -> Mask:
     """Which of a source's examples fool which target, (n_targets, n_rows)."""
-    examples = source.examples(attack, rows)
-    return np.stack([target.fooled_by(examples, rows) for target in targets])
+    examples = source.take(rows).last_iterates(attack)
+    return np.stack([target.take(rows).broken(examples) for target in targets])
 
 
 def _counted(correct: Mask, n_sources: int, samples: str) -> Mask:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._checks import as_array, check_sample_weight
-from ..attacks import Attack, is_broken, resolve_target
+from .._checks import check_sample_weight
+from ..attacks import Attack, resolve_target
 from ..attacks.engine.target import check_batch
 
 
@@ -82,22 +82,12 @@ def _mask(estimator: Any, X: ArrayLike, y: ArrayLike, attack: Attack | None) -> 
     target = resolve_target(estimator, X, gradient=gradient)
     if attack is not None:
         attack.check_classes(target.classes)
-    x, given = target.tensor(X), as_array(y, "y")
-    if given.shape != (len(x),):
-        raise ValueError(
-            f"y must have shape ({len(x)},), a label for each sample; got {given.shape}"
-        )
+    target = target.on(X, y, allow_unknown=True)
     # a label that the training fold did not hold cannot be predicted: such a sample is wrong
-    classes = set(target.classes.tolist())
-    known = np.array([label in classes for label in given.tolist()], dtype=bool)
-    x, labels = x[known], target.encode(given[known])
-    labels = check_batch(target.module, x, labels, None)
-    robust = ~is_broken(target.module, x, labels)
-    if attack is not None:
-        x_adv = attack(target.module, x[robust], labels[robust])
-        robust[robust.clone()] = ~is_broken(target.module, x_adv, labels[robust])
-    mask = np.zeros(len(known), dtype=bool)
-    mask[known] = robust.cpu().numpy()
+    mask = target.known
+    known = target.take(mask)
+    check_batch(known.module, known.x, known.y, None)
+    mask[mask.copy()] = known.withstood([] if attack is None else [attack])
     return mask
 
 

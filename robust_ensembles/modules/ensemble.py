@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..losses import ensemble_log_proba
+from .combiners import MEAN_PROBABILITY, Combiner
 
 
 class Ensemble(nn.Module):
@@ -23,6 +23,8 @@ class Ensemble(nn.Module):
     ----------
     members : nn.ModuleList
         The networks.
+    combiner : Combiner
+        Makes one answer of their outputs: their mean probability.
 
     Raises
     ------
@@ -39,6 +41,9 @@ class Ensemble(nn.Module):
     >>> ensemble(torch.zeros(5, 4)).shape, len(ensemble)
     (torch.Size([5, 3]), 2)
     """
+
+    # of the class, so that ensembles pickled before there were combiners have it too
+    combiner: Combiner = MEAN_PROBABILITY
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -83,7 +88,7 @@ class Ensemble(nn.Module):
             Log-probabilities. As logits they are valid too: their softmax is the mean
             probability.
         """
-        return ensemble_log_proba(self.member_logits(x))
+        return self.combiner.log_proba(self.member_logits(x))
 
     def __len__(self) -> int:
         return len(self.members)
@@ -120,6 +125,11 @@ class RawInput(nn.Module):
         self.ensemble = ensemble
         self.input_shape = input_shape
         self.clip_values = clip_values
+
+    @property
+    def combiner(self) -> Combiner:
+        """That of the ensemble."""
+        return self.ensemble.combiner
 
     def member_logits(self, x: Tensor) -> Tensor:
         """Logits of each member, (n_members, n_samples, n_classes)."""

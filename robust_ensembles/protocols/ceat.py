@@ -9,21 +9,20 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._checks import one_of
+from .._plain import described
 from .._system import versions
-from ..attacks import CW, MIM, MORA, PGD, Attack, AutoAttack, EnsembleAutoAttack
+from ..attacks import CW, MIM, MORA, PGD, Attack, AutoAttack, EnsembleAutoAttack, Target
 from .shared import (
     Box,
     Mask,
     ProtocolResult,
     Row,
-    Subject,
     check_grid,
     clean_row,
-    described,
     described_all,
     last_iterate,
+    named_targets,
     sound_attacks,
-    subjects,
     white_box_rows,
 )
 
@@ -132,7 +131,7 @@ def ceat(
     elif ensemble_attack == "autoattack":
         sound.append(EnsembleAutoAttack(n_queries=n_queries, **params))
     rows: list[Row] = []
-    for target in subjects(estimators, X, y):
+    for target in named_targets(estimators, X, y):
         rows.append(clean_row(target, published=True))
         rows += white_box_rows(target, eps, run, sound, _play, published="unconditional")
     settings = {
@@ -174,7 +173,7 @@ def _selected(
     return {name: one for name, one in made.items() if name.rstrip("0123456789") in names}
 
 
-def _play(target: Subject, attack: Attack) -> tuple[Mask, Mask]:
+def _play(target: Target, attack: Attack) -> tuple[Mask, Mask]:
     if not isinstance(attack, AutoAttack):
         return last_iterate(target, attack)
     right = target.withstood([attack])

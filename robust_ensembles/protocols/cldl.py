@@ -10,24 +10,23 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._checks import one_of
+from .._plain import described
 from .._system import versions
-from ..attacks import BIM, FGSM, MIM, PGD, Attack
+from ..attacks import BIM, FGSM, MIM, PGD, Attack, Target
 from ..attacks.transfer import refuse_target
 from .shared import (
     Box,
     Mask,
     ProtocolResult,
     Row,
-    Subject,
     clean_row,
-    described,
     described_all,
     fixed_radii,
     last_iterate,
+    named_target,
+    named_targets,
     outcome_rows,
     sound_attacks,
-    subject,
-    subjects,
     white_box_rows,
 )
 
@@ -61,12 +60,12 @@ def check_subset(subset: str, y: ArrayLike) -> None:
         )
 
 
-def selected(subset: str, targets: list[Subject]) -> NDArray[np.int64]:
+def selected(subset: str, targets: list[Target]) -> NDArray[np.int64]:
     """Indices of the images of a subset, in the order of the code."""
     if subset == "all":
         return np.arange(len(targets[0].y))
     if subset == "common_correct":
-        index = np.logical_and.reduce([target.clean for target in targets]).nonzero()[0]
+        index = np.logical_and.reduce([target.right() for target in targets]).nonzero()[0]
         if not len(index):
             raise ValueError("subset='common_correct': no image is right for all estimators")
         return index
@@ -184,8 +183,8 @@ def cldl(
     one_of(cw, _CW, "cldl: cw")
     check_subset(subset, y)
     given = list(surrogates) if isinstance(surrogates, Sequence) else [surrogates]
-    targets = subjects(estimators, X, y)
-    sources = [subject(f"surrogates[{i}]", one, X, y) for i, one in enumerate(given)]
+    targets = named_targets(estimators, X, y)
+    sources = [named_target(f"surrogates[{i}]", one, X, y) for i, one in enumerate(given)]
     _refuse_targets(sources, targets)
     index = selected(subset, targets)
     targets, sources = ([s.take(index) for s in several] for several in (targets, sources))
@@ -227,8 +226,8 @@ def transfer_attacks(
 
 
 def _black_box(
-    targets: list[Subject],
-    sources: list[Subject],
+    targets: list[Target],
+    sources: list[Target],
     eps: float,
     faithful_losses: tuple[str, ...],
     shared: dict[str, Any],
@@ -237,12 +236,12 @@ def _black_box(
     outcomes: list[dict[str, tuple[Mask, Mask]]] = [{} for _ in targets]
     attacks = transfer_attacks(eps, _with_sound(faithful_losses), _SEEDS, **shared)
     for name, several in attacks.items():
-        masks = [(target.clean.copy(), target.clean.copy()) for target in targets]
+        masks = [(target.right(), target.right()) for target in targets]
         for source in sources:
             for attack in several:
                 examples = source.last_iterates(attack)
                 for target, (faithful, sound) in zip(targets, masks, strict=True):
-                    right = target.right(examples)
+                    right = ~target.broken(examples)
                     sound &= right
                     if attack.loss in faithful_losses:
                         faithful &= right
@@ -255,7 +254,7 @@ def _black_box(
     ]
 
 
-def _white_box(target: Subject, eps: float, shared: dict[str, Any]) -> list[Row]:
+def _white_box(target: Target, eps: float, shared: dict[str, Any]) -> list[Row]:
     return white_box_rows(
         target,
         eps,
@@ -270,7 +269,7 @@ def _with_sound(losses: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*losses, _CW["sound"])))
 
 
-def _refuse_targets(sources: list[Subject], targets: list[Subject]) -> None:
+def _refuse_targets(sources: list[Target], targets: list[Target]) -> None:
     if not sources:
         raise ValueError("surrogates is empty; see train_surrogates")
     for source in sources:

@@ -12,21 +12,20 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from .._checks import one_of
+from .._plain import described
 from .._system import versions
-from ..attacks import BIM, FGSM, MIM, PGD, BoundedAttack
-from ..attacks.engine.margins import untouched
+from ..attacks import BIM, FGSM, MIM, PGD, BoundedAttack, Target
+from ..attacks.engine.forward import frozen
 from .shared import (
     Box,
     Mask,
     ProtocolResult,
     Row,
-    Subject,
     clean_row,
-    described,
     described_all,
     fixed_radii,
+    named_targets,
     sound_attacks,
-    subjects,
     white_box_rows,
 )
 
@@ -39,19 +38,19 @@ def has_batch_norm(module: nn.Module) -> bool:
     return any(isinstance(layer, _LAYERS) for layer in module.modules())
 
 
-def right_by_batch(subject: Subject) -> Mask:
+def right_by_batch(target: Target) -> Mask:
     """Which images are right in batches of 64, in their order, by the batch's own statistics."""
-    with _batch_statistics(subject.module) as module, torch.no_grad():
-        batches = zip(_batches(subject.x), _batches(subject.y), strict=True)
+    with _batch_statistics(target.module) as module, torch.no_grad():
+        batches = zip(_batches(target.x), _batches(target.y), strict=True)
         return _joined([_right(module, x, y) for x, y in batches])
 
 
-def attacked_by_batch(subject: Subject, attack: BoundedAttack, clean: Mask) -> tuple[Mask, Tensor]:
+def attacked_by_batch(target: Target, attack: BoundedAttack, clean: Mask) -> tuple[Mask, Tensor]:
     """Attack batches of 64 of the images that were right, and judge each batch by itself.
 
     Parameters
     ----------
-    subject : Subject
+    target : Target
     attack : BoundedAttack
     clean : bool ndarray of shape (n_samples,)
         The images to attack.
@@ -60,16 +59,16 @@ def attacked_by_batch(subject: Subject, attack: BoundedAttack, clean: Mask) -> t
     -------
     right : bool ndarray of shape (n_samples,)
         Who was attacked and is still right.
-    x_adv : Tensor of the shape of ``subject.x``
+    x_adv : Tensor of the shape of ``target.x``
     """
-    chosen = torch.from_numpy(clean).to(subject.x.device)
-    right, x_adv = np.zeros_like(clean), subject.x.clone()
+    chosen = torch.from_numpy(clean).to(target.x.device)
+    right, x_adv = np.zeros_like(clean), target.x.clone()
     if not clean.any():
         return right, x_adv
     made, kept = [], []
-    box = getattr(subject.module, "clip_values", None)
-    with _batch_statistics(subject.module) as module:
-        for x, y in zip(_batches(subject.x[chosen]), _batches(subject.y[chosen]), strict=True):
+    box = getattr(target.module, "clip_values", None)
+    with _batch_statistics(target.module) as module:
+        for x, y in zip(_batches(target.x[chosen]), _batches(target.y[chosen]), strict=True):
             made.append(attack.craft(module, x, y, box=box, seed=attack._seed()))
             with torch.no_grad():
                 kept.append(_right(module, made[-1], y))
@@ -81,7 +80,7 @@ def attacked_by_batch(subject: Subject, attack: BoundedAttack, clean: Mask) -> t
 @contextmanager
 def _batch_statistics(module: nn.Module) -> Iterator[nn.Module]:
     """Eval mode for all but BatchNorm; everything is put back."""
-    with untouched(module):
+    with frozen(module):
         for layer in module.modules():
             if isinstance(layer, _LAYERS):
                 layer.train()
@@ -207,7 +206,7 @@ def ncen(
     attacks = released_attacks(_grids(dataset, eps), _LOSSES[loss], **shared)
     sound = {e: sound_attacks(e, n_steps=_SOUND_STEPS, **shared) for e in attacks}
     rows: list[Row] = []
-    for target in subjects(estimators, X, y):
+    for target in named_targets(estimators, X, y):
         play = _Play(target, batch_norm)
         rows.append(clean_row(target, published=True, clean=play.clean))
         for e, named in attacks.items():
@@ -275,14 +274,14 @@ def _grids(
 class _Play:
     """The paper's attacks on one ensemble, counted as the paper counts."""
 
-    def __init__(self, target: Subject, batch_norm: str) -> None:
+    def __init__(self, target: Target, batch_norm: str) -> None:
         self.by_batch = batch_norm == "released" and has_batch_norm(target.module)
-        self.clean = right_by_batch(target) if self.by_batch else target.clean
+        self.clean = right_by_batch(target) if self.by_batch else target.right()
 
-    def __call__(self, target: Subject, attack: BoundedAttack) -> tuple[Mask, Mask]:
+    def __call__(self, target: Target, attack: BoundedAttack) -> tuple[Mask, Mask]:
         """Who was right and still is, as the paper counts; who is right, as deployed."""
         if self.by_batch:
             right, x_adv = attacked_by_batch(target, attack, self.clean)
-            return right, target.right(x_adv)
-        right = target.right(target.last_iterates(attack))
+            return right, ~target.broken(x_adv)
+        right = ~target.broken(target.last_iterates(attack))
         return right & self.clean, right

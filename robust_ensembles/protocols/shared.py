@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, clone
-from torch import Tensor, nn
+from sklearn.base import clone
 
 from .._checks import one_of
-from ..attacks import PGD, Attack, WorstCase, is_broken, resolve_target
+from .._plain import described
+from ..attacks import PGD, Attack, Target, resolve_target
 from ..estimators import EnsembleParameters, VanillaEnsembleClassifier
 
 Mask = NDArray[np.bool_]
@@ -120,50 +118,7 @@ Box = tuple[float, float]
 _SOUND_LOSSES = ("margin", "member_cross_entropy")
 
 
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """A fitted estimator with the images that it is tested on.
-
-    Parameters
-    ----------
-    name : str
-    module : nn.Module
-        From raw X to log-probabilities.
-    x : Tensor of shape (n_samples, ...)
-    y : Tensor of shape (n_samples,)
-        Class indices.
-    """
-
-    name: str
-    module: nn.Module
-    x: Tensor
-    y: Tensor
-
-    @cached_property
-    def clean(self) -> Mask:
-        """Which images are right as they are."""
-        return self.right(self.x)
-
-    def right(self, x: Tensor) -> Mask:
-        """Which of other versions of the images, from any device, are right."""
-        x = x.to(device=self.x.device, dtype=self.x.dtype)
-        return (~is_broken(self.module, x, self.y)).cpu().numpy()
-
-    def last_iterates(self, attack: Attack) -> Tensor:
-        """Examples after all steps, whatever is broken on the way: what released attacks return."""
-        return attack(self.module, self.x, self.y, stop_when_broken=False)
-
-    def withstood(self, attacks: Sequence[Attack]) -> Mask:
-        """Which images are right when clean and after each of the attacks."""
-        return self.clean & self.right(WorstCase(attacks)(self.module, self.x, self.y))
-
-    def take(self, index: NDArray[np.int64]) -> Subject:
-        """The same estimator with a part of the images."""
-        rows = torch.from_numpy(index).to(self.x.device)
-        return replace(self, x=self.x[rows], y=self.y[rows])
-
-
-def subjects(estimators: Any, X: ArrayLike, y: ArrayLike) -> list[Subject]:
+def named_targets(estimators: Any, X: ArrayLike, y: ArrayLike) -> list[Target]:
     """One fitted estimator, or several by name, with the images.
 
     Parameters
@@ -174,7 +129,7 @@ def subjects(estimators: Any, X: ArrayLike, y: ArrayLike) -> list[Subject]:
 
     Returns
     -------
-    subjects : list of Subject
+    targets : list of Target
 
     Raises
     ------
@@ -187,7 +142,7 @@ def subjects(estimators: Any, X: ArrayLike, y: ArrayLike) -> list[Subject]:
         raise ValueError(
             "estimators is empty; give a fitted estimator, or a dict name -> estimator"
         )
-    return [subject(name, estimator, X, y) for name, estimator in named.items()]
+    return [named_target(name, estimator, X, y) for name, estimator in named.items()]
 
 
 def by_name(estimators: Any) -> dict[str, Any]:
@@ -197,8 +152,8 @@ def by_name(estimators: Any) -> dict[str, Any]:
     return {type(estimators).__name__: estimators}
 
 
-def subject(name: str, estimator: Any, X: ArrayLike, y: ArrayLike) -> Subject:
-    """One fitted estimator with the images; see `subjects`."""
+def named_target(name: str, estimator: Any, X: ArrayLike, y: ArrayLike) -> Target:
+    """One fitted estimator with the images; see `named_targets`."""
     n_images, n_labels = len(np.asarray(X)), len(np.asarray(y))
     if n_images != n_labels or not n_images:
         raise ValueError(f"X must hold an image for each label; got {n_images} and {n_labels}")
@@ -208,7 +163,7 @@ def subject(name: str, estimator: Any, X: ArrayLike, y: ArrayLike) -> Subject:
             f"{name}: X is uint8, which this estimator takes for numbers from 0 to 255, but eps "
             "is meant for images in [0, 1]. Train and test it on X / 255"
         )
-    return Subject(name, target.module, target.tensor(X), target.encode(y))
+    return replace(target.on(X, y), name=name)
 
 
 def sound_attacks(eps: float, *, n_steps: int, **shared: Any) -> list[Attack]:
@@ -232,18 +187,18 @@ def sound_attacks(eps: float, *, n_steps: int, **shared: Any) -> list[Attack]:
     ]
 
 
-Play = Callable[[Subject, Any], tuple[Mask, Mask]]
+Play = Callable[[Target, Any], tuple[Mask, Mask]]
 """Runs one attack of a paper: who is right as the paper counts, and who is as deployed."""
 
 
-def last_iterate(attacked: Subject, attack: Attack) -> tuple[Mask, Mask]:
+def last_iterate(attacked: Target, attack: Attack) -> tuple[Mask, Mask]:
     """The plain `Play`: whoever is right after the last step, also if not so when clean."""
-    right = attacked.right(attacked.last_iterates(attack))
+    right = ~attacked.broken(attacked.last_iterates(attack))
     return right, right
 
 
 def white_box_rows(
-    attacked: Subject,
+    attacked: Target,
     eps: float,
     attacks: Mapping[str, Sequence[Attack]],
     sound: Sequence[Attack],
@@ -256,7 +211,7 @@ def white_box_rows(
 
     Parameters
     ----------
-    attacked : Subject
+    attacked : Target
     eps : float
     attacks : dict of sequences of Attack
         The paper's, by name; the worst of a sequence counts.
@@ -282,7 +237,7 @@ def white_box_rows(
 
 
 def outcome_rows(
-    attacked: Subject,
+    attacked: Target,
     threat: str,
     eps: float,
     outcomes: Mapping[str, tuple[Mask, Mask]],
@@ -294,7 +249,7 @@ def outcome_rows(
 
     Parameters
     ----------
-    attacked : Subject
+    attacked : Target
     threat : str
     eps : float
     outcomes : dict of pairs of bool ndarray of shape (n_samples,)
@@ -311,12 +266,12 @@ def outcome_rows(
     """
     worst = [np.logical_and.reduce(masks) for masks in zip(*outcomes.values(), strict=True)]
     named = {**outcomes, "worst": (worst[0], worst[1])} if len(outcomes) > 1 else outcomes
-    counted = attacked.clean if clean is None else clean
+    counted = attacked.right() if clean is None else clean
     everyone = np.ones_like(counted)
     rows = []
     for attack, (faithful, sound) in named.items():
         for metric, of, sound_of in (
-            ("conditional", counted, attacked.clean),
+            ("conditional", counted, attacked.right()),
             ("unconditional", everyone, everyone),
         ):
             accuracies = fraction(faithful, of), fraction(sound, sound_of)
@@ -327,10 +282,10 @@ def outcome_rows(
     return rows
 
 
-def clean_row(attacked: Subject, *, published: bool, clean: Mask | None = None) -> Row:
+def clean_row(attacked: Target, *, published: bool, clean: Mask | None = None) -> Row:
     """Accuracy without an attack; `clean` as in `white_box_rows`."""
-    counted = attacked.clean if clean is None else clean
-    accuracies = float(counted.mean()), float(attacked.clean.mean())
+    counted = attacked.right() if clean is None else clean
+    accuracies = float(counted.mean()), float(attacked.right().mean())
     metric = "unconditional"
     return Row(attacked.name, "none", "clean", 0.0, metric, *accuracies, len(counted), published)
 
@@ -383,13 +338,6 @@ def check_grid(eps: float | Sequence[float], owner: str) -> tuple[float, ...]:
             f"{owner}: eps must be a positive number, in the units of X, or several; got {eps!r}"
         )
     return tuple(float(radius) for radius in radii)
-
-
-def described(item: Any) -> str:
-    """All of an estimator or attack that is not at its default, or a module's layers; one line."""
-    # scikit-learn cuts long ones otherwise
-    text = item.__repr__(N_CHAR_MAX=100_000) if isinstance(item, BaseEstimator) else repr(item)
-    return " ".join(text.split())
 
 
 def described_all(estimators: Any) -> dict[str, str]:

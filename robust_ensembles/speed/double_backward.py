@@ -42,7 +42,7 @@ def fast_double_backward(module: nn.Module) -> Iterator[nn.Module]:
 
     Values, gradients, second derivatives and running statistics are those of torch, up to
     rounding; third derivatives raise torch's RuntimeError. A graph made inside may be
-    differentiated outside. Only `forward` of the layers is exchanged, so parameters, buffers,
+    differentiated outside. Only `forward` of the layers is replaced, so parameters, buffers,
     hooks and `state_dict` are as they were.
 
     Parameters

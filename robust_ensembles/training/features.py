@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from .._checks import one_of
 from .._strategy import current_strategy
-from ..attacks.engine.ascent import Climbable, Steps, ascend
+from ..attacks.engine.ascent import GradientOracle, StepRule, ascend
 from ..attacks.engine.balls import LinfBall
-from ..attacks.engine.margins import untouched
+from ..attacks.engine.forward import frozen
 from ..speed import full_precision
 
 if TYPE_CHECKING:
@@ -255,7 +255,7 @@ def _usable_layers(member: nn.Module, input_shape: tuple[int, ...]) -> set[str]:
 
     handles = [m.register_forward_hook(note(name)) for name, m in member.named_modules() if name]
     try:
-        with untouched(member), torch.no_grad():
+        with frozen(member), torch.no_grad():
             member(probe)
     finally:
         for handle in handles:
@@ -317,7 +317,7 @@ def distill(
     *,
     x_target: Tensor,
     eps: float,
-    walk: Steps,
+    walk: StepRule,
 ) -> Tensor:
     r"""Samples of the batch, moved to have a member's features of other samples.
 
@@ -332,7 +332,7 @@ def distill(
     x_target : Tensor of the shape of x
     eps : float
         Radius of the ball around x, in the units of X.
-    walk : Steps
+    walk : StepRule
 
     Returns
     -------
@@ -358,7 +358,7 @@ def repel(
     *,
     start: Tensor,
     ball: LinfBall,
-    walk: Steps,
+    walk: StepRule,
 ) -> Tensor:
     r"""Samples of the batch, moved away from a member's features of themselves.
 
@@ -374,7 +374,7 @@ def repel(
         Where the walk starts: at x itself the gradient is zero.
     ball : LinfBall
         Around x.
-    walk : Steps
+    walk : StepRule
 
     Returns
     -------
@@ -386,13 +386,13 @@ def repel(
 
 
 def _walk(
-    step: TrainingStep, distance: FeatureDistance, ball: LinfBall, start: Tensor, walk: Steps
+    step: TrainingStep, distance: FeatureDistance, ball: LinfBall, start: Tensor, walk: StepRule
 ) -> Tensor:
     """All steps within the ball around the batch."""
     return ascend(distance, ball, start, step.y, walk, stop_when_broken=False)[0]
 
 
-class FeatureDistance(Climbable):
+class FeatureDistance(GradientOracle):
     """Distance of a member's features from given ones, as something to climb or to descend.
 
     Parameters

@@ -20,7 +20,7 @@ from skorch.callbacks import EpochTimer, PassthroughScoring, PrintLog
 from torch import Tensor, nn
 
 from .._strategy import SingleProcess, current_strategy
-from ..attacks.engine.margins import Passes
+from ..attacks.engine.forward import Minibatches
 from ..modules import Ensemble, RawInput
 from ..speed import accelerated, make_optimizer, mixed_precision, opt_in
 from ..state.checkpoints import Checkpoints, checkpointed
@@ -369,7 +369,7 @@ def member_log_proba(module: RawInput, X: ArrayLike) -> NDArray[np.float64]:
         Where a member's outputs are NaN or infinite, so that there is no answer.
     """
     device = next(module.parameters()).device
-    passes = Passes(_BATCH_SIZE)
+    passes = Minibatches(_BATCH_SIZE)
 
     def answers(x: Tensor) -> tuple[Tensor, ...]:
         logits = module.member_logits(x.to(device)).cpu().double()
@@ -390,9 +390,7 @@ def member_log_proba(module: RawInput, X: ArrayLike) -> NDArray[np.float64]:
 
 def log_proba(module: RawInput, X: ArrayLike) -> NDArray[np.float64]:
     """Log mean probability on raw X, (n_samples, n_classes)."""
-    members = member_log_proba(module, X)
-    result: NDArray[np.float64] = np.logaddexp.reduce(members, axis=0) - np.log(len(members))
-    return result
+    return module.combiner.predicted_log_proba(member_log_proba(module, X))
 
 
 def _batches(X: Any) -> Iterable[Tensor]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..attacks.engine.margins import CraftMode, untouched
+from ..attacks.engine.forward import CraftMode, frozen
 from ..losses import member_cross_entropy
 from ..modules import Ensemble
 from .data import Batch
@@ -127,7 +127,7 @@ class TrainingStep:
         -------
         context : context manager
         """
-        return untouched(self.module, mode)
+        return frozen(self.module, mode)
 
     def craft(
         self,

@@ -345,6 +345,11 @@ class TwinPipeline(nn.Module):
 class TwinEnsemblePipeline(TwinPipeline):
     """A `TwinPipeline` whose final module is an ensemble with ``member_logits``."""
 
+    @property
+    def combiner(self) -> Any:
+        """How the ensemble combines its members, if it says so."""
+        return cast(Any, self.final).combiner
+
     def member_logits(self, x: Tensor) -> Tensor:
         """Return each member's logits for raw X.
 

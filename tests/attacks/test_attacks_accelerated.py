@@ -24,9 +24,9 @@ from robust_ensembles.attacks import (
     is_broken,
 )
 from robust_ensembles.attacks import apgd as momentum
-from robust_ensembles.attacks.engine.balls import LinfBall, fill
+from robust_ensembles.attacks.engine.balls import LinfBall, water_filling
 from robust_ensembles.attacks.engine.fast_eval import FastEval, observe, plain_layers
-from robust_ensembles.attacks.engine.margins import Passes, untouched
+from robust_ensembles.attacks.engine.forward import Minibatches, frozen
 from robust_ensembles.attacks.minimum_norm import Nearest
 from robust_ensembles.modules import Ensemble, LeNet5, ResNet20
 
@@ -198,7 +198,7 @@ def test_same_decisions_in_single_precision(attack, name, monkeypatch):
 
 
 def pairs_of(module, x):
-    with untouched(module):
+    with frozen(module):
         followers = observe(module, plain_layers(module), x)[1]
     names = {layer: name for name, layer in module.named_modules()}
     return {names[a]: names[b] for a, b in followers.items()}
@@ -251,7 +251,7 @@ class TestPairs:
     def test_frozen_batch_norm_in_training_mode_stays(self):
         """A module may insist on batch statistics."""
         module, x, _ = problem("sequential")
-        with untouched(module):
+        with frozen(module):
             module[1].train()
             followers = observe(module, plain_layers(module), x)[1]
         assert module[0] not in followers
@@ -446,14 +446,14 @@ class TestPasses:
             sizes.append(len(x))
             return x * 2, y + 1
 
-        doubled, more = Passes(4).map(function, x, y)
+        doubled, more = Minibatches(4).map(function, x, y)
         assert sizes == [4, 4, 2]
         assert torch.equal(doubled, 2 * x)
         assert torch.equal(more, y + 1)
 
     @pytest.mark.parametrize("size", [None, 3])
     def test_no_samples(self, size):
-        (found,) = Passes(size).map(lambda x: (x[:, :2],), torch.zeros(0, 4))
+        (found,) = Minibatches(size).map(lambda x: (x[:, :2],), torch.zeros(0, 4))
         assert found.shape == (0, 2)
 
     def test_survivors_of_many_batches_share_one(self):
@@ -476,7 +476,7 @@ class TestFilling:
         speed, room = uniform(30, 50, seed=1, dtype=dtype), uniform(30, 50, seed=2, dtype=dtype)
         speed[:, ::7], room[:, ::5] = 0, 0
         amount = uniform(30, seed=3, dtype=dtype) * room.sum(dim=1) / 2
-        lam = fill(speed, room, amount)
+        lam = water_filling(speed, room, amount)
         held = torch.minimum(lam[:, None] * speed, room).sum(dim=1)
         torch.testing.assert_close(held, amount)
 
@@ -485,11 +485,11 @@ class TestFilling:
         room = torch.tensor([[3.0, 1.0, 9.0]]).repeat(5, 1)
         amount = torch.tensor([0.0, 1.2, 3.0, 4.0, 4.1])
         expected = torch.tensor([0.0, 0.4, 2.0, 3.0, torch.inf])
-        torch.testing.assert_close(fill(speed, room, amount), expected)
+        torch.testing.assert_close(water_filling(speed, room, amount), expected)
         endless = torch.full_like(room, torch.inf)
-        torch.testing.assert_close(fill(speed, endless, amount), amount / 3)
-        assert fill(0 * speed, room, amount[:1].expand(5)).tolist() == [0.0] * 5
-        assert fill(0 * speed, room, amount)[1:].isinf().all()
+        torch.testing.assert_close(water_filling(speed, endless, amount), amount / 3)
+        assert water_filling(0 * speed, room, amount[:1].expand(5)).tolist() == [0.0] * 5
+        assert water_filling(0 * speed, room, amount)[1:].isinf().all()
 
 
 class TestSideBySide:

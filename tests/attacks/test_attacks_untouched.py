@@ -25,7 +25,7 @@ from robust_ensembles.attacks import (
     WorstCase,
     is_broken,
 )
-from robust_ensembles.attacks.engine.margins import untouched
+from robust_ensembles.attacks.engine.forward import frozen
 from robust_ensembles.modules import Ensemble
 
 ATTACKS = {
@@ -129,7 +129,7 @@ def test_the_module_itself_survives_a_frozen_submodule(module):
     module.eval()
     module[0].layers[2].train()
     before = state(module)
-    with untouched(module):
+    with frozen(module):
         assert not any(m.training for m in module.modules())
         assert not any(p.requires_grad for p in module.parameters())
     assert_same_state(module, before)
@@ -146,7 +146,7 @@ def test_attacked_in_eval_mode(module, x, y):
 def test_craft_modes(mode, x):
     module = nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 2)).train()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    with untouched(module, mode):
+    with frozen(module, mode):
         module(x)
         during = module[0](x)
     after = module.state_dict()

@@ -22,7 +22,7 @@ from robust_ensembles.attacks import (
 )
 from robust_ensembles.inspection import Finding, robustness_report
 from robust_ensembles.inspection.cells import Limits
-from robust_ensembles.inspection.sanity import CHECKS, Subject, more_steps, order
+from robust_ensembles.inspection.sanity import CHECKS, Evidence, more_steps, order
 from robust_ensembles.metrics import robust_mask
 from robust_ensembles.modules import Ensemble
 
@@ -243,13 +243,13 @@ def test_standard_attacks(net):
     masks = [robust_mask(net, X, Y, attack=attack) for attack in four]
     expected = np.logical_and.reduce(masks)
     assert expected.sum() < np.logical_and.reduce(masks[:3]).sum()
-    subject = Subject(net, X, Y, limits=Limits(EPS, "linf", None), n_sanity=40, rivals={})
-    np.testing.assert_array_equal(subject.standard, expected)
+    evidence = Evidence(net, X, Y, limits=Limits(EPS, "linf", None), n_sanity=40, rivals={})
+    np.testing.assert_array_equal(evidence.standard, expected)
     some = np.arange(40) % 2 == 0
     for attack, mask in zip(four, masks, strict=True):
-        np.testing.assert_array_equal(subject.robust(attack, among=some), mask & some)
-        np.testing.assert_array_equal(subject.robust(attack), mask)
-        np.testing.assert_array_equal(subject.robust(attack, among=some), mask & some)
+        np.testing.assert_array_equal(evidence.robust(attack, among=some), mask & some)
+        np.testing.assert_array_equal(evidence.robust(attack), mask)
+        np.testing.assert_array_equal(evidence.robust(attack, among=some), mask & some)
 
 
 def test_strength(net):
@@ -380,10 +380,10 @@ def masks(*counts, n=100):
 )
 def test_order(counts, samples):
     fgsm, pgd, apgd, cascade = masks(*counts)
-    subject = SimpleNamespace(
+    evidence = SimpleNamespace(
         fgsm=fgsm, pgd=pgd, apgd=apgd, cascades={"autoattack": cascade}, n=100, slack=2
     )
-    finding = order(subject)
+    finding = order(evidence)
     assert finding.passed is (samples is None)
     assert finding.samples == (samples or ())
     assert f"autoattack {counts[3]}.0%" in finding.message
@@ -392,17 +392,17 @@ def test_order(counts, samples):
 @pytest.mark.parametrize(("few", "many", "passed"), [(40, 42, True), (40, 43, False)])
 def test_more_steps(few, many, passed):
     found = {10: few, 50: many}
-    subject = SimpleNamespace(
+    evidence = SimpleNamespace(
         robust=lambda attack: masks(found[attack.n_steps])[0], shared={}, n=100, slack=2
     )
-    finding = more_steps(subject)
+    finding = more_steps(evidence)
     assert finding.passed is passed
     assert finding.samples == (() if passed else (40, 41, 42))
 
 
 def test_an_error_in_a_check_is_a_finding(net, monkeypatch):
     only(monkeypatch, "order", "gradients")
-    monkeypatch.setitem(CHECKS, "order", lambda subject: 1 / 0)
+    monkeypatch.setitem(CHECKS, "order", lambda evidence: 1 / 0)
     findings = examine(net, CHEAP)
     assert findings["order"].passed is None
     assert findings["order"].severity == "warning"

@@ -11,7 +11,7 @@ from trainings import Block, Flat
 
 from robust_ensembles._strategy import current_strategy
 from robust_ensembles.attacks import PGD
-from robust_ensembles.attacks.engine.margins import untouched
+from robust_ensembles.attacks.engine.forward import frozen
 from robust_ensembles.distributed.collectives import all_rows, own_rows, summed
 from robust_ensembles.losses import member_cross_entropy
 from robust_ensembles.modules import Ensemble
@@ -60,7 +60,7 @@ def crafted(n_rows, mode):
     """Adversarial examples of a batch, on the ensemble and on a member, and the statistics."""
     module, (x, y) = ensemble(), batch(n_rows)
     attack = PGD(eps=0.2, n_steps=4)
-    with current_strategy().shard(module), untouched(module, mode):
+    with current_strategy().shard(module), frozen(module, mode):
         found = [attack.craft(t, x, y, box=(0.0, 1.0), seed=5) for t in (module, module[1])]
     return [*found, *module.buffers()]
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from robust_ensembles.attacks.engine.ascent import Steps
+from robust_ensembles.attacks.engine.ascent import StepRule
 from robust_ensembles.attacks.engine.balls import LinfBall
 from robust_ensembles.modules import MLP, Ensemble, ResNet20
 from robust_ensembles.training import (
@@ -75,7 +75,7 @@ def looped(net, layer, x, target, walk, eps, box, *, sign):
 @pytest.mark.parametrize("layer", LAYERS)
 def test_distill_is_dverges_solver(layer, n_steps):
     net, x, x_target = wide_mlp(), torch.rand(5, 6).double(), torch.rand(5, 6).double()
-    eps, walk = 0.4, Steps(n_steps, 0.11, decay=1.0)
+    eps, walk = 0.4, StepRule(n_steps, 0.11, decay=1.0)
     step = make_step([net], x)
     with step.frozen("train_frozen_stats"):
         found = distill(step, net, layer, x_target=x_target, eps=eps, walk=walk)
@@ -92,7 +92,12 @@ def test_momentum_and_its_normalization_matter_above():
     with step.frozen("train_frozen_stats"):
         found = [
             distill(
-                step, net, LAYERS[1], x_target=x_target, eps=0.4, walk=Steps(10, 0.11, decay=decay)
+                step,
+                net,
+                LAYERS[1],
+                x_target=x_target,
+                eps=0.4,
+                walk=StepRule(10, 0.11, decay=decay),
             )
             for decay in (1.0, None, 0.5)
         ]
@@ -108,7 +113,7 @@ def test_repel_in_one_step(decay):
     leaf = start.clone().requires_grad_()
     distance = plain_features(net, LAYERS[1], leaf) - plain_features(net, LAYERS[1], x)
     (g,) = torch.autograd.grad(distance.square().sum(), leaf)
-    walk = Steps(1, 0.06, decay)
+    walk = StepRule(1, 0.06, decay)
     with step.frozen("eval"):
         found = repel(step, net, LAYERS[1], start=start, ball=ball_of(step, EPS), walk=walk)
     moved = start + 0.06 * g.sign()
@@ -121,7 +126,9 @@ def test_repel_stays_where_the_gradient_is_zero():
     net, x = wide_mlp(), torch.rand(5, 6).double()
     step = make_step([net], x)
     with step.frozen("eval"):
-        found = repel(step, net, LAYERS[0], start=x, ball=ball_of(step, EPS), walk=Steps(3, 0.02))
+        found = repel(
+            step, net, LAYERS[0], start=x, ball=ball_of(step, EPS), walk=StepRule(3, 0.02)
+        )
     assert torch.equal(found, x)
 
 
@@ -131,7 +138,7 @@ def ball_of(step, eps):
 
 def outcome(step, net, layer, how, eps=EPS):
     """The images, where the walk started, and the features that its distance is measured from."""
-    walk = Steps(10, eps / 5, decay=1.0)
+    walk = StepRule(10, eps / 5, decay=1.0)
     if how == "distill":
         x_target = step.x.roll(1, dims=0)
         found = distill(step, net, layer, x_target=x_target, eps=eps, walk=walk)
@@ -248,7 +255,7 @@ def test_distilled_from_itself_stays():
     net, x = wide_mlp(), torch.rand(5, 6).double()
     step = make_step([net], x)
     with step.frozen("eval"):
-        walk = Steps(5, 0.02, decay=1.0)
+        walk = StepRule(5, 0.02, decay=1.0)
         found = distill(step, net, LAYERS[1], x_target=x, eps=EPS, walk=walk)
     assert torch.equal(found, x)
 
@@ -261,7 +268,7 @@ def test_momentum_goes_on_where_the_gradient_vanishes():
         net[0].bias.fill_(-0.5)
     step = make_step([net], torch.tensor([[0.55]]))
     with step.frozen("eval"):
-        walk = Steps(3, 0.1, decay=1.0)
+        walk = StepRule(3, 0.1, decay=1.0)
         found = distill(step, net, "1", x_target=torch.zeros(1, 1), eps=0.4, walk=walk)
     torch.testing.assert_close(found, torch.tensor([[0.25]]))
 
@@ -272,7 +279,7 @@ def test_start_outside_the_box():
     x = torch.tensor([[1.05, -0.05, 0.5, 0.5, 0.5, 0.5]])
     step, seen = make_step([net], x), []
     net.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0].detach()))
-    walk = Steps(3, 0.02, decay=1.0)
+    walk = StepRule(3, 0.02, decay=1.0)
     with step.frozen("eval"):
         found = distill(step, net, LAYERS[1], x_target=x.clamp(0, 0.9), eps=EPS, walk=walk)
     assert torch.equal(seen[1], x.clamp(0, 1))

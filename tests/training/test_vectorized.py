@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from robust_ensembles.attacks import PGD
-from robust_ensembles.attacks.engine.margins import untouched
+from robust_ensembles.attacks.engine.forward import frozen
 from robust_ensembles.contrib.vmap import (
     vectorized,
     vectorized_logits,
@@ -111,7 +111,7 @@ def test_frozen_members_get_input_gradients_only(case):
     ensemble, x, _ = case
     state = copy.deepcopy(ensemble.state_dict())
     x.requires_grad_()
-    with untouched(ensemble, "train_frozen_stats"):
+    with frozen(ensemble, "train_frozen_stats"):
         logits = vectorized_logits(ensemble, x)
     (gradient,) = torch.autograd.grad(logits.logsumexp(-1).sum(), x)
     assert gradient.abs().sum() > 0

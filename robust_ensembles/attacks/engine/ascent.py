@@ -1,4 +1,11 @@
-"""Projected steepest ascent, the loop that all the gradient attacks share."""
+"""Projected steepest ascent, the loop that all gradient attacks share, and what it climbs.
+
+The loop (`ascend`) asks a `GradientOracle` for gradients, whatever they are of: features in
+training, or the loss of an attack. The latter is an `Objective`: a module, a loss, and how the
+loss combines the members. Variants of it head for one class after the other (`TowardsClass`) or
+climb a function of the outputs and of a reference (`ReferenceObjective`). Whether a sample is
+broken is always decided by the deployed rule, whatever is climbed.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -8,14 +15,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...losses import ensemble_log_proba
+from ...modules.combiners import Combiner, combiner_of
 from .balls import Ball
-from .margins import LOSSES, Passes, aggregate, device_of, member_logits, untouched
+from .forward import Minibatches, device_of, frozen, member_logits
+from .margins import LOSSES, Loss, aggregate
 
-TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+TargetedLoss = Callable[[Tensor, Tensor, Tensor, Combiner], Tensor]
 
 
-class Climbable(ABC):
+class GradientOracle(ABC):
     """What a walk climbs: the loss of an attack, or a distance of features."""
 
     @abstractmethod
@@ -49,7 +57,7 @@ class Climbable(ABC):
 
 
 @dataclass(frozen=True)
-class Steps:
+class StepRule:
     """How to walk.
 
     Parameters
@@ -67,11 +75,11 @@ class Steps:
 
 
 def ascend(
-    objective: Climbable,
+    objective: GradientOracle,
     ball: Ball,
     start: Tensor,
     y: Tensor,
-    steps: Steps,
+    steps: StepRule,
     *,
     stop_when_broken: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -79,12 +87,12 @@ def ascend(
 
     Parameters
     ----------
-    objective : Climbable
+    objective : GradientOracle
     ball : Ball
     start : Tensor of shape (n_samples, ...)
         Points in the ball.
     y : Tensor of shape (n_samples,)
-    steps : Steps
+    steps : StepRule
     stop_when_broken : bool
         Drop a sample at the first iterate that is broken; the others go on by themselves. False
         takes every step and looks at no decision.
@@ -161,35 +169,36 @@ class Evaluation(NamedTuple):
     broken: Tensor
 
 
-class Objective(Climbable):
+class Objective(GradientOracle):
     """A module seen by an attack.
 
     Parameters
     ----------
     module : nn.Module
-    loss : str
-        A key of `LOSSES`.
+    loss : str or callable
+        A key of `LOSSES`, or a function like those there.
     targeted : bool
         Whether labels are to be reached (their loss descends) instead of left.
     aggregation : str or int
         How the loss combines the members, see `aggregate`. Who is broken is up to the deployed
         rule, whatever the loss looks at.
-    passes : Passes, default=None
+    minibatches : Minibatches, default=None
         How many samples go through the module at once; None is all.
     """
 
     def __init__(
         self,
         module: nn.Module,
-        loss: str,
+        loss: str | Loss,
         *,
         targeted: bool = False,
         aggregation: str | int = "mean_proba",
-        passes: Passes | None = None,
+        minibatches: Minibatches | None = None,
     ) -> None:
         self.module, self.targeted, self.aggregation = module, targeted, aggregation
-        self.passes = Passes() if passes is None else passes
-        self._loss = LOSSES[loss]
+        self.minibatches = Minibatches() if minibatches is None else minibatches
+        self.combiner = combiner_of(module)
+        self._loss = LOSSES[loss] if isinstance(loss, str) else loss
 
     def gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient of each sample's loss, upwards, and whether the sample is broken."""
@@ -208,7 +217,7 @@ class Objective(Climbable):
         -------
         evaluation : Evaluation
         """
-        return Evaluation(*self.passes.map(self._evaluate, x, y))
+        return Evaluation(*self.minibatches.map(self._evaluate, x, y))
 
     def _evaluate(self, x: Tensor, y: Tensor) -> Evaluation:
         x = x.detach().requires_grad_()
@@ -220,7 +229,7 @@ class Objective(Climbable):
 
     def _value(self, logits: Tensor, y: Tensor) -> Tensor:
         """What is ascended, (n_samples,)."""
-        loss = self._loss(logits, y)
+        loss = self._loss(logits, y, self.combiner)
         return -loss if self.targeted else loss
 
     @torch.no_grad()
@@ -237,7 +246,7 @@ class Objective(Climbable):
         loss : Tensor of shape (n_samples,)
         broken : bool Tensor of shape (n_samples,)
         """
-        loss, broken = self.passes.map(self._look, x, y)
+        loss, broken = self.minibatches.map(self._look, x, y)
         return loss, broken
 
     def _look(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -246,15 +255,15 @@ class Objective(Climbable):
 
     @torch.no_grad()
     def broken(self, x: Tensor, y: Tensor) -> Tensor:
-        """Whether the deployed decision, argmax of the mean probability, is the attacker's."""
-        return self.passes.map(self._decide, x, y)[0]
+        """Whether the deployed decision, the argmax of the combiner, is the attacker's."""
+        return self.minibatches.map(self._decide, x, y)[0]
 
     def _decide(self, x: Tensor, y: Tensor) -> tuple[Tensor]:
         return (self.decided(member_logits(self.module, x), y),)
 
     def decided(self, logits: Tensor, y: Tensor) -> Tensor:
         """Whether the decision by the members' logits is the attacker's, (n_samples,)."""
-        hit = ensemble_log_proba(logits).argmax(dim=1) == y
+        hit = self.combiner.log_proba(logits).argmax(dim=1) == y
         return hit if self.targeted else ~hit
 
 
@@ -268,19 +277,71 @@ class TowardsClass(Objective):
     seen : Objective
         The module, and how the loss combines its members.
     loss : callable
-        From logits, labels and classes to move towards to values per sample.
+        From logits, labels, classes to move towards and the combiner to values per sample.
     """
 
     def __init__(self, seen: Objective, loss: TargetedLoss) -> None:
-        self.module, self.targeted, self.aggregation = seen.module, False, seen.aggregation
-        self.passes, self._towards = seen.passes, loss
+        def towards(logits: Tensor, y: Tensor, combiner: Combiner) -> Tensor:
+            label, target = y.unbind(dim=1)
+            return loss(logits, label, target, combiner)
 
-    def _value(self, logits: Tensor, y: Tensor) -> Tensor:
-        return self._towards(logits, *y.unbind(dim=1))
+        super().__init__(
+            seen.module, towards, aggregation=seen.aggregation, minibatches=seen.minibatches
+        )
 
     def decided(self, logits: Tensor, y: Tensor) -> Tensor:
         """Whether the label that counts has been left, (n_samples,)."""
         return super().decided(logits, y[:, 0])
+
+
+@dataclass(frozen=True)
+class InnerObjective:
+    """What an attack climbs in training instead of one of `LOSSES`.
+
+    Parameters
+    ----------
+    climb : callable
+        ``climb(log_proba, reference, y)`` gives a value for each sample, (n_samples,), from the
+        log-probabilities of the module as deployed, (n_samples, n_classes), the rows of
+        `reference`, and the labels.
+    reference : Tensor of shape (n_samples, ...)
+        A row for each sample of the batch, such as the log-probabilities of the clean samples;
+        not differentiated.
+    """
+
+    climb: Callable[[Tensor, Tensor, Tensor], Tensor]
+    reference: Tensor
+
+
+class ReferenceObjective(Objective):
+    """A module seen by an attack that climbs a function of its outputs and of a reference.
+
+    Labels are numbers of rows of the batch, so that each sample finds its reference and its own
+    label wherever an attack sorts, repeats or splits samples.
+
+    Parameters
+    ----------
+    seen : Objective
+        The module, and how the loss combines its members.
+    inner : InnerObjective
+    y : Tensor of shape (n_samples,)
+        Class indices of the batch.
+    """
+
+    def __init__(self, seen: Objective, inner: InnerObjective, y: Tensor) -> None:
+        reference = inner.reference.detach()
+
+        def value(logits: Tensor, rows: Tensor, combiner: Combiner) -> Tensor:
+            return inner.climb(combiner.log_proba(logits), reference[rows], y[rows])
+
+        super().__init__(
+            seen.module, value, aggregation=seen.aggregation, minibatches=seen.minibatches
+        )
+        self._y = y
+
+    def decided(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Whether the label of each row has been left, (n_samples,)."""
+        return super().decided(logits, self._y[y])
 
 
 def likeliest_wrong_classes(seen: Objective, x: Tensor, y: Tensor, n_classes: int) -> Tensor:
@@ -301,18 +362,19 @@ def likeliest_wrong_classes(seen: Objective, x: Tensor, y: Tensor, n_classes: in
 
     @torch.no_grad()
     def likeliest(x: Tensor, y: Tensor) -> tuple[Tensor]:
-        log_proba = ensemble_log_proba(aggregate(member_logits(seen.module, x), seen.aggregation))
+        logits = aggregate(member_logits(seen.module, x), seen.aggregation)
+        log_proba = seen.combiner.log_proba(logits)
         order = log_proba.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True)
         return (order[:, : min(n_classes, log_proba.shape[1] - 1)],)
 
-    return seen.passes.map(likeliest, x, y)[0]
+    return seen.minibatches.map(likeliest, x, y)[0]
 
 
 def count_members(module: nn.Module, X: Tensor) -> int:
     """How many members a module shows; 1 if none, or for no samples to look with."""
     if not hasattr(module, "member_logits") or not len(X):
         return 1
-    with untouched(module), torch.no_grad():
+    with frozen(module), torch.no_grad():
         return len(member_logits(module, X[:1].to(device_of(module, X.device))))
 
 
@@ -343,5 +405,5 @@ def is_broken(
 
     if not len(X):
         return torch.zeros(0, dtype=torch.bool)
-    with untouched(module):
-        return Passes(batch_size).map(decide, X, y)[0].to(X.device)
+    with frozen(module):
+        return Minibatches(batch_size).map(decide, X, y)[0].to(X.device)

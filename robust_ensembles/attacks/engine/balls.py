@@ -1,5 +1,9 @@
 """The sets that adversarial examples stay in: an eps-ball around x, cut by the data's box.
 
+A ball knows how to move a point into itself, which unit step climbs a gradient fastest, and where
+a random start lies. Its box is checked here too (`check_box`, `check_radius`), and
+`water_filling` is what projections onto ball and box together come down to.
+
 Membership is exact in the sense that a check in float64 finds no point outside: rounding to the
 tensor's dtype always goes towards x. The ends of the box are what they are in that dtype.
 """
@@ -16,65 +20,9 @@ from torch import Tensor
 from ..._checks import is_number
 from .noise import STREAM_SHIFT, sample_keys, uniform
 
-
-def fill(speed: Tensor, room: Tensor, amount: Tensor) -> Tensor:
-    r"""When vessels that fill at constant speeds hold a given amount together.
-
-    .. math:: \min \lambda \ge 0 \quad\text{with}\quad \sum_i \min(\lambda s_i, r_i) = a
-
-    The sum is concave in lambda, so Newton's method comes up from below and is exact after finitely
-    many steps, in practice a handful: cheaper than sorting the times at which vessels are full.
-
-    Parameters
-    ----------
-    speed, room : Tensor of shape (n_samples, n_features)
-        At least 0; room may be infinite.
-    amount : Tensor of shape (n_samples,)
-        At least 0.
-
-    Returns
-    -------
-    lam : Tensor of shape (n_samples,)
-        Infinity where all the room is less than the amount.
-    """
-    lam = torch.zeros_like(amount)
-    n_full = torch.full_like(amount, -1)
-    while True:
-        full = lam.unsqueeze(1) * speed >= room
-        n_full_before, n_full = n_full, full.sum(dim=1).to(amount)
-        # vessels never become empty again; those of no speed count for nothing, full or not
-        if torch.equal(n_full, n_full_before):
-            return lam
-        missing = amount - torch.where(full, room, 0.0).sum(dim=1)
-        rate = torch.where(full, 0.0, speed).sum(dim=1)
-        reached = torch.where(rate > 0, missing / rate, torch.inf)
-        lam = torch.where(missing > 0, reached.maximum(lam), lam)
-
-
 Box = tuple[float, float]
-
-
-def _flat(x: Tensor) -> Tensor:
-    return x.flatten(1)
-
-
-def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """Reshape (n,) values so that they broadcast over samples of any rank."""
-    return values.view(-1, *([1] * (like.ndim - 1)))
-
-
-def exact(x: Tensor) -> Tensor:
-    """In double precision, where the device has it.
-
-    Parameters
-    ----------
-    x : Tensor
-
-    Returns
-    -------
-    x : Tensor
-    """
-    return x if x.device.type == "mps" else x.double()
+# X may lie this part of the box's size outside it: what float32 does to a scaled image
+_BOX_TOLERANCE = 1e-6
 
 
 class Ball(ABC):
@@ -193,7 +141,7 @@ class L2Ball(Ball):
         origin = _flat(self.x)
         room = torch.where(delta > 0, self.clip_values[1] - origin, origin - self.clip_values[0])
         amount = torch.full_like(length, within**2)
-        return fill(delta.square(), room.square(), amount).sqrt().clamp_max(1.0)
+        return water_filling(delta.square(), room.square(), amount).sqrt().clamp_max(1.0)
 
     def steepest(self, direction: Tensor) -> Tensor:
         """The direction at unit length; zero stays zero."""
@@ -291,10 +239,6 @@ class L1Ball(Ball):
 NORMS: dict[str, type[Ball]] = {"linf": LinfBall, "l2": L2Ball, "l1": L1Ball}
 
 
-# X may lie this part of the box's size outside it: what float32 does to a scaled image
-_BOX_TOLERANCE = 1e-6
-
-
 def check_box(clip_values: Any, owner: str) -> None:
     """Raise unless `clip_values` is a pair (low, high) of numbers with low < high."""
     try:
@@ -325,3 +269,60 @@ def check_radius(eps: float, norm: str, box: Box | None, owner: str) -> None:
         f"{owner}: eps={eps:g} is more than X can change, whose values lie in [{box[0]:g}, "
         f"{box[1]:g}]: eps is in the units of X{hint}"
     )
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Reshape (n,) values so that they broadcast over samples of any rank."""
+    return values.view(-1, *([1] * (like.ndim - 1)))
+
+
+def exact(x: Tensor) -> Tensor:
+    """In double precision, where the device has it.
+
+    Parameters
+    ----------
+    x : Tensor
+
+    Returns
+    -------
+    x : Tensor
+    """
+    return x if x.device.type == "mps" else x.double()
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.flatten(1)
+
+
+def water_filling(speed: Tensor, room: Tensor, amount: Tensor) -> Tensor:
+    r"""When vessels that fill at constant speeds hold a given amount together.
+
+    .. math:: \min \lambda \ge 0 \quad\text{with}\quad \sum_i \min(\lambda s_i, r_i) = a
+
+    The sum is concave in lambda, so Newton's method comes up from below and is exact after finitely
+    many steps, in practice a handful: cheaper than sorting the times at which vessels are full.
+
+    Parameters
+    ----------
+    speed, room : Tensor of shape (n_samples, n_features)
+        At least 0; room may be infinite.
+    amount : Tensor of shape (n_samples,)
+        At least 0.
+
+    Returns
+    -------
+    lam : Tensor of shape (n_samples,)
+        Infinity where all the room is less than the amount.
+    """
+    lam = torch.zeros_like(amount)
+    n_full = torch.full_like(amount, -1)
+    while True:
+        full = lam.unsqueeze(1) * speed >= room
+        n_full_before, n_full = n_full, full.sum(dim=1).to(amount)
+        # vessels never become empty again; those of no speed count for nothing, full or not
+        if torch.equal(n_full, n_full_before):
+            return lam
+        missing = amount - torch.where(full, room, 0.0).sum(dim=1)
+        rate = torch.where(full, 0.0, speed).sum(dim=1)
+        reached = torch.where(rate > 0, missing / rate, torch.inf)
+        lam = torch.where(missing > 0, reached.maximum(lam), lam)

@@ -1,4 +1,11 @@
-"""The same decisions in less time: a module's layers as they compute fastest in eval mode."""
+"""The same decisions in less time: a module's layers as they compute fastest in eval mode.
+
+Some layers can be computed faster in pairs than one after the other: BatchNorm is folded into the
+convolution or linear layer before it, and max pooling goes before ReLU, which has fewer values to
+look at then. Which layer follows which, and that nothing else takes what lies between them, is
+observed in a pass of the module itself, so that any Python code may stand in its forward. On a
+CPU, convolutions moreover get channels-last weights.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +24,72 @@ from torch.utils._pytree import tree_leaves
 from ..._system import log_once
 from ...modules.layers import patched_forwards
 from .balls import exact
-from .margins import member_logits
+from .forward import member_logits
 
 Forward = Callable[[Tensor], Tensor]
-
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _FLOATS = (torch.float32, torch.float64)
+# logits may differ from the module's own by this many units in the last place of the largest
+_ULPS = 4096
+
+
+class FastEval:
+    """What the layers of a frozen module in eval mode are replaced by while it is attacked.
+
+    BatchNorm in eval mode is a multiplication and a sum, which the convolution or linear layer
+    before it can do as well; and on a CPU, float32 convolutions are faster with channels-last
+    weights. Only `forward` of layers is replaced. If the logits of the samples to try change by
+    more than rounding, nothing is; the reason is logged once for each class of module.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Frozen and in eval mode, see `frozen`.
+    x : Tensor of shape (n_samples, ...)
+        A few samples to try.
+    """
+
+    def __init__(self, module: nn.Module, x: Tensor) -> None:
+        self._forwards: dict[nn.Module, Forward] = {}
+        layers = plain_layers(module)
+        if not len(x) or not any(isinstance(layer, nn.Conv2d | nn.BatchNorm1d) for layer in layers):
+            return
+        problems = []
+        # channels-last is the part that user code may trip over, in view(n, -1) for instance
+        for channels_last in (True, False):
+            try:
+                problem = self._prepare(module, layers, x, channels_last=channels_last)
+            except RuntimeError as error:
+                problem = f"{type(error).__name__}: {error}"
+            if problem is None:
+                break
+            problems.append(problem)
+            self._forwards = {}
+        if problems:
+            log_once(f"attacks on {type(module)} are slower than possible: {problems[0]}")
+
+    def _prepare(
+        self, module: nn.Module, layers: list[nn.Module], x: Tensor, *, channels_last: bool
+    ) -> str | None:
+        """Set what is replaced; what is wrong with that, if anything."""
+        expected, followers = observe(module, layers, x)
+        self._forwards = fast_forwards(layers, followers, channels_last=channels_last)
+        with self.on(), torch.no_grad():
+            found = member_logits(module, x)
+        tolerance = _ULPS * torch.finfo(expected.dtype).eps * float(expected.abs().max())
+        if torch.allclose(found, expected, rtol=0.0, atol=tolerance, equal_nan=True):
+            return None
+        return "its outputs change, or are random"
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to replace."""
+        return bool(self._forwards)
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Replace the layers for as long as the context lasts."""
+        with patched_forwards(self._forwards):
+            yield
 
 
 def plain_layers(module: nn.Module) -> list[nn.Module]:
@@ -61,30 +128,6 @@ def _is_plain(layer: nn.Module) -> bool:
     return not parametrize.is_parametrized(layer) and all(
         p.dtype in _FLOATS for p in layer.parameters()
     )
-
-
-class _Call(NamedTuple):
-    layer: nn.Module
-    x: Tensor
-    y: Tensor
-
-
-class _Uses(TorchDispatchMode):
-    """Counts how many operations take each tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[int] = Counter()
-        self.seen: list[Tensor] = []  # kept, so that their ids stay theirs
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        taken = [a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
-        self.counts.update(map(id, taken))
-        self.seen += taken
-        return func(*args, **kwargs)
 
 
 @torch.no_grad()
@@ -128,6 +171,30 @@ def observe(
         if maker is not None and uses.counts[id(call.x)] == 1 and _fits(maker, call.layer):
             followers[maker.layer] = call.layer
     return logits, followers
+
+
+class _Call(NamedTuple):
+    layer: nn.Module
+    x: Tensor
+    y: Tensor
+
+
+class _Uses(TorchDispatchMode):
+    """Counts how many operations take each tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[int] = Counter()
+        self.seen: list[Tensor] = []  # kept, so that their ids stay theirs
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        taken = [a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+        self.counts.update(map(id, taken))
+        self.seen += taken
+        return func(*args, **kwargs)
 
 
 def _fits(maker: _Call, follower: nn.Module) -> bool:
@@ -208,66 +275,3 @@ def _pooled_relu(pool: nn.MaxPool2d, x: Tensor) -> Tensor:
 
 def _identity(x: Tensor) -> Tensor:
     return x
-
-
-# logits may differ from the module's own by this many units in the last place of the largest
-_ULPS = 4096
-
-
-class FastEval:
-    """What the layers of a frozen module in eval mode are exchanged for while it is attacked.
-
-    BatchNorm in eval mode is a multiplication and a sum, which the convolution or linear layer
-    before it can do as well; and on a CPU, float32 convolutions are faster with channels-last
-    weights. Only `forward` of layers is exchanged. If the logits of the samples to try change by
-    more than rounding, nothing is; the reason is logged once for each class of module.
-
-    Parameters
-    ----------
-    module : nn.Module
-        Frozen and in eval mode, see `untouched`.
-    x : Tensor of shape (n_samples, ...)
-        A few samples to try.
-    """
-
-    def __init__(self, module: nn.Module, x: Tensor) -> None:
-        self._forwards: dict[nn.Module, Forward] = {}
-        layers = plain_layers(module)
-        if not len(x) or not any(isinstance(layer, nn.Conv2d | nn.BatchNorm1d) for layer in layers):
-            return
-        problems = []
-        # channels-last is the part that user code may trip over, in view(n, -1) for instance
-        for channels_last in (True, False):
-            try:
-                problem = self._prepare(module, layers, x, channels_last=channels_last)
-            except RuntimeError as error:
-                problem = f"{type(error).__name__}: {error}"
-            if problem is None:
-                break
-            problems.append(problem)
-            self._forwards = {}
-        if problems:
-            log_once(f"attacks on {type(module)} are slower than possible: {problems[0]}")
-
-    def _prepare(
-        self, module: nn.Module, layers: list[nn.Module], x: Tensor, *, channels_last: bool
-    ) -> str | None:
-        """Set what is exchanged; what is wrong with that, if anything."""
-        expected, followers = observe(module, layers, x)
-        self._forwards = fast_forwards(layers, followers, channels_last=channels_last)
-        with self.on(), torch.no_grad():
-            found = member_logits(module, x)
-        tolerance = _ULPS * torch.finfo(expected.dtype).eps * float(expected.abs().max())
-        if torch.allclose(found, expected, rtol=0.0, atol=tolerance, equal_nan=True):
-            return None
-        return "its outputs change, or are random"
-
-    def __bool__(self) -> bool:
-        """Whether there is anything to exchange."""
-        return bool(self._forwards)
-
-    @contextmanager
-    def on(self) -> Iterator[None]:
-        """Exchange the layers for as long as the context lasts."""
-        with patched_forwards(self._forwards):
-            yield

@@ -1,32 +1,32 @@
 """What an attack makes large: per-sample losses of the members' logits.
 
-All take logits (n_members, n_samples, n_classes) and labels (n_samples,), and return
-(n_samples,). The first two have the same gradient *direction* in exact arithmetic; only the first
-keeps it in float32 when the ensemble is over-confident.
+All take logits (n_members, n_samples, n_classes), labels (n_samples,) and the combiner, the rule
+by which the ensemble makes one answer of its members' outputs, and return (n_samples,). Log p is
+what the combiner makes of the logits. `margin` and `cross_entropy` have the same gradient
+*direction* in exact arithmetic; only `margin` keeps it in float32 when the ensemble is
+over-confident.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Literal
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..._system import is_out_of_memory
-from ...losses import ensemble_log_proba
+from ...modules.combiners import MEAN_PROBABILITY, Combiner
+
+Loss = Callable[[Tensor, Tensor, Combiner], Tensor]
+
+# rules by which a loss may see the members; a number is one member alone
+AGGREGATIONS = ("mean_proba", "mean_logits")
+# ties of the largest logits, in the units of logits
+_DLR_EPS = 1e-12
+_RELEASED_CONFIDENCE = 0.1
 
 
-def member_logits(module: nn.Module, x: Tensor) -> Tensor:
-    """Logits of every member, (n_members, n_samples, n_classes); one member for a plain module."""
-    of_members: Callable[[Tensor], Tensor] | None = getattr(module, "member_logits", None)
-    return module(x).unsqueeze(0) if of_members is None else of_members(x)
-
-
-def margin(logits: Tensor, y: Tensor) -> Tensor:
+def margin(logits: Tensor, y: Tensor, combiner: Combiner = MEAN_PROBABILITY) -> Tensor:
     r"""Saturation-safe margin of the deployed mean probability.
 
     .. math:: \delta = \log\sum_{c\ne y} \bar p_c - \log \bar p_y
@@ -34,33 +34,35 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     from log-probabilities. The cross-entropy of the mean probability is softplus(delta), so
     ascending one ascends the other, but delta does not round to 0 at a logit gap of 16.
     """
-    log_proba = ensemble_log_proba(logits)
+    log_proba = combiner.log_proba(logits)
     return torch.logsumexp(_others(log_proba, y), dim=1) - of_label(log_proba, y)
 
 
-def cw_margin(logits: Tensor, y: Tensor) -> Tensor:
+def cw_margin(logits: Tensor, y: Tensor, combiner: Combiner = MEAN_PROBABILITY) -> Tensor:
     """Carlini-Wagner margin: the best wrong log-probability minus that of the label."""
-    log_proba = ensemble_log_proba(logits)
+    log_proba = combiner.log_proba(logits)
     return _others(log_proba, y).amax(dim=1) - of_label(log_proba, y)
 
 
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, y: Tensor, combiner: Combiner = MEAN_PROBABILITY) -> Tensor:
     """Cross-entropy of the mean probability, -log pbar_y."""
-    return -of_label(ensemble_log_proba(logits), y)
+    return -of_label(combiner.log_proba(logits), y)
 
 
-def mean_member_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+def mean_member_cross_entropy(
+    logits: Tensor, y: Tensor, combiner: Combiner = MEAN_PROBABILITY
+) -> Tensor:
     """Mean of the members' own cross-entropies, which no confident member can hide from."""
     log_proba = F.log_softmax(logits, dim=-1).mean(dim=0)
     return -of_label(log_proba, y)
 
 
-def mean_member_margin(logits: Tensor, y: Tensor) -> Tensor:
+def mean_member_margin(logits: Tensor, y: Tensor, combiner: Combiner = MEAN_PROBABILITY) -> Tensor:
     """Mean of the members' own margins: what breaks several at once, however sure they are."""
-    return torch.stack([margin(z.unsqueeze(0), y) for z in logits]).mean(dim=0)
+    return torch.stack([margin(z.unsqueeze(0), y, combiner) for z in logits]).mean(dim=0)
 
 
-def dlr(logits: Tensor, y: Tensor) -> Tensor:
+def dlr(logits: Tensor, y: Tensor, combiner: Combiner = MEAN_PROBABILITY) -> Tensor:
     r"""Difference of logits ratio (Croce and Hein 2020), of the log mean probabilities.
 
     .. math:: \frac{\max_{c\ne y} \log\bar p_c - \log \bar p_y}
@@ -69,7 +71,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     with the classes in descending order. It does not change when all logits are shifted or
     scaled. Two classes have no third one: the bare margin then.
     """
-    log_proba = ensemble_log_proba(logits)
+    log_proba = combiner.log_proba(logits)
     gap = _others(log_proba, y).amax(dim=1) - of_label(log_proba, y)
     if log_proba.shape[1] < 3:
         return gap
@@ -77,13 +79,17 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     return gap / (top[:, 0] - top[:, 2] + _DLR_EPS)
 
 
-def difference(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+def difference(
+    logits: Tensor, y: Tensor, target: Tensor, combiner: Combiner = MEAN_PROBABILITY
+) -> Tensor:
     """Log mean probability of a class to move towards, minus that of the label."""
-    log_proba = ensemble_log_proba(logits)
+    log_proba = combiner.log_proba(logits)
     return of_label(log_proba, target) - of_label(log_proba, y)
 
 
-def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+def targeted_dlr(
+    logits: Tensor, y: Tensor, target: Tensor, combiner: Combiner = MEAN_PROBABILITY
+) -> Tensor:
     r"""Difference of logits ratio between the label and a class to move towards.
 
     .. math:: \frac{\log\bar p_t - \log \bar p_y}
@@ -92,12 +98,14 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     Fewer than four classes have no fourth one: the bare difference then.
     """
     if logits.shape[-1] < 4:
-        return difference(logits, y, target)
-    top = ensemble_log_proba(logits).topk(4, dim=1).values
-    return difference(logits, y, target) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _DLR_EPS)
+        return difference(logits, y, target, combiner)
+    top = combiner.log_proba(logits).topk(4, dim=1).values
+    return difference(logits, y, target, combiner) / (
+        top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _DLR_EPS
+    )
 
 
-def released_cw(logits: Tensor, y: Tensor) -> Tensor:
+def released_cw(logits: Tensor, y: Tensor, combiner: Combiner = MEAN_PROBABILITY) -> Tensor:
     r"""The "CW" loss of the code released with several defences, for reproducing its numbers.
 
     .. math:: -\max(\log \bar p_y - \max_c (1 - [c = y]) \log\bar p_c + 0.1,\; 0)
@@ -105,18 +113,20 @@ def released_cw(logits: Tensor, y: Tensor) -> Tensor:
     The mask puts a 0 among negative numbers, so the maximum is that 0: the runner-up never counts,
     and the gradient is zero as soon as :math:`\bar p_y < e^{-0.1}`. `cw_margin` is the sound one.
     """
-    log_proba = ensemble_log_proba(logits)
+    log_proba = combiner.log_proba(logits)
     wrong = log_proba.scatter(1, y[:, None], 0.0).amax(dim=1)
     return -F.relu(of_label(log_proba, y) - wrong + _RELEASED_CONFIDENCE)
 
 
-def double_softmax_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+def double_softmax_cross_entropy(
+    logits: Tensor, y: Tensor, combiner: Combiner = MEAN_PROBABILITY
+) -> Tensor:
     """Cross-entropy that takes softmax of the mean probability for logits, as NCEn's code does.
 
     For reproducing its numbers: with ten classes it never falls below 2.17, and gradients of
     confident ensembles all but vanish.
     """
-    proba = ensemble_log_proba(logits).exp()
+    proba = combiner.log_proba(logits).exp()
     return F.cross_entropy(proba.softmax(dim=1), y, reduction="none")
 
 
@@ -130,11 +140,7 @@ def _others(log_proba: Tensor, y: Tensor) -> Tensor:
     return log_proba.scatter(1, y[:, None], -torch.inf)
 
 
-# ties of the largest logits, in the units of logits
-_DLR_EPS = 1e-12
-_RELEASED_CONFIDENCE = 0.1
-
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+LOSSES: dict[str, Loss] = {
     "margin": margin,
     "cw_margin": cw_margin,
     "dlr": dlr,
@@ -170,123 +176,3 @@ def aggregate(logits: Tensor, aggregation: str | int) -> Tensor:
             f"0 to {len(logits) - 1}"
         )
     return logits[member : member + 1]
-
-
-AGGREGATIONS = ("mean_proba", "mean_logits")
-
-
-CraftMode = Literal["eval", "train_frozen_stats", "train"]
-
-
-@contextmanager
-def untouched(module: nn.Module, mode: CraftMode = "eval") -> Iterator[nn.Module]:
-    """Freeze a module's parameters and set its mode; put everything back, whatever happens.
-
-    Parameters
-    ----------
-    module : nn.Module
-    mode : {"eval", "train_frozen_stats", "train"}, default="eval"
-        ``"eval"`` for evaluation. In training: ``"train_frozen_stats"`` uses batch statistics
-        but restores the buffers afterwards, ``"train"`` lets the iterates of the attack move
-        BatchNorm's running statistics, as released code does.
-
-    Yields
-    ------
-    module : nn.Module
-    """
-    training = {m: m.training for m in module.modules()}
-    requires_grad = {p: p.requires_grad for p in module.parameters()}
-    buffers = [] if mode == "train" else _buffers(module)
-    try:
-        module.train(mode != "eval")
-        for parameter in requires_grad:
-            parameter.requires_grad_(False)
-        yield module
-    finally:
-        for submodule, was_training in training.items():
-            submodule.training = was_training
-        for parameter, required in requires_grad.items():
-            parameter.requires_grad_(required)
-        with torch.no_grad():
-            for owner, name, buffer, value in buffers:
-                buffer.copy_(value)
-                owner._buffers[name] = buffer  # a forward may have put another in its place
-
-
-def _buffers(module: nn.Module) -> list[tuple[nn.Module, str, Tensor, Tensor]]:
-    return [
-        (owner, name, buffer, buffer.clone())
-        for owner in module.modules()
-        for name, buffer in owner._buffers.items()
-        if buffer is not None
-    ]
-
-
-log = logging.getLogger("robust_ensembles")
-
-
-class Passes:
-    """Runs functions of samples part by part, in smaller parts once memory has run out.
-
-    Parameters
-    ----------
-    size : int or None, default=None
-        Samples of a part at most; None is all, whatever happens.
-
-    Attributes
-    ----------
-    size : int or None
-        Halved where memory runs out, for all later calls.
-    """
-
-    def __init__(self, size: int | None = None) -> None:
-        self.size = size
-
-    def map(self, function: Callable[..., tuple[Tensor, ...]], *rows: Tensor) -> tuple[Tensor, ...]:
-        """What a function returns for all samples.
-
-        Parameters
-        ----------
-        function : callable
-            From tensors with one row per sample to a tuple of such tensors.
-        *rows : Tensor of shape (n_samples, ...)
-
-        Returns
-        -------
-        results : tuple of Tensor of shape (n_samples, ...)
-        """
-        n_samples = len(rows[0])
-        if self.size is None:
-            return function(*rows)
-        parts: list[tuple[Tensor, ...]] = []
-        done = 0
-        while done < n_samples or not parts:
-            end = min(done + self.size, n_samples)
-            made = self._attempt(function, [r[done:end] for r in rows])
-            if made is not None:
-                parts.append(made)
-                done = end
-        if len(parts) == 1:
-            return parts[0]
-        return tuple(torch.cat(results) for results in zip(*parts, strict=True))
-
-    def _attempt(
-        self, function: Callable[..., tuple[Tensor, ...]], rows: list[Tensor]
-    ) -> tuple[Tensor, ...] | None:
-        """What the function returns; None, and smaller parts from now on, if memory ran out."""
-        n_samples = len(rows[0])
-        try:
-            return function(*rows)
-        except (RuntimeError, MemoryError) as error:
-            if n_samples < 2 or not is_out_of_memory(error):
-                raise
-            self.size = n_samples // 2
-            log.warning(
-                "out of memory with %d samples at once; going on with %d", n_samples, self.size
-            )
-        return None
-
-
-def device_of(module: nn.Module, default: torch.device) -> torch.device:
-    """Device of a module's first parameter, or the default for a module without any."""
-    return next((parameter.device for parameter in module.parameters()), default)

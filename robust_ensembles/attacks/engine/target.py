@@ -1,9 +1,16 @@
-"""A fitted estimator, as an attack sees it: a module, tensors of raw X, class indices."""
+"""A fitted model with its images, to be attacked: a module, tensors of raw X, class indices.
+
+`Target` is what metrics, protocols, reports and displays attack; `resolve_target` makes one of
+anything fitted. Below stand what that takes: a module for a classifier without a differentiable
+twin (`BlackBox`), and the checks of what an attack is given, before its first step.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,9 +21,308 @@ from torch.utils.data import Dataset
 from ..._checks import as_array, warn
 from ..._system import is_out_of_memory
 from ...exceptions import NotDifferentiableError
+from ...modules.combiners import combiner_of
 from ...twins import as_torch, check_differentiable
+from .ascent import is_broken
 from .balls import Box, box_excess
-from .margins import device_of, member_logits, untouched
+from .forward import device_of, frozen, member_logits
+
+if TYPE_CHECKING:
+    from ..base import Attack
+
+Mask = NDArray[np.bool_]
+
+_CHECKED_ROWS = 32
+_BATCH_SIZE = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A fitted model, and the images that it is attacked on.
+
+    Parameters
+    ----------
+    module : nn.Module
+        From raw X to log-probabilities.
+    classes : ndarray of shape (n_classes,)
+        Labels, in the order of the module's outputs.
+    scales_uint8 : bool, default=True
+        Whether uint8 X means images in [0, 1] (an estimator of this package attacked directly) or
+        plain numbers (a Pipeline, whose first step sees 0 to 255).
+    dtype : torch.dtype, default=None
+        What the module takes; None is float32 for float32 X and float64 for all else.
+    x : Tensor of shape (n_samples, ...), default=none at all
+        Raw X, as the module takes it and where it is; see `on`.
+    y : Tensor of shape (n_samples,), default=none at all
+        Class indices; -1 is a label that the model was not trained on.
+    name : str, default=""
+        For tables.
+    """
+
+    module: nn.Module
+    classes: NDArray[Any]
+    scales_uint8: bool = True
+    dtype: torch.dtype | None = None
+    x: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    y: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    name: str = ""
+
+    def on(self, X: ArrayLike, y: ArrayLike, *, allow_unknown: bool = False) -> Target:
+        """The same model with images and their labels.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+        y : array-like of shape (n_samples,)
+        allow_unknown : bool, default=False
+            Whether a label that the model was not trained on is -1, which no decision can be,
+            instead of an error.
+
+        Returns
+        -------
+        target : Target
+
+        Raises
+        ------
+        ValueError
+            If X does not hold numbers, or y a known label for each sample.
+        """
+        x = self.tensor(X)
+        labels = as_array(y, "y")
+        if labels.shape != (len(x),):
+            raise ValueError(
+                f"y must have shape ({len(x)},), a label for each sample; got {labels.shape}"
+            )
+        return replace(self, x=x, y=self.encode(labels, allow_unknown=allow_unknown))
+
+    def take(self, rows: NDArray[Any]) -> Target:
+        """The same model with some of the images, by indices or a mask."""
+        index = torch.from_numpy(rows).to(self.x.device)
+        return replace(self, x=self.x[index], y=self.y[index])
+
+    @property
+    def known(self) -> Mask:
+        """Which labels the model was trained on."""
+        mask: Mask = (self.y >= 0).cpu().numpy()
+        return mask
+
+    def right(self) -> Mask:
+        """Which images are right as they are; computed once."""
+        return self._clean.copy()
+
+    @cached_property
+    def _clean(self) -> Mask:
+        return ~self.broken(self.x)
+
+    def broken(self, x_adv: Tensor) -> Mask:
+        """Which other versions of the images, from any device, are wrong.
+
+        Judged by a forward pass of its own in eval mode, by the deployed rule.
+
+        Parameters
+        ----------
+        x_adv : Tensor of the shape of x
+
+        Returns
+        -------
+        broken : bool ndarray of shape (n_samples,)
+        """
+        broken: Mask = is_broken(self.module, x_adv.to(self.x), self.y).cpu().numpy()
+        return broken
+
+    def withstood(self, attacks: Sequence[Attack]) -> Mask:
+        """Which images are right as they are, and after each of the attacks.
+
+        Parameters
+        ----------
+        attacks : sequence of Attack
+            Untargeted. Each takes the images that those before it have left.
+
+        Returns
+        -------
+        withstood : bool ndarray of shape (n_samples,)
+        """
+        left = self.right()
+        for attack in attacks:
+            part = self.take(left)
+            left[left.copy()] = ~part.broken(attack(part.module, part.x, part.y))
+        return left
+
+    def last_iterates(self, attack: Attack) -> Tensor:
+        """Examples after all steps, whatever is broken on the way: what released attacks return."""
+        return attack(self.module, self.x, self.y, stop_when_broken=False)
+
+    def member_logits(self, *, as_given: bool = False) -> Tensor:
+        """Logits of each member, (n_members, n_samples, n_classes), on the CPU.
+
+        Parameters
+        ----------
+        as_given : bool, default=False
+            In the modes that the module's parts are in, instead of eval mode.
+        """
+        modes = {part: part.training for part in self.module.modules()}
+        with frozen(self.module), torch.no_grad():
+            if as_given:
+                for part, training in modes.items():
+                    part.training = training
+            parts = [member_logits(self.module, x).cpu() for x in self.x.split(_BATCH_SIZE)]
+        return torch.cat(parts, dim=1)
+
+    def proba(self, *, as_given: bool = False) -> NDArray[np.float64]:
+        """Probabilities by the deployed rule, (n_samples, n_classes); see `member_logits`."""
+        logits = self.member_logits(as_given=as_given).double()
+        proba: NDArray[np.float64] = combiner_of(self.module).log_proba(logits).exp().numpy()
+        return proba
+
+    def tensor(self, X: ArrayLike) -> Tensor:
+        """Raw X as a floating point tensor on the module's device."""
+        array = as_array(X, "X")
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"X must be numbers; got an array of {array.dtype}")
+        if array.ndim < 2:
+            raise ValueError(f"X must have shape (n_samples, n_features, ...); got {array.shape}")
+        if array.dtype == np.uint8 and self.scales_uint8:
+            array = array.astype(np.float32) / np.float32(255)
+        elif array.dtype != np.float32:
+            array = array.astype(np.float64)
+        device = device_of(self.module, torch.device("cpu"))
+        if device.type == "mps":
+            array = array.astype(np.float32)
+        # a copy: X may be a read-only memory map
+        x = torch.tensor(array, device=device, dtype=self.dtype)
+        check_finite_values(x)
+        return x
+
+    def encode(self, y: ArrayLike, *, allow_unknown: bool = False) -> Tensor:
+        """Labels as class indices; unknown ones are -1 where they are allowed."""
+        labels = as_array(y, "y")
+        if labels.ndim != 1:
+            raise ValueError(f"y must have shape (n_samples,); got {labels.shape}")
+        index = {label: i for i, label in enumerate(self.classes.tolist())}
+        unknown = sorted({str(label) for label in labels.tolist() if label not in index})
+        if unknown and not allow_unknown:
+            raise ValueError(
+                f"y contains labels that the estimator was not trained on: {unknown[:5]}; it "
+                f"knows {self.classes.tolist()[:10]}"
+            )
+        device = device_of(self.module, torch.device("cpu"))
+        return torch.tensor(
+            [index.get(label, -1) for label in labels.tolist()], dtype=torch.int64, device=device
+        )
+
+
+def resolve_target(
+    estimator: Any, X: ArrayLike, y: ArrayLike | None = None, *, gradient: bool = True
+) -> Target:
+    """Differentiable view of a fitted estimator, or one of its outputs.
+
+    Parameters
+    ----------
+    estimator : fitted estimator or nn.Module
+        A bare module returns logits; its classes are 0, 1, ...
+    X : array-like of shape (n_samples, ...)
+        Its first rows check that the view computes what the estimator does.
+    y : array-like of shape (n_samples,), default=None
+        Labels; with them the target holds X and y, to be attacked.
+    gradient : bool, default=True
+        Whether gradients must reach X. Otherwise any classifier with a `predict_proba` will do.
+
+    Returns
+    -------
+    target : Target
+
+    Raises
+    ------
+    TypeError
+        For a data set of torch's.
+    NotDifferentiableError
+        If a step has no differentiable twin, unless outputs are enough.
+    """
+    refuse_dataset(X)
+    target = _view(estimator, X, gradient)
+    return target if y is None else target.on(X, y)
+
+
+def _view(estimator: Any, X: ArrayLike, gradient: bool) -> Target:
+    """A target without images; X checks it."""
+    module = as_classifier(estimator, gradient=gradient)
+    if estimator is module:
+        return _bare(module, X, gradient)
+    final = getattr(estimator, "best_estimator_", estimator)
+    target = Target(module, np.asarray(estimator.classes_), hasattr(final, "as_module"))
+    x = _first_rows(target, X)
+    if gradient:
+        # names of columns, if there are some, are for the estimator
+        check_differentiable(module, estimator, X if hasattr(X, "iloc") else x)
+    elif not _takes(module, x) and hasattr(estimator, "predict_proba"):
+        target = replace(target, module=BlackBox(estimator))
+    return target
+
+
+def _bare(module: nn.Module, X: Any, gradient: bool) -> Target:
+    """A module that comes without an estimator."""
+    dtype = next((p.dtype for p in module.parameters()), None)
+    target = Target(module, np.empty(0), scales_uint8=True, dtype=dtype)
+    rows = _first_rows(target, X)
+    with frozen(module):
+        if gradient:
+            check_differentiable(module, module, rows)
+        with torch.no_grad():
+            n_classes = module(rows).shape[1]
+    return replace(target, classes=np.arange(n_classes))
+
+
+def _first_rows(target: Target, X: Any) -> Tensor:
+    """Enough of X to check with, as the module takes it."""
+    # not an array of one number, which has no rows
+    rows = X.iloc if hasattr(X, "iloc") else np.atleast_1d(as_array(X, "X"))
+    return target.tensor(rows[:_CHECKED_ROWS])
+
+
+def _takes(module: nn.Module, x: Tensor) -> bool:
+    """Whether a twin can be called: that of a function shows only then that it cannot."""
+    try:
+        with torch.no_grad(), frozen(module):
+            module(x)
+    except NotDifferentiableError:
+        return False
+    except (IndexError, RuntimeError, TypeError, ValueError):
+        # X is not what the estimator takes: the attack's own checks say so
+        return True
+    return True
+
+
+def as_classifier(estimator: Any, *, gradient: bool = True) -> nn.Module:
+    """The differentiable twin of a fitted classifier, or a module itself.
+
+    Parameters
+    ----------
+    estimator : fitted estimator or nn.Module
+    gradient : bool, default=True
+        False also takes a classifier without a twin, by its `predict_proba`.
+
+    Returns
+    -------
+    module : nn.Module
+
+    Raises
+    ------
+    NotDifferentiableError
+        If a step has no differentiable twin, and there is no other way.
+    TypeError
+        For something else.
+    """
+    try:
+        module = as_torch(estimator)
+    except NotDifferentiableError:
+        if gradient or not hasattr(estimator, "predict_proba"):
+            raise
+        module = BlackBox(estimator)
+    if estimator is not module and not hasattr(estimator, "classes_"):
+        raise TypeError(
+            f"{estimator!r} is no fitted classifier and no nn.Module: it has no classes_"
+        )
+    return module
 
 
 class BlackBox(nn.Module):
@@ -62,6 +368,24 @@ class BlackBox(nn.Module):
         import pandas as pd
 
         return pd.DataFrame(rows, columns=names)
+
+
+def refuse_dataset(X: Any) -> None:
+    """Raise for a data set of torch's.
+
+    Parameters
+    ----------
+    X : object
+
+    Raises
+    ------
+    TypeError
+    """
+    if isinstance(X, Dataset):
+        raise TypeError(
+            f"attacks, scorers and reports take arrays; got {type(X).__name__}. Give a sample of "
+            "the data as an array, such as numpy.stack([dataset[i][0].numpy() for i in chosen])"
+        )
 
 
 def warn_of_units(X: Tensor, eps: float, norm: str, box: Box | None) -> None:
@@ -152,7 +476,7 @@ def _check_tensors(X: Any, y: Any) -> None:
 def _count_classes(module: nn.Module, X: Tensor) -> int:
     """How many classes a module tells apart."""
     try:
-        with untouched(module), torch.no_grad():
+        with frozen(module), torch.no_grad():
             logits = member_logits(module, X[:1].to(device_of(module, X.device)))
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         if is_out_of_memory(error):
@@ -166,185 +490,3 @@ def _count_classes(module: nn.Module, X: Tensor) -> int:
             f"more; got {tuple(getattr(logits, 'shape', ()))[1:]} for one sample"
         )
     return int(logits.shape[2])
-
-
-_CHECKED_ROWS = 32
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is attacked.
-
-    Parameters
-    ----------
-    module : nn.Module
-        From raw X to log-probabilities.
-    classes : ndarray of shape (n_classes,)
-        Labels, in the order of the module's outputs.
-    scales_uint8 : bool
-        Whether uint8 X means images in [0, 1] (an estimator of this package attacked directly) or
-        plain numbers (a Pipeline, whose first step sees 0 to 255).
-    dtype : torch.dtype, default=None
-        What the module takes; None is float32 for float32 X and float64 for all else.
-    """
-
-    module: nn.Module
-    classes: NDArray[Any]
-    scales_uint8: bool
-    dtype: torch.dtype | None = None
-
-    def tensor(self, X: ArrayLike) -> Tensor:
-        """Raw X as a floating point tensor on the module's device."""
-        array = as_array(X, "X")
-        if array.dtype.kind not in "biuf":
-            raise ValueError(f"X must be numbers; got an array of {array.dtype}")
-        if array.ndim < 2:
-            raise ValueError(f"X must have shape (n_samples, n_features, ...); got {array.shape}")
-        if array.dtype == np.uint8 and self.scales_uint8:
-            array = array.astype(np.float32) / np.float32(255)
-        elif array.dtype != np.float32:
-            array = array.astype(np.float64)
-        device = device_of(self.module, torch.device("cpu"))
-        if device.type == "mps":
-            array = array.astype(np.float32)
-        # a copy: X may be a read-only memory map
-        x = torch.tensor(array, device=device, dtype=self.dtype)
-        check_finite_values(x)
-        return x
-
-    def encode(self, y: ArrayLike) -> Tensor:
-        """Labels as class indices."""
-        labels = as_array(y, "y")
-        if labels.ndim != 1:
-            raise ValueError(f"y must have shape (n_samples,); got {labels.shape}")
-        index = {label: i for i, label in enumerate(self.classes.tolist())}
-        unknown = sorted({str(label) for label in labels.tolist() if label not in index})
-        if unknown:
-            raise ValueError(
-                f"y contains labels that the estimator was not trained on: {unknown[:5]}; it "
-                f"knows {self.classes.tolist()[:10]}"
-            )
-        device = device_of(self.module, torch.device("cpu"))
-        return torch.tensor([index[label] for label in labels.tolist()], device=device)
-
-
-def refuse_dataset(X: Any) -> None:
-    """Raise for a data set of torch's.
-
-    Parameters
-    ----------
-    X : object
-
-    Raises
-    ------
-    TypeError
-    """
-    if isinstance(X, Dataset):
-        raise TypeError(
-            f"attacks, scorers and reports take arrays; got {type(X).__name__}. Give a sample of "
-            "the data as an array, such as numpy.stack([dataset[i][0].numpy() for i in chosen])"
-        )
-
-
-def as_classifier(estimator: Any, *, gradient: bool = True) -> nn.Module:
-    """The differentiable twin of a fitted classifier, or a module itself.
-
-    Parameters
-    ----------
-    estimator : fitted estimator or nn.Module
-    gradient : bool, default=True
-        False also takes a classifier without a twin, by its `predict_proba`.
-
-    Returns
-    -------
-    module : nn.Module
-
-    Raises
-    ------
-    NotDifferentiableError
-        If a step has no differentiable twin, and there is no other way.
-    TypeError
-        For something else.
-    """
-    try:
-        module = as_torch(estimator)
-    except NotDifferentiableError:
-        if gradient or not hasattr(estimator, "predict_proba"):
-            raise
-        module = BlackBox(estimator)
-    if estimator is not module and not hasattr(estimator, "classes_"):
-        raise TypeError(
-            f"{estimator!r} is no fitted classifier and no nn.Module: it has no classes_"
-        )
-    return module
-
-
-def resolve_target(estimator: Any, X: ArrayLike, *, gradient: bool = True) -> Target:
-    """Differentiable view of a fitted estimator, or one of its outputs.
-
-    Parameters
-    ----------
-    estimator : fitted estimator or nn.Module
-        A bare module returns logits; its classes are 0, 1, ...
-    X : array-like of shape (n_samples, ...)
-        Its first rows check that the view computes what the estimator does.
-    gradient : bool, default=True
-        Whether gradients must reach X. Otherwise any classifier with a `predict_proba` will do.
-
-    Returns
-    -------
-    target : Target
-
-    Raises
-    ------
-    TypeError
-        For a data set of torch's.
-    NotDifferentiableError
-        If a step has no differentiable twin, unless outputs are enough.
-    """
-    refuse_dataset(X)
-    module = as_classifier(estimator, gradient=gradient)
-    if estimator is module:
-        return _bare(module, X, gradient)
-    final = getattr(estimator, "best_estimator_", estimator)
-    target = Target(module, np.asarray(estimator.classes_), hasattr(final, "as_module"))
-    x = _first_rows(target, X)
-    if gradient:
-        # names of columns, if there are some, are for the estimator
-        check_differentiable(module, estimator, X if hasattr(X, "iloc") else x)
-    elif not _takes(module, x) and hasattr(estimator, "predict_proba"):
-        target = replace(target, module=BlackBox(estimator))
-    return target
-
-
-def _bare(module: nn.Module, X: Any, gradient: bool) -> Target:
-    """A module that comes without an estimator."""
-    dtype = next((p.dtype for p in module.parameters()), None)
-    target = Target(module, np.empty(0), scales_uint8=True, dtype=dtype)
-    rows = _first_rows(target, X)
-    with untouched(module):
-        if gradient:
-            check_differentiable(module, module, rows)
-        with torch.no_grad():
-            n_classes = module(rows).shape[1]
-    return replace(target, classes=np.arange(n_classes))
-
-
-def _first_rows(target: Target, X: Any) -> Tensor:
-    """Enough of X to check with, as the module takes it."""
-    # not an array of one number, which has no rows
-    rows = X.iloc if hasattr(X, "iloc") else np.atleast_1d(as_array(X, "X"))
-    return target.tensor(rows[:_CHECKED_ROWS])
-
-
-def _takes(module: nn.Module, x: Tensor) -> bool:
-    """Whether a twin can be called: that of a function shows only then that it cannot."""
-    try:
-        with torch.no_grad(), untouched(module):
-            module(x)
-    except NotDifferentiableError:
-        return False
-    except (IndexError, RuntimeError, TypeError, ValueError):
-        # X is not what the estimator takes: the attack's own checks say so
-        return True
-    return True

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from ...attacks import Attack, Target, is_broken, resolve_target
+from ...attacks import Attack, Target, resolve_target
 from ...attacks.engine.balls import NORMS, Ball
-from ...attacks.engine.margins import member_logits, untouched
-from ...losses import ensemble_log_proba
+from ...attacks.engine.forward import frozen, member_logits
 from ...metrics.robust import check_untargeted
+from ...modules.combiners import combiner_of
 from .style import COLOURS, axes_for, norm_label, require_matplotlib, settle_layout, text_width
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ class Plane:
 
 def decide(module: nn.Module, x: Tensor) -> NDArray[np.int64]:
     """Class indices that a module gives samples in eval mode, (n_samples,)."""
-    with untouched(module), torch.no_grad():
-        chosen = ensemble_log_proba(member_logits(module, x)).argmax(dim=1)
+    with frozen(module), torch.no_grad():
+        chosen = combiner_of(module).log_proba(member_logits(module, x)).argmax(dim=1)
     indices: NDArray[np.int64] = chosen.cpu().numpy()
     return indices
 
@@ -219,9 +219,9 @@ class DecisionRegionDisplay:
         reach = _checked_reach(attack, extent, n_grid)
         _check_sample(X, sample)
         target = resolve_target(estimator, X, gradient=not attack.gradient_free)
-        x = target.tensor(np.asarray(X)[[sample]])
-        x_adv = _attacked(target, attack, x, target.encode(np.asarray(y)[[sample]]), sample)
-        plane, distance = plane_through(x, x_adv, attack.norm, random_state)
+        target = target.on(np.asarray(X)[[sample]], np.asarray(y)[[sample]])
+        x_adv = _attacked(target, attack, sample)
+        plane, distance = plane_through(target.x, x_adv, attack.norm, random_state)
         coordinates = np.linspace(-reach, reach, n_grid)
         decisions, distances = plane.look(target.module, coordinates)
         return cls(
@@ -316,14 +316,14 @@ def _check_sample(X: ArrayLike, sample: int) -> None:
         raise ValueError(f"a plane needs two features or more; X has shape {shape}")
 
 
-def _attacked(target: Target, attack: Attack, x: Tensor, y: Tensor, sample: int) -> Tensor:
-    """The adversarial example, another point than x."""
-    if is_broken(target.module, x, y).any():
+def _attacked(target: Target, attack: Attack, sample: int) -> Tensor:
+    """The adversarial example of the target's one image, another point than that."""
+    if not target.right().all():
         raise ValueError(
             f"sample {sample} is misclassified without an attack: choose one that is right"
         )
-    x_adv = attack(target.module, x, y)
-    if (x_adv == x).all():
+    x_adv = attack(target.module, target.x, target.y)
+    if (x_adv == target.x).all():
         raise ValueError(
             f"{attack!r} leaves sample {sample} where it is, so that no direction leads to an "
             "adversarial example: take another sample, a larger eps, or an attack such as PGD"
