@@ -88,6 +88,7 @@ def bare_loop(own: OwnStep, batches: Sequence[Batch]) -> nn.Module:
             step = TrainingStep(module, auxiliary, batch, net.clip_values, seed=number)
             torch.stack(list(objective(step).values())).sum().backward(inputs=parameters)
             optimizer.step()
+            step.commit()
     return module
 
 
