@@ -34,20 +34,21 @@ def describe_inherited_parameters(cls: type, absent: Iterable[str] = ()) -> None
         return
     before, entries, after = _split(inspect.cleandoc(own))
     described = {*absent, *(name for entry in entries for name in _names(entry))}
-    for base in cls.__mro__[1:]:
-        for entry in _entries_of(base):
-            missing = [name for name in _names(entry) if name not in described]
-            if missing:
-                entries.append(_for_class(cls, entry, missing))
-                described.update(missing)
+    for entry in _inherited(cls):
+        missing = [name for name in _names(entry) if name not in described]
+        if missing:
+            entries.append(_for_class(cls, entry, missing))
+            described.update(missing)
     if entries:
         section = "\n".join(["Parameters", "----------", *entries])
         cls.__doc__ = "\n\n".join(part for part in (before, section, after) if part) + "\n"
 
 
-def _entries_of(base: type) -> list[str]:
-    doc = vars(base).get("__doc__") if "_own_allowed" in vars(base) else None
-    return _split(inspect.cleandoc(doc))[1] if doc else []
+def _inherited(cls: type) -> Iterator[str]:
+    """Entries of the nearest bases with a docstring, which hold those of the others."""
+    for base in cls.__bases__:
+        doc = vars(base).get("__doc__")
+        yield from _split(inspect.cleandoc(doc))[1] if doc else _inherited(base)
 
 
 def _split(doc: str) -> tuple[str, list[str], str]:
