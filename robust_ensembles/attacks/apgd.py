@@ -11,6 +11,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import _registry
 from .._checks import is_number
 from .base import BoundedAttack
 from .engine.ascent import (
@@ -308,6 +309,14 @@ def adapt_sparsity(ball: L1Ball, state: WalkState, step: int, n_steps: int) -> W
 _FIRST_INTERVAL, _SHRINKAGE, _LEAST_INTERVAL = 0.22, 0.03, 0.06
 
 
+@_registry.attack(
+    "apgd",
+    kind="gradients",
+    paper="Croce and Hein 2020, 2021",
+    summary="PGD that sets its own steps; L1 too",
+    count="n_steps",
+    cost=("n_steps", "n_restarts", "n_gradients"),
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class APGD(MomentumAttack):
     """Auto-PGD: halves its steps where they do not pay, and goes back to the best point.
@@ -383,6 +392,14 @@ class APGD(MomentumAttack):
             raise ValueError(f"{name}: rho must be above 0 and at most 1; got {self.rho!r}")
 
 
+@_registry.attack(
+    "apgdt",
+    kind="gradients",
+    paper="Croce and Hein 2020, 2021",
+    summary="the same towards each of the likeliest wrong classes, on the DLR loss",
+    count="n_steps",
+    cost=("n_steps", "n_restarts", "n_gradients", "n_target_classes"),
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class TargetedAPGD(APGD):
     """APGD-T: a walk towards each of the likeliest wrong classes, on the targeted DLR loss.

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from .. import _registry
 from .._checks import one_of
 from .apgd import APGD, TargetedAPGD
 from .base import Attack
@@ -70,6 +71,13 @@ class Cascade(Attack):
             attack._validate()
 
 
+@_registry.attack(
+    "autoattack",
+    kind="several",
+    paper="Croce and Hein 2020",
+    summary="`APGD`, `TargetedAPGD`, `FAB` and `Square`, the worst for each sample",
+    count="n_queries",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class AutoAttack(Cascade):
     """The standard of robust evaluation: APGD twice, FAB and Square (Croce and Hein 2020).
@@ -109,6 +117,12 @@ class AutoAttack(Cascade):
         super()._validate()
 
 
+@_registry.attack(
+    "ensembleautoattack",
+    kind="several",
+    summary="`AutoAttack`, `MORA`, and every other way to combine the members",
+    count="n_queries",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class EnsembleAutoAttack(Cascade):
     """AutoAttack for ensembles: every way to combine the members is attacked.

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .. import _registry
 from .._checks import check_number, is_number
 from .engine.ascent import Objective
 from .engine.balls import Box
@@ -20,6 +21,13 @@ _INSIDE = 1 - 1e-4
 _FACTOR_WITHOUT_SUCCESS = 10.0
 
 
+@_registry.attack(
+    None,
+    kind="minimum norm",
+    paper="Carlini and Wagner 2017",
+    summary="the minimum-norm attack whose loss `CW` climbs",
+    cost=("n_steps", "n_searches"),
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class CarliniWagnerL2(MinimumNormAttack):
     r"""Minimises distance and margin together, searching for the weight between them.

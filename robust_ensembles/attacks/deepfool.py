@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .. import _registry
 from .._checks import check_number
 from .engine.ascent import Objective, TowardsClass, check_finite, likeliest_wrong_classes
 from .engine.balls import Ball, per_sample
@@ -15,6 +16,14 @@ from .engine.margins import difference
 from .minimum_norm import MinimumNormAttack, Nearest, project_onto_hyperplane
 
 
+@_registry.attack(
+    "deepfool",
+    kind="minimum norm",
+    paper="Moosavi-Dezfooli et al. 2016",
+    summary="quickly across the nearest boundary",
+    count="n_steps",
+    cost=("n_steps", "n_target_classes"),
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class DeepFool(MinimumNormAttack):
     """Steps onto the nearest of the linearised boundaries until the decision changes.

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .. import _registry
 from .._checks import check_number
 from .apgd import SIDE_BY_SIDE
 from .engine.ascent import (
@@ -25,6 +26,14 @@ from .minimum_norm import MinimumNormAttack, Nearest, project_onto_hyperplane
 _TINY = 1e-8
 
 
+@_registry.attack(
+    "fab",
+    kind="minimum norm",
+    paper="Croce and Hein 2020",
+    summary="the nearest adversarial example, by linearised boundaries",
+    count="n_steps",
+    cost=("n_steps", "n_restarts", "n_target_classes"),
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class FAB(MinimumNormAttack):
     """Looks for the *nearest* adversarial example by stepping onto linearised boundaries.

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .. import _registry
 from .._checks import is_number
 from .base import BoundedAttack
 from .engine.ascent import Objective
@@ -187,6 +188,13 @@ _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _SCHEDULE_QUERIES = 10_000
 
 
+@_registry.attack(
+    "square",
+    kind="no gradients",
+    paper="Andriushchenko et al. 2020",
+    summary="random search by outputs alone",
+    count="n_queries",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class Square(BoundedAttack):
     """Random search that changes a patch of pixels at a time and keeps what raises the loss.

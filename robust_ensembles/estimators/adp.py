@@ -9,12 +9,19 @@ from typing import Any, ClassVar
 from sklearn.utils._param_validation import Interval
 from torch import Tensor
 
+from .. import _registry
 from ..losses import adp_regularizer, member_cross_entropy
 from ..training import TrainingStep
 from .adversarial_training import DiversityMixin, Reduce
 from .base import BaseEnsembleClassifier
 
 
+@_registry.method(
+    "adp",
+    family="predictions",
+    paper="Pang et al., ICML 2019",
+    summary="predictions beside the true class that span a large volume",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class ADPEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
     r"""Members whose predictions beside the true class span a large volume.

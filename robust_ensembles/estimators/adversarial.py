@@ -7,11 +7,18 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from .. import _registry
 from ..training import TrainingStep
 from .adversarial_training import CalibrationMixin
 from .base import BaseEnsembleClassifier
 
 
+@_registry.method(
+    "adversarial",
+    family="baseline",
+    paper="Madry et al., ICLR 2018",
+    summary="adversarial training, of the ensemble or of each member",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class AdversarialEnsembleClassifier(CalibrationMixin, BaseEnsembleClassifier):
     r"""Members trained on adversarial examples of the ensemble, or each on its own.

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from .. import _registry
 from ..losses import member_cross_entropy
 from ..training import TrainingStep
 from .adversarial_training import AdversarialTrainingMixin
@@ -14,6 +15,12 @@ from .base import BaseEnsembleClassifier
 from .calibration import CalibrationParameters, warn_without_peers
 
 
+@_registry.method(
+    "ceat",
+    family="adversarial",
+    paper="Li et al. 2025, arXiv:2509.00089",
+    summary="adversarial training weighted by the disagreement of a member's peers",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class CEATEnsembleClassifier(
     CalibrationParameters, AdversarialTrainingMixin, BaseEnsembleClassifier

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
+from .. import _registry
 from ..losses import (
     batch_mean,
     cldl_gradient_diversity,
@@ -23,6 +24,12 @@ from .adversarial_training import DiversityMixin
 from .base import BaseEnsembleClassifier
 
 
+@_registry.method(
+    "cldl",
+    family="gradients",
+    paper="Wang and Liu 2022, arXiv:2206.14477; code named LSD",
+    summary="learned soft labels and diverse input gradients",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class CLDLEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
     r"""Members that learn soft labels of their own, and whose input gradients are orthogonal.

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from .. import _registry
 from ..losses import member_cross_entropy
 from ..training import TrainingStep
 from .adversarial_training import DiversityMixin
@@ -15,6 +16,12 @@ from .base import BaseEnsembleClassifier
 from .feature_space import DistillationMixin
 
 
+@_registry.method(
+    "dverge",
+    family="features",
+    paper="Yang et al., NeurIPS 2020",
+    summary="each member learns to see through what deceives the others",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class DVERGEEnsembleClassifier(DistillationMixin, DiversityMixin, BaseEnsembleClassifier):
     r"""Members trained to see through what deceives the others.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sklearn.utils._param_validation import Interval
 from torch import Tensor
 
+from .. import _registry
 from ..attacks.engine.ascent import Steps
 from ..attacks.engine.balls import LinfBall
 from ..losses import (
@@ -39,6 +40,12 @@ _INTER_SHARE = 0.05
 _INTER_CAP = 10.0
 
 
+@_registry.method(
+    "fasten",
+    family="features",
+    paper="Huang et al. 2023",
+    summary="each other's cheap perturbations, kept and used again",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class FASTENEnsembleClassifier(DistillationMixin, DiversityMixin, BaseEnsembleClassifier):
     r"""Members trained on each other's cheap perturbations, which are kept and used again.

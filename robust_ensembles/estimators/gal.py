@@ -9,12 +9,19 @@ from typing import Any, ClassVar, Literal
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
+from .. import _registry
 from ..losses import CosineEpsMode, gal_regularizer, member_cross_entropy
 from ..training import TrainingStep
 from .adversarial_training import DiversityMixin, over_members
 from .base import BaseEnsembleClassifier
 
 
+@_registry.method(
+    "gal",
+    family="gradients",
+    paper="Kariyappa and Qureshi 2019, arXiv:1901.09981",
+    summary="input gradients that point away from each other",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class GALEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
     r"""Members whose input gradients point away from each other.

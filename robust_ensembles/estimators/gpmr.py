@@ -9,12 +9,19 @@ from typing import Any, ClassVar
 from sklearn.utils._param_validation import Interval
 from torch import Tensor
 
+from .. import _registry
 from ..losses import gpmr_regularizer, member_cross_entropy
 from ..training import TrainingStep
 from .adversarial_training import DiversityMixin
 from .base import BaseEnsembleClassifier
 
 
+@_registry.method(
+    "gpmr",
+    family="gradients",
+    paper="Dabouei et al., CVPR 2020",
+    summary="input gradients at the corners of a simplex, equally long",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class GPMREnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
     r"""Members whose input gradients form a regular simplex with edges of one length.

@@ -12,6 +12,7 @@ import torch
 from sklearn.utils._param_validation import Interval
 from torch import Tensor
 
+from .. import _registry
 from ..losses import batch_mean, hierarchical_labels, soft_cross_entropy
 from ..training import TrainingStep, derive_seed, features, generator, replaced_output
 from .adversarial_training import DiversityMixin
@@ -19,6 +20,12 @@ from .base import BaseEnsembleClassifier
 from .feature_space import DistillationMixin
 
 
+@_registry.method(
+    "lafed",
+    family="features",
+    paper="Zhuang et al. 2024",
+    summary="the others' vulnerabilities, mixed in latent space; labels smoothed by degrees",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class LAFEDEnsembleClassifier(DistillationMixin, DiversityMixin, BaseEnsembleClassifier):
     r"""Members trained on the others' vulnerabilities, mixed in their own latent space.

@@ -9,12 +9,19 @@ from typing import Any, ClassVar
 from sklearn.utils._param_validation import Interval, Options
 from torch import Tensor
 
+from .. import _registry
 from ..losses import member_cross_entropy, nceen_regularizer
 from ..training import TrainingStep, input_gradients
 from .adversarial_training import DiversityMixin
 from .base import BaseEnsembleClassifier
 
 
+@_registry.method(
+    "ncen",
+    family="gradients",
+    paper="Luo et al. 2022, arXiv:2206.10334",
+    summary="negatively correlated input gradients, in direction and magnitude",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class NCEnEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
     r"""Members whose input gradients correlate negatively, in direction and in magnitude.

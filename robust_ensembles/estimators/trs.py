@@ -10,6 +10,7 @@ import torch
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from torch import Tensor
 
+from .. import _registry
 from ..attacks.engine.ascent import Climbable, Steps, ascend
 from ..attacks.engine.balls import LinfBall
 from ..losses import CosineEpsMode, member_cross_entropy, trs_similarity, trs_smoothness
@@ -18,6 +19,12 @@ from .adversarial_training import DiversityMixin, over_members
 from .base import BaseEnsembleClassifier
 
 
+@_registry.method(
+    "trs",
+    family="gradients",
+    paper="Yang et al., NeurIPS 2021",
+    summary="orthogonal input gradients that stay short around the data",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class TRSEnsembleClassifier(DiversityMixin, BaseEnsembleClassifier):
     r"""Members with orthogonal input gradients that stay short all around the data.

@@ -8,11 +8,17 @@ from typing import Any, ClassVar
 from sklearn.utils._param_validation import StrOptions
 from torch import Tensor
 
+from .. import _registry
 from ..losses import Formulation, member_cross_entropy
 from ..training import TrainingStep
 from .base import BaseEnsembleClassifier
 
 
+@_registry.method(
+    "vanilla",
+    family="baseline",
+    summary="members trained independently by cross-entropy",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class VanillaEnsembleClassifier(BaseEnsembleClassifier):
     r"""Members trained by their own cross-entropy: the baseline that every defence must beat.

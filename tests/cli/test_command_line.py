@@ -19,8 +19,8 @@ from skorch.callbacks import Callback
 from tiny_training import TINY, train
 
 from robust_ensembles import CEATEnsembleClassifier, VanillaEnsembleClassifier, recipes
-from robust_ensembles._cli import common as _console
 from robust_ensembles._cli import main
+from robust_ensembles._cli import output as _console
 from robust_ensembles.attacks import PGD
 from robust_ensembles.datasets import load_digits_images
 from robust_ensembles.inspection import RobustnessReport
