@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import robust_ensembles
-from robust_ensembles import attacks
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "robust_ensembles"
@@ -62,21 +61,6 @@ def test_the_code_of_the_readme_for_foolbox_runs(tmp_path):
     ours, theirs = re.findall(r"(?:PGD-20 at eps 0\.1 |^)(0\.\d+)$", done.stdout, re.MULTILINE)
     # the same ensemble under the same kind of attack
     assert float(theirs) == pytest.approx(float(ours), abs=0.1)
-
-
-def test_readme_names_every_estimator_and_attack():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE))
-    estimators = {name for name in robust_ensembles.__all__ if name.endswith("Classifier")}
-    abstract = {"Attack", "BoundedAttack", "GradientAttack", "MinimumNormAttack"}
-    concrete = {
-        name
-        for name in attacks.__all__
-        if isinstance(kind := getattr(attacks, name), type)
-        and issubclass(kind, attacks.Attack)
-        and name not in abstract
-    }
-    assert named == estimators | concrete
 
 
 def test_the_citation_has_the_version_of_the_package():

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import replace
 from math import isfinite
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -114,8 +113,8 @@ def cost(attack: Attack | None) -> float:
         return sum(cost(part) for part in (parts() if callable(parts) else parts))
     passes = 1.0
     for name in _counted(type(attack)):
-        value = getattr(attack, name, 1)
-        passes *= value if isinstance(value, Real) else len(value)
+        value: Any = getattr(attack, name, 1)
+        passes *= len(value) if isinstance(value, Sized) else value
     return passes
 
 
