@@ -86,7 +86,7 @@ def test_rooms_load_lazily(room):
         (["train", "digits", "--method", "nonsense", "-o", "m"], 2),
         (["evaluate", "m", "digits", "--eps", "nonsense"], 2),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else None,
 )
 def test_help_and_errors_in_arguments_come_without_torch(arguments, status):
     code = (

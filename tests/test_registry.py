@@ -105,6 +105,14 @@ def test_declarations_say_something_true_of_their_classes():
         assert method.summary
 
 
+@pytest.mark.parametrize("name", _registry.named_attacks())
+def test_a_scorer_by_the_name_of_each_attack(name):
+    declared = _registry.named_attacks()[name]
+    assert type(attack_from_name(name)) is declared.cls
+    if declared.count is not None:
+        assert getattr(attack_from_name(f"{name}7"), declared.count) == 7
+
+
 def test_order_is_that_of_families_and_years():
     assert list(METHODS)[:4] == ["vanilla", "adversarial", "adp", "gal"]
     assert list(METHODS)[-1] == "ceat"
