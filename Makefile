@@ -43,7 +43,7 @@ lint: $(INSTALLED)-$(TEST_EXTRAS)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# of methods and attacks, in the package and on pages
+# of methods, attacks and losses, in the package and on pages
 lists: $(INSTALLED)-$(TEST_EXTRAS)
 	$(BIN)/python docs/lists.py
 

@@ -1,4 +1,4 @@
-"""The lists of methods and attacks that stand in files, written from their declarations.
+"""Lists of methods, attacks and losses that stand in files, written from where they are declared.
 
 ``make lists`` runs this. A list stands between two comments with its name, ``methods: begin`` and
 ``methods: end``.
@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -46,8 +47,8 @@ def _import(module: str, names: Iterable[str], indent: str = "") -> str:
     return f"{indent}from {module} import ({inner}\n{indent})"
 
 
-def _exported(names: Iterable[str]) -> str:
-    return "__all__ += [" + "".join(f'\n    "{name}",' for name in _sorted(names)) + "\n]"
+def _exported(names: Iterable[str], sign: str = "+=") -> str:
+    return f"__all__ {sign} [" + "".join(f'\n    "{name}",' for name in _sorted(names)) + "\n]"
 
 
 def _tuple(name: str, values: Iterable[str]) -> str:
@@ -62,6 +63,40 @@ def imports_of(classes: Iterable[type]) -> str:
         for module, group in groupby(ordered, key=lambda cls: cls.__module__)
     ]
     return "\n".join([*lines, "", _exported(cls.__name__ for cls in ordered)])
+
+
+def losses() -> dict[str, tuple[str, list[str]]]:
+    """Title and public names of each file of equations: what all share, then by method."""
+    folder = ROOT / "robust_ensembles" / "losses"
+    methods = list(_registry.methods())
+
+    def place(path: Path) -> tuple[int, str]:
+        return methods.index(path.stem) if path.stem in methods else -1, path.stem
+
+    found = {}
+    for path in sorted(folder.glob("[!_]*.py"), key=place):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        title = re.split(r"[:,]", ast.get_docstring(tree) or "", maxsplit=1)[0]
+        names = [name for node in tree.body for name in _defined(node)]
+        public = [name for name in names if not name.startswith("_") and not name.isupper()]
+        found[path.stem] = (title, public)
+    return found
+
+
+def _defined(node: ast.stmt) -> list[str]:
+    """Functions, classes and names of types that a statement defines."""
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return [node.name]
+    if isinstance(node, ast.Assign):
+        return [target.id for target in node.targets if isinstance(target, ast.Name)]
+    return []
+
+
+def loss_imports() -> str:
+    """The public face of the equations."""
+    found = {module: names for module, (_, names) in losses().items()}
+    lines = [_import(f".{module}", names) for module, names in sorted(found.items())]
+    return "\n".join([*lines, "", _exported([n for names in found.values() for n in names], "=")])
 
 
 def package_names() -> str:
@@ -143,6 +178,14 @@ def attack_sections() -> str:
     return sections(_registry.KINDS, members, {})
 
 
+def loss_sections() -> str:
+    """Equations, paper by paper."""
+    found = losses()
+    groups = {module: title for module, (title, _) in found.items()}
+    members = [(name, module) for module, (_, names) in found.items() for name in names]
+    return sections(groups, members, {})
+
+
 LISTS: dict[tuple[str, str], Callable[[], str]] = {
     ("robust_ensembles/__init__.py", "methods"): package_names,
     ("robust_ensembles/estimators/__init__.py", "methods"): lambda: imports_of(
@@ -151,12 +194,14 @@ LISTS: dict[tuple[str, str], Callable[[], str]] = {
     ("robust_ensembles/attacks/__init__.py", "attacks"): lambda: imports_of(
         a.cls for a in _registry.attacks().values()
     ),
+    ("robust_ensembles/losses/__init__.py", "losses"): loss_imports,
     ("robust_ensembles/_cli/arguments.py", "choices"): choices,
     ("README.md", "methods"): method_table,
     ("README.md", "attacks"): attack_table,
     ("docs/methods/index.md", "methods"): toctree,
     ("docs/api/ensembles.rst", "methods"): method_sections,
     ("docs/api/attacks.rst", "attacks"): attack_sections,
+    ("docs/api/losses.rst", "losses"): loss_sections,
 }
 """What writes each list, by file and name."""
 
