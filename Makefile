@@ -16,13 +16,14 @@ TEST_EXTRAS := test$(if $(EXTRAS),-$(subst $(comma),-,$(EXTRAS)))
 # its name says which extras are installed: .installed-test-crosscheck
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help quickstart test lint docs docs-links dist clean
+.PHONY: help quickstart lists test lint docs docs-links dist clean
 
 help:
 	@echo "make quickstart [DATA=fashion-mnist]   train four ensembles, print a table, write a plot"
 	@echo "make test [MARKERS=\"not slow\"] [EXTRAS=crosscheck] [PYTEST_ARGS=...] [JOBS=1]"
 	@echo "                                       lint, formatting, types and tests"
 	@echo "make lint                              lint, formatting and types"
+	@echo "make lists                             write the lists that follow from the declarations"
 	@echo "make docs                              the documentation, in docs/_build/html"
 	@echo "make docs-links                        whether its links lead somewhere; needs a network"
 	@echo "make dist                              source distribution and wheel, in dist/"
@@ -41,6 +42,10 @@ lint: $(INSTALLED)-$(TEST_EXTRAS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# of methods, attacks and losses, in the package and on pages
+lists: $(INSTALLED)-$(TEST_EXTRAS)
+	$(BIN)/python docs/lists.py
 
 # runs the gallery's examples that have changed
 docs: $(INSTALLED)-docs

@@ -1,28 +1,33 @@
 """Adversarially robust ensembles of neural networks with the scikit-learn API."""
 
-from ._version import __version__
-from .estimators import (
-    ADPEnsembleClassifier,
-    AdversarialEnsembleClassifier,
-    CEATEnsembleClassifier,
-    CLDLEnsembleClassifier,
-    CollaborativeCalibration,
-    DVERGEEnsembleClassifier,
-    FASTENEnsembleClassifier,
-    GALEnsembleClassifier,
-    GPMREnsembleClassifier,
-    LAFEDEnsembleClassifier,
-    NCEnEnsembleClassifier,
-    TRSEnsembleClassifier,
-    VanillaEnsembleClassifier,
-)
+from typing import TYPE_CHECKING
 
-__all__ = [
+from ._version import __version__
+
+__all__ = ["CollaborativeCalibration", "__version__"]
+
+# list of methods: begin (written by `make lists`)
+if TYPE_CHECKING:
+    from .estimators import (
+        ADPEnsembleClassifier,
+        AdversarialEnsembleClassifier,
+        CEATEnsembleClassifier,
+        CLDLEnsembleClassifier,
+        DVERGEEnsembleClassifier,
+        FASTENEnsembleClassifier,
+        GALEnsembleClassifier,
+        GPMREnsembleClassifier,
+        LAFEDEnsembleClassifier,
+        NCEnEnsembleClassifier,
+        TRSEnsembleClassifier,
+        VanillaEnsembleClassifier,
+    )
+
+__all__ += [
     "ADPEnsembleClassifier",
     "AdversarialEnsembleClassifier",
     "CEATEnsembleClassifier",
     "CLDLEnsembleClassifier",
-    "CollaborativeCalibration",
     "DVERGEEnsembleClassifier",
     "FASTENEnsembleClassifier",
     "GALEnsembleClassifier",
@@ -31,5 +36,56 @@ __all__ = [
     "NCEnEnsembleClassifier",
     "TRSEnsembleClassifier",
     "VanillaEnsembleClassifier",
-    "__version__",
 ]
+# list of methods: end
+
+_ROOMS = (
+    "attacks",
+    "datasets",
+    "estimators",
+    "exceptions",
+    "inspection",
+    "losses",
+    "metrics",
+    "modules",
+    "parallel",
+    "persistence",
+    "protocols",
+    "recipes",
+    "training",
+)
+
+if TYPE_CHECKING:
+    from . import attacks as attacks
+    from . import datasets as datasets
+    from . import estimators as estimators
+    from . import exceptions as exceptions
+    from . import inspection as inspection
+    from . import losses as losses
+    from . import metrics as metrics
+    from . import modules as modules
+    from . import parallel as parallel
+    from . import persistence as persistence
+    from . import protocols as protocols
+    from . import recipes as recipes
+    from . import training as training
+    from .estimators import CollaborativeCalibration
+else:
+    # rooms and classes are loaded when they are first asked for: torch and scikit-learn take
+    # seconds, which `robust-ensembles --help` and a look at the version need not wait for
+
+    def __getattr__(name):
+        """Load a room, or a class from the room of estimators."""
+        from importlib import import_module
+
+        if name in _ROOMS:
+            return import_module(f".{name}", __name__)
+        if name in __all__:
+            value = getattr(import_module(".estimators", __name__), name)
+            globals()[name] = value
+            return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__():
+        """What can be asked for, loaded or not."""
+        return sorted({*globals(), *__all__, *_ROOMS})

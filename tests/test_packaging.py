@@ -9,11 +9,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import torch
 
 import robust_ensembles
-from robust_ensembles import attacks
-from robust_ensembles.metrics import attack_from_name
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "robust_ensembles"
@@ -75,31 +72,6 @@ def test_foolbox_finds_about_what_our_attack_finds(tmp_path):
     assert 0.5 < float(ours) < 1
     # the same ensemble under the same kind of attack
     assert float(theirs) == pytest.approx(float(ours), abs=0.1)
-
-
-def test_readme_names_every_estimator_once():
-    estimators = {name for name in robust_ensembles.__all__ if name.endswith("Classifier")}
-    rows = table("methods")
-    assert sorted(row[0] for row in rows) == sorted(f"`{name}`" for name in estimators)
-    assert all(paper and does for _, paper, does in rows)
-
-
-def test_readme_names_every_attack_once_with_its_scorer():
-    abstract = {"Attack", "BoundedAttack", "GradientAttack", "MinimumNormAttack"}
-    concrete = {
-        name
-        for name in attacks.__all__
-        if isinstance(kind := getattr(attacks, name), type)
-        and issubclass(kind, attacks.Attack)
-        and name not in abstract
-    }
-    rows = table("attacks")
-    assert sorted(row[0] for row in rows) == sorted(f"`{name}`" for name in concrete)
-    for kind, names, description in rows:
-        assert description
-        for name in re.findall(r"`(\w+)`", names):
-            made = attack_from_name(name, surrogate=torch.nn.Identity())
-            assert f"`{type(made).__name__}`" == kind
 
 
 def test_the_citation_has_the_version_of_the_package():

@@ -78,20 +78,23 @@ def test_what_there_is():
         method: "; ".join(f"{short[d]} {' '.join(s)}" for d, s in datasets.items())
         for method, datasets in found.items()
     }
-    assert lines == {
-        "vanilla": "M cldl; F cldl ncen; 10 dverge cldl ncen; 100 lafed",
-        "adversarial": "M cldl; F cldl; 10 dverge cldl ceat; 100 lafed",
-        "adp": "M adp cldl; F cldl; 10 adp dverge cldl ceat; 100 adp ceat",
-        "gal": "M cldl; F cldl ncen; 10 dverge cldl ncen ceat; 100 ceat",
-        "gpmr": "F ncen; 10 ncen; 100 ncen",
-        "dverge": "M trs cldl; F cldl; 10 dverge cldl ceat; 100 lafed ceat",
-        "trs": "M trs cldl; F cldl; 10 trs cldl ceat; 100 ceat",
-        "cldl": "M cldl; F cldl; 10 cldl; 100 cldl",
-        "ncen": "F ncen; 10 ncen; 100 ncen",
-        "lafed": "10 lafed ceat; 100 lafed ceat",
-        "fasten": "10 fasten ceat; 100 fasten ceat",
-        "ceat": "10 ceat; 100 ceat",
-    }
+    assert (
+        lines.items()
+        >= {
+            "vanilla": "M cldl; F cldl ncen; 10 dverge cldl ncen; 100 lafed",
+            "adversarial": "M cldl; F cldl; 10 dverge cldl ceat; 100 lafed",
+            "adp": "M adp cldl; F cldl; 10 adp dverge cldl ceat; 100 adp ceat",
+            "gal": "M cldl; F cldl ncen; 10 dverge cldl ncen ceat; 100 ceat",
+            "gpmr": "F ncen; 10 ncen; 100 ncen",
+            "dverge": "M trs cldl; F cldl; 10 dverge cldl ceat; 100 lafed ceat",
+            "trs": "M trs cldl; F cldl; 10 trs cldl ceat; 100 ceat",
+            "cldl": "M cldl; F cldl; 10 cldl; 100 cldl",
+            "ncen": "F ncen; 10 ncen; 100 ncen",
+            "lafed": "10 lafed ceat; 100 lafed ceat",
+            "fasten": "10 fasten ceat; 100 fasten ceat",
+            "ceat": "10 ceat; 100 ceat",
+        }.items()
+    )
 
 
 @pytest.mark.parametrize(("method", "dataset", "source"), TRIPLES)

@@ -27,7 +27,8 @@ from ..estimators.parameters import resolve_device
 from ..exceptions import DatasetNotFoundError
 from ..persistence import load
 from ..recipes import known_dataset
-from .common import PIXELS, tell
+from .output import tell
+from .threat import PIXELS
 
 DEFAULT_TEST_SIZE = 0.2
 

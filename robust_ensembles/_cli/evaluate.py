@@ -13,51 +13,9 @@ from .._system import write_whole
 from ..attacks import Transfer
 from ..inspection import RobustnessReport, robustness_report
 from ..metrics import attack_from_name
-from .common import (
-    add_common,
-    add_data,
-    add_threat,
-    check_outputs,
-    say,
-    settle_threat,
-    show_table,
-    shown,
-    tell,
-)
 from .data import Images, load_models, load_surrogates, read_for_measuring
-
-DESCRIPTION = """\
-Measure what attacks do to a trained ensemble.
-
-An image counts as robust if it is classified correctly before and after the attack. The images
-are the test part of DATA, the part that --test-size holds out, or all of DATA where it has no
-parts. eps is in units of pixels from 0 to 1; images of 0 to 255 are divided by 255.
-The exit status is 1 if an attack could not be run.
-"""
-EXAMPLES = """\
-examples:
-  # the held-out fifth of a training with the same seed
-  {prog} evaluate digits.safetensors digits --test-size 0.2 --attacks fgsm pgd20 --eps 0.1
-
-  # a folder, read as in training; all of it; numbers for another program
-  {prog} evaluate pets.safetensors photos-test --size 32 --samples all --json pets.json
-
-  # black box: examples made on other models
-  {prog} evaluate gal.safetensors data.npz --attacks transfer_mim10 pgd20 \\
-      --surrogate vanilla.safetensors
-
-which attacks? fgsm and pgd20 are quick looks; autoattack and, for ensembles above all,
-ensembleautoattack are what to report. An attack that is too weak gives a number that is too high.
-"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a file that train wrote")
-    add_data(parser)
-    add_threat(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here, too")
-    add_common(parser)
+from .output import check_outputs, say, show_table, tell
+from .threat import settle_threat, shown
 
 
 def run(args: argparse.Namespace) -> int:

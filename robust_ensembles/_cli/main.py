@@ -5,22 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 from .. import __version__
-from . import evaluate as _evaluate
-from . import recipes as _recipes
-from . import report as _report
-from . import train as _train
-from .common import HelpFormatter, messages_as_lines, tell
+from .arguments import COMMANDS, HelpFormatter
 
-_COMMANDS: dict[str, ModuleType] = {
-    "train": _train,
-    "evaluate": _evaluate,
-    "report": _report,
-    "recipes": _recipes,
-}
 _DESCRIPTION = """\
 Ensembles of neural networks that withstand adversarial examples, and their honest evaluation.
 """
@@ -58,9 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prog = _program()
     args = _parser(prog).parse_args(arguments)
     args.prog = prog
+    # now that there is something to do: help comes without waiting for torch
+    from .output import messages_as_lines, tell
+
     try:
         with messages_as_lines():
-            return int(args.run(args))
+            return int(import_module(f".{args.command}", __package__).run(args))
     except KeyboardInterrupt:
         tell("interrupted")
         return 130
@@ -88,15 +81,14 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"robust_ensembles {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, command in _COMMANDS.items():
+    for command in COMMANDS:
         sub = commands.add_parser(
-            name,
-            help=command.DESCRIPTION.partition("\n")[0].rstrip(".").lower(),
-            description=command.DESCRIPTION,
-            epilog=command.EXAMPLES.format(prog=prog),
+            command.name,
+            help=command.description.partition("\n")[0].rstrip(".").lower(),
+            description=command.description,
+            epilog=command.examples.format(prog=prog),
             formatter_class=HelpFormatter,
             allow_abbrev=False,
         )
         command.add_arguments(sub)
-        sub.set_defaults(run=command.run)
     return parser

@@ -7,29 +7,7 @@ import argparse
 import pandas as pd
 
 from .. import recipes
-from .common import add_common, say, show_table
-
-DESCRIPTION = """\
-Show the settings that were published for each method and data set.
-
-Without arguments: which settings exist, for each method and data set, by source, the one that
-is taken by default first. With --method or --dataset, all values.
-"""
-EXAMPLES = """\
-examples:
-  {prog} recipes
-  {prog} recipes --method cldl --dataset fashion-mnist
-
-tags: P printed in a paper, C read in released code, M remembered, I inferred. module__,
-optimizer__ and attack__ are parameters of the network, the optimizer and the attack in training.
-"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
-    parser.add_argument("--method", choices=list(recipes.METHODS), help="of this one only")
-    parser.add_argument("--dataset", help=f"one of {', '.join(recipes.DATASETS)}")
-    add_common(parser)
+from .output import say, show_table
 
 
 def run(args: argparse.Namespace) -> int:

@@ -22,21 +22,9 @@ from ..attacks.engine.balls import check_radius
 from ..estimators import BaseEnsembleClassifier
 from ..metrics import attack_from_name
 from ..state.checkpoints import CheckpointFolder
-from .common import (
-    PIXELS,
-    add_common,
-    add_data,
-    check_outputs,
-    count,
-    has_own_radius,
-    prints_told,
-    radius,
-    say,
-    setting,
-    tell,
-    words_of,
-)
 from .data import Images, check_labels, read_for_training
+from .output import check_outputs, prints_told, say, tell
+from .threat import PIXELS, has_own_radius, words_of
 
 # parameters with an option of their own
 _OPTIONS = {
@@ -198,76 +186,6 @@ def _check_attack(attack: Any, settings: dict[str, Any], args: argparse.Namespac
             f"an attack in {attack.norm} needs --eps, such as --eps 0.5: {attack.eps:.3g} is a "
             "radius in linf"
         )
-
-
-DESCRIPTION = """\
-Train an ensemble and write it to a file.
-
-Images of 0 to 255 are divided by 255, so eps is in units of pixels from 0 to 1. The network is
-chosen by the size of the images unless a recipe or --set module=... says another. What is held
-out is never trained on: the test part of DATA where it has one, else a fifth of its images.
-"""
-EXAMPLES = """\
-examples:
-  # the digits that come with scikit-learn: half a minute
-  {prog} train digits --method ceat --eps 0.1 --epochs 10 --output digits.safetensors
-
-  # your own photos, photos/cat/1.jpg, photos/dog/7.png, ...: resized, a fifth held out
-  {prog} train photos --size 32 --method adversarial --output pets.safetensors
-
-  # your own arrays, with the settings that were published for Fashion-MNIST
-  {prog} train data.npz --method cldl --recipe fashion-mnist --output cldl.safetensors
-
-  # parameters of the estimator; those of its attack, network and optimizer behind "__"
-  {prog} train data.npz --method gal --set attack=pgd10 --eps 4/255 --set n_estimators=5 \\
-      --set lr=0.01 --set module=resnet20 --output gal.safetensors
-
-  # hours of training: killed or interrupted, the same command goes on
-  {prog} train cifar10 --method dverge --recipe cifar10 --checkpoints runs/dverge \\
-      --output dverge.safetensors
-"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
-    add_data(parser)
-    parser.add_argument(
-        "--test", metavar="DATA2", help="other data to hold out: read as DATA is, its test part"
-    )
-    parser.add_argument("--output", "-o", type=Path, required=True, metavar="FILE", help=_OUTPUT)
-    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
-    group = parser.add_argument_group("method")
-    group.add_argument("--method", choices=list(recipes.METHODS), required=True, help=_METHOD)
-    group.add_argument(
-        "--recipe",
-        metavar="DATASET",
-        help=f"published settings for {', '.join(recipes.DATASETS)}: see the command recipes",
-    )
-    group.add_argument("--source", help="whose settings, where several have published some")
-    group.add_argument(
-        "--set", type=setting, action="append", default=[], metavar="NAME=VALUE", help=_SET
-    )
-    group.add_argument(
-        "--eps",
-        type=radius,
-        help="radius of the attack in training, a number or a fraction such as 8/255, for pixels "
-        "from 0 to 1; its steps change in proportion; by default the method's or recipe's",
-    )
-    group.add_argument("--epochs", type=count, metavar="N", help="by default the method's")
-    running = parser.add_argument_group("running")
-    running.add_argument("--device", help="cpu, cuda, cuda:1, mps; by default the best there is")
-    running.add_argument("--checkpoints", type=Path, metavar="DIR", help=_CHECKPOINTS)
-    running.add_argument("--quiet", action="store_true", help="do not show the epochs")
-    add_common(running)
-
-
-_OUTPUT = "where the trained ensemble goes, such as model.safetensors"
-_METHOD = "which defence is trained; vanilla has none, adversarial is what the others must beat"
-_SET = (
-    "a parameter of the estimator, as in set_params: a Python literal, a fraction or a text; "
-    "attack=pgd10 names an attack; may be given several times"
-)
-_CHECKPOINTS = "folder of this training alone, written after each epoch; the same command goes on"
 
 
 def run(args: argparse.Namespace) -> int:

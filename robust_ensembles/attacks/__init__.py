@@ -5,23 +5,38 @@ anything fitted that ends in an estimator of this package.
 """
 
 from ..twins import as_torch, check_differentiable
+from .base import Attack, BoundedAttack
+from .engine.ascent import is_broken
+from .engine.target import Target, resolve_target
+from .gradient import GradientAttack
+from .minimum_norm import MinimumNormAttack
+
+__all__ = [
+    "Attack",
+    "BoundedAttack",
+    "GradientAttack",
+    "MinimumNormAttack",
+    "Target",
+    "as_torch",
+    "check_differentiable",
+    "is_broken",
+    "resolve_target",
+]
+
+# list of attacks: begin (written by `make lists`)
 from .apgd import APGD, TargetedAPGD
 from .autoattack import AutoAttack, EnsembleAutoAttack
-from .base import Attack, BoundedAttack
 from .carlini_wagner import CarliniWagnerL2
 from .combined import UniformNoise, WorstCase
 from .deepfool import DeepFool
-from .engine.ascent import is_broken
-from .engine.target import Target, resolve_target
 from .external import External
 from .fab import FAB
-from .gradient import BIM, CW, FGSM, MIM, PGD, GradientAttack
-from .minimum_norm import MinimumNormAttack
+from .gradient import BIM, CW, FGSM, MIM, PGD
 from .mora import MORA
 from .square import Square
 from .transfer import Transfer
 
-__all__ = [
+__all__ += [
     "APGD",
     "BIM",
     "CW",
@@ -30,23 +45,15 @@ __all__ = [
     "MIM",
     "MORA",
     "PGD",
-    "Attack",
     "AutoAttack",
-    "BoundedAttack",
     "CarliniWagnerL2",
     "DeepFool",
     "EnsembleAutoAttack",
     "External",
-    "GradientAttack",
-    "MinimumNormAttack",
     "Square",
-    "Target",
     "TargetedAPGD",
     "Transfer",
     "UniformNoise",
     "WorstCase",
-    "as_torch",
-    "check_differentiable",
-    "is_broken",
-    "resolve_target",
 ]
+# list of attacks: end

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import _registry
 from .._parameters import between, choice, count, param
 from .base import BoundedAttack
 from .engine.ascent import (
@@ -311,6 +312,14 @@ def adapt_sparsity(ball: L1Ball, state: WalkState, step: int, n_steps: int) -> W
 _FIRST_INTERVAL, _SHRINKAGE, _LEAST_INTERVAL = 0.22, 0.03, 0.06
 
 
+@_registry.attack(
+    "apgd",
+    kind="gradients",
+    paper="Croce and Hein 2020, 2021",
+    summary="PGD that adapts its step size; L1 too",
+    count="n_steps",
+    cost=("n_steps", "n_restarts", "n_gradients"),
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class APGD(MomentumAttack):
     """Auto-PGD: halves its steps where they do not pay, and goes back to the best point.
@@ -375,6 +384,14 @@ class APGD(MomentumAttack):
         return state if length is None else _halved_where_it_pays(state, self.rho * length)
 
 
+@_registry.attack(
+    "apgdt",
+    kind="gradients",
+    paper="Croce and Hein 2020, 2021",
+    summary="APGD on the DLR loss towards each of the most likely wrong classes",
+    count="n_steps",
+    cost=("n_steps", "n_restarts", "n_gradients", "n_target_classes"),
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class TargetedAPGD(APGD):
     """APGD-T: a walk towards each of the likeliest wrong classes, on the targeted DLR loss.

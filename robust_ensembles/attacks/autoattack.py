@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
+from .. import _registry
 from .._parameters import choice, param
 from .apgd import APGD, TargetedAPGD
 from .base import Attack
@@ -75,6 +76,13 @@ class Cascade(Attack):
             attack._validate()
 
 
+@_registry.attack(
+    "autoattack",
+    kind="several",
+    paper="Croce and Hein 2020",
+    summary="the worst of `APGD`, `TargetedAPGD`, `FAB` and `Square` for each sample",
+    count="n_queries",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class AutoAttack(Cascade):
     """The standard of robust evaluation: APGD twice, FAB and Square (Croce and Hein 2020).
@@ -109,6 +117,12 @@ class AutoAttack(Cascade):
         return [APGD(**shared), TargetedAPGD(**shared), FAB(**shared), square]
 
 
+@_registry.attack(
+    "ensembleautoattack",
+    kind="several",
+    summary="`AutoAttack`, `MORA`, and every other way to combine the members",
+    count="n_queries",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class EnsembleAutoAttack(Cascade):
     """AutoAttack for ensembles: every way to combine the members is attacked.

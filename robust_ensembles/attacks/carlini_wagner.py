@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import _registry
 from .._parameters import above, at_least, count, param
 from .engine.ascent import Objective
 from .engine.balls import Box
@@ -20,6 +21,13 @@ _INSIDE = 1 - 1e-4
 _FACTOR_WITHOUT_SUCCESS = 10.0
 
 
+@_registry.attack(
+    None,
+    kind="minimum norm",
+    paper="Carlini and Wagner 2017",
+    summary="the original minimum-norm attack",
+    cost=("n_steps", "n_searches"),
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class CarliniWagnerL2(MinimumNormAttack):
     r"""Minimises distance and margin together, searching for the weight between them.

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .. import _registry
 from .._parameters import count, param
 from .base import Attack, BoundedAttack
 from .engine.ascent import Objective, is_broken
@@ -19,6 +20,12 @@ from .engine.noise import RESTART_SHIFT
 from .engine.target import check_batch
 
 
+@_registry.attack(
+    "noise",
+    kind="no gradients",
+    summary="random points of the ball: a control that a gradient attack must beat",
+    count="n_draws",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class UniformNoise(BoundedAttack):
     """Uniform noise in the ball: a control that a gradient attack must beat.
@@ -55,6 +62,11 @@ class UniformNoise(BoundedAttack):
         return result
 
 
+@_registry.attack(
+    None,
+    kind="several",
+    summary="a sample is broken if any of several attacks breaks it: `worst` in scores and reports",
+)
 @dataclass(repr=False, eq=False)
 class WorstCase(Attack):
     """Per-sample worst case: a sample is broken if any of the attacks breaks it.

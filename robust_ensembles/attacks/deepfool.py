@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import _registry
 from .._parameters import at_least, count, param
 from .engine.ascent import Objective, TowardsClass, check_finite, likeliest_wrong_classes
 from .engine.balls import Ball, per_sample
@@ -14,6 +15,14 @@ from .engine.margins import difference
 from .minimum_norm import MinimumNormAttack, Nearest, project_onto_hyperplane
 
 
+@_registry.attack(
+    "deepfool",
+    kind="minimum norm",
+    paper="Moosavi-Dezfooli et al. 2016",
+    summary="quick steps across the nearest boundary",
+    count="n_steps",
+    cost=("n_steps", "n_target_classes"),
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class DeepFool(MinimumNormAttack):
     """Steps onto the nearest of the linearised boundaries until the decision changes.

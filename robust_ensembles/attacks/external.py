@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .. import _registry
 from .._parameters import flag, param
 from .base import BoundedAttack
 from .engine.ascent import Objective
@@ -31,6 +32,12 @@ class _Deployed(nn.Module):
         return output
 
 
+@_registry.attack(
+    None,
+    kind="other libraries",
+    summary="any function of a model, images and labels, such as another library's attack",
+    from_parameters=False,
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class External(BoundedAttack):
     """Any attack that is a function of a model, images and labels, such as another library's.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import _registry
 from .._parameters import at_least, between, count, param
 from .apgd import SIDE_BY_SIDE
 from .engine.ascent import (
@@ -24,6 +25,14 @@ from .minimum_norm import MinimumNormAttack, Nearest, project_onto_hyperplane
 _TINY = 1e-8
 
 
+@_registry.attack(
+    "fab",
+    kind="minimum norm",
+    paper="Croce and Hein 2020",
+    summary="nearest adversarial example by linearised boundaries",
+    count="n_steps",
+    cost=("n_steps", "n_restarts", "n_target_classes"),
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class FAB(MinimumNormAttack):
     """Looks for the *nearest* adversarial example by stepping onto linearised boundaries.

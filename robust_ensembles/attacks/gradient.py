@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from .. import _registry
 from .._parameters import above, at_least, count, flag, param
 from .base import BoundedAttack
 from .engine.ascent import Objective, StepRule, ascend
@@ -76,6 +77,14 @@ class GradientAttack(BoundedAttack):
             )
 
 
+@_registry.attack(
+    "pgd",
+    kind="gradients",
+    paper="Madry et al. 2018",
+    summary="small projected steps from a random start, optional restarts",
+    count="n_steps",
+    cost=("n_steps", "n_restarts"),
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class PGD(GradientAttack):
     """Projected gradient descent from a random start (Madry et al. 2018).
@@ -89,6 +98,14 @@ class PGD(GradientAttack):
     """
 
 
+@_registry.attack(
+    "cw",
+    kind="gradients",
+    paper="Carlini and Wagner 2017",
+    summary="PGD on the margin of Carlini and Wagner (2017), as used in ensemble papers",
+    count="n_steps",
+    cost=("n_steps", "n_restarts"),
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class CW(GradientAttack):
     """Projected ascent of the Carlini-Wagner margin, "CW" as the ensemble papers use it.
@@ -104,6 +121,14 @@ class CW(GradientAttack):
     loss: str = "cw_margin"
 
 
+@_registry.attack(
+    "bim",
+    kind="gradients",
+    paper="Kurakin et al. 2017",
+    summary="small projected steps from the sample itself",
+    count="n_steps",
+    cost=("n_steps", "n_restarts"),
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class BIM(GradientAttack):
     """Basic iterative method: `PGD` from x itself, 10 steps of eps / 5 (Kurakin et al. 2017).
@@ -120,6 +145,14 @@ class BIM(GradientAttack):
     _relative_step: ClassVar[float] = 1 / 5
 
 
+@_registry.attack(
+    "mim",
+    kind="gradients",
+    paper="Dong et al. 2018",
+    summary="BIM with momentum",
+    count="n_steps",
+    cost=("n_steps", "n_restarts"),
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class MIM(BIM):
     """Momentum iterative method: gradients of unit L1 norm accumulate (Dong et al. 2018).
@@ -141,6 +174,13 @@ class MIM(BIM):
         return StepRule(plain.n_steps, plain.step_size, self.decay)
 
 
+@_registry.attack(
+    "fgsm",
+    kind="gradients",
+    paper="Goodfellow et al. 2015",
+    summary="one step along the sign of the gradient",
+    cost=("n_steps", "n_restarts"),
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class FGSM(GradientAttack):
     """Fast gradient sign method: one step of length eps (Goodfellow et al. 2015).

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import _registry
 from .._checks import check_number
 from .apgd import FIRST_STEP, MomentumAttack, Walk, WalkState
 from .engine.ascent import Objective
@@ -77,6 +78,14 @@ def _weights(members: Tensor, y: Tensor) -> Tensor:
     return weights * (members.argmax(dim=-1) == y)
 
 
+@_registry.attack(
+    "mora",
+    kind="gradients",
+    paper="Gao et al. 2022",
+    summary="reweights the members of an ensemble as it runs",
+    count="n_steps",
+    cost=("n_steps", "n_gradients", "shares"),
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class MORA(MomentumAttack):
     """Attacks an ensemble by a mixture of its members that is reweighed at every step.

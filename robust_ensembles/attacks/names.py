@@ -5,50 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from .. import _registry
 from .._checks import one_of
-from . import (
-    APGD,
-    BIM,
-    CW,
-    FAB,
-    FGSM,
-    MIM,
-    MORA,
-    PGD,
-    Attack,
-    AutoAttack,
-    BoundedAttack,
-    DeepFool,
-    EnsembleAutoAttack,
-    Square,
-    TargetedAPGD,
-    Transfer,
-    UniformNoise,
-)
-
-_ATTACKS: dict[str, type[Attack]] = {
-    "fgsm": FGSM,
-    "bim": BIM,
-    "mim": MIM,
-    "pgd": PGD,
-    "cw": CW,
-    "apgd": APGD,
-    "apgdt": TargetedAPGD,
-    "fab": FAB,
-    "deepfool": DeepFool,
-    "square": Square,
-    "mora": MORA,
-    "autoattack": AutoAttack,
-    "ensembleautoattack": EnsembleAutoAttack,
-    "noise": UniformNoise,
-}
-_STEPPED = ("bim", "mim", "pgd", "cw", "apgd", "apgdt", "fab", "deepfool", "mora")
-# which parameter the number behind an attack's name sets
-_COUNT = {
-    **dict.fromkeys(_STEPPED, "n_steps"),
-    **dict.fromkeys(("square", "autoattack", "ensembleautoattack"), "n_queries"),
-    "noise": "n_draws",
-}
+from . import Attack, BoundedAttack, Transfer
 
 _PATTERN = re.compile(
     r"(?P<attack>[a-z]+)(?P<count>\d{1,18})?(?:_(?P<norm>[a-z]+\d?))?"
@@ -86,23 +45,25 @@ def attack_from_name(name: str, *, surrogate: Any = None, **defaults: Any) -> At
         raise TypeError(f"the name of an attack must be a text such as 'pgd20'; got {name!r}")
     if name == "transfer" or name.startswith("transfer_"):
         return _transfer(name, surrogate, defaults)
+    declared = _registry.named_attacks()
     match = _PATTERN.fullmatch(name)
     if match is None:
         raise ValueError(
             f"{name!r} is no name of an attack; names look like 'fgsm', 'pgd20' or "
-            f"'pgd20_linf_8_255', with the attacks {sorted(_ATTACKS)}"
+            f"'pgd20_linf_8_255', with the attacks {sorted(declared)}"
         )
-    one_of(match["attack"], _ATTACKS, f"attack of {name!r}")
+    one_of(match["attack"], declared, f"attack of {name!r}")
+    wanted = declared[match["attack"]]
     params = {key: value for key, value in defaults.items() if value is not None}
     if match["count"]:
-        if match["attack"] not in _COUNT:
-            raise ValueError(f"{name!r}: {match['attack']} has no number of steps")
-        params[_COUNT[match["attack"]]] = int(match["count"])
+        if wanted.count is None:
+            raise ValueError(f"{name!r}: {wanted.name} has no number of steps")
+        params[wanted.count] = int(match["count"])
     if match["norm"]:
         params["norm"] = match["norm"]
     if match["eps"]:
         params["eps"] = float(match["eps"]) / float(match["denominator"] or 1)
-    attack = _ATTACKS[match["attack"]](**params)
+    attack: Attack = wanted.cls(**params)
     attack._validate()
     return attack
 

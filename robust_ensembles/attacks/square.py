@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import _registry
 from .._parameters import between, count, param
 from .base import BoundedAttack
 from .engine.ascent import Objective
@@ -191,6 +192,13 @@ _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _SCHEDULE_QUERIES = 10_000
 
 
+@_registry.attack(
+    "square",
+    kind="no gradients",
+    paper="Andriushchenko et al. 2020",
+    summary="random search that only needs outputs",
+    count="n_queries",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class Square(BoundedAttack):
     """Random search that changes a patch of pixels at a time and keeps what raises the loss.

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .. import _registry
 from ..twins import as_torch
 from .base import Attack, BoundedAttack
 from .combined import first_success
@@ -22,6 +23,12 @@ from .engine.target import check_batch
 from .gradient import PGD
 
 
+@_registry.attack(
+    "transfer",
+    kind="no gradients",
+    summary="black box: the worst of examples made on other models",
+    from_parameters=False,
+)
 @dataclass(repr=False, eq=False)
 class Transfer(Attack):
     """Examples made on surrogates without looking at the target; the worst for each sample.

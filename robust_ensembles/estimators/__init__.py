@@ -1,36 +1,41 @@
 """What a user fits: one file per paper, read from top to bottom like the paper."""
 
-from .adp import ADPEnsembleClassifier
-from .adversarial import AdversarialEnsembleClassifier
 from .adversarial_training import AdversarialTraining
 from .base import BaseEnsembleClassifier
 from .calibration import CalibrationParameters, CollaborativeCalibration
+from .feature_space import FeatureSpaceMethod
+from .parameters import EnsembleParameters
+
+__all__ = [
+    "AdversarialTraining",
+    "BaseEnsembleClassifier",
+    "CalibrationParameters",
+    "CollaborativeCalibration",
+    "EnsembleParameters",
+    "FeatureSpaceMethod",
+]
+
+# list of methods: begin (written by `make lists`)
+from .adp import ADPEnsembleClassifier
+from .adversarial import AdversarialEnsembleClassifier
 from .ceat import CEATEnsembleClassifier
 from .cldl import CLDLEnsembleClassifier
 from .dverge import DVERGEEnsembleClassifier
 from .fasten import FASTENEnsembleClassifier
-from .feature_space import FeatureSpaceMethod
 from .gal import GALEnsembleClassifier
 from .gpmr import GPMREnsembleClassifier
 from .lafed import LAFEDEnsembleClassifier
 from .ncen import NCEnEnsembleClassifier
-from .parameters import EnsembleParameters
 from .trs import TRSEnsembleClassifier
 from .vanilla import VanillaEnsembleClassifier
 
-__all__ = [
+__all__ += [
     "ADPEnsembleClassifier",
     "AdversarialEnsembleClassifier",
-    "AdversarialTraining",
-    "BaseEnsembleClassifier",
     "CEATEnsembleClassifier",
     "CLDLEnsembleClassifier",
-    "CalibrationParameters",
-    "CollaborativeCalibration",
     "DVERGEEnsembleClassifier",
-    "EnsembleParameters",
     "FASTENEnsembleClassifier",
-    "FeatureSpaceMethod",
     "GALEnsembleClassifier",
     "GPMREnsembleClassifier",
     "LAFEDEnsembleClassifier",
@@ -38,3 +43,4 @@ __all__ = [
     "TRSEnsembleClassifier",
     "VanillaEnsembleClassifier",
 ]
+# list of methods: end

@@ -6,12 +6,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .. import _registry
 from .._parameters import at_least, flag, param
 from ..losses import adp_regularizer, member_cross_entropy
 from ..training import TrainingStep
 from .adversarial_training import AdversarialTraining, Reduce
 
 
+@_registry.method(
+    "adp",
+    family="predictions",
+    paper="Pang et al., ICML 2019",
+    summary="makes the predictions for the wrong classes span a large volume",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class ADPEnsembleClassifier(AdversarialTraining):
     r"""Members whose predictions beside the true class span a large volume.

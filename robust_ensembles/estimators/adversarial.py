@@ -7,11 +7,18 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from .. import _registry
 from ..attacks import BoundedAttack
 from ..training import TrainingStep
 from .adversarial_training import PGD10, AdversarialTraining
 
 
+@_registry.method(
+    "adversarial",
+    family="baseline",
+    paper="Madry et al., ICLR 2018",
+    summary="adversarial training of the ensemble or of each member",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class AdversarialEnsembleClassifier(AdversarialTraining):
     r"""Members trained on adversarial examples of the ensemble, or each on its own.

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from .. import _registry
 from .._parameters import flag, param
 from ..attacks import BoundedAttack
 from ..losses import member_cross_entropy
@@ -15,6 +16,12 @@ from .adversarial_training import PGD10, AdversarialTraining, Reduce, over_membe
 from .calibration import CalibrationParameters, CollaborativeCalibration, warn_without_peers
 
 
+@_registry.method(
+    "ceat",
+    family="adversarial",
+    paper="Li et al. 2025, arXiv:2509.00089",
+    summary="weights adversarial training by the disagreement of a member's peers",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class CEATEnsembleClassifier(CalibrationParameters, AdversarialTraining):
     r"""Adversarial training that looks harder at what a member's peers disagree about.

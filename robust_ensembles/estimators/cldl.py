@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import _registry
 from .._parameters import above, at_least, choice, param
 from ..losses import (
     batch_mean,
@@ -21,6 +22,12 @@ from ..training import TrainingStep, captured_embedding, embedding_size, input_g
 from .adversarial_training import AdversarialTraining
 
 
+@_registry.method(
+    "cldl",
+    family="gradients",
+    paper="Wang and Liu 2022, arXiv:2206.14477; code named LSD",
+    summary="learns soft labels and diversifies input gradients",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class CLDLEnsembleClassifier(AdversarialTraining):
     r"""Members that learn soft labels of their own, and whose input gradients are orthogonal.

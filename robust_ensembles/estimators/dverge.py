@@ -8,11 +8,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .. import _registry
 from ..losses import member_cross_entropy
 from ..training import TrainingStep
 from .feature_space import FeatureSpaceMethod
 
 
+@_registry.method(
+    "dverge",
+    family="features",
+    paper="Yang et al., NeurIPS 2020",
+    summary="trains each member on images distilled from the others' weaknesses",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class DVERGEEnsembleClassifier(FeatureSpaceMethod):
     r"""Members trained to see through what deceives the others.

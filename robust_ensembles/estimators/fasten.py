@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .. import _registry
 from .._parameters import at_least, flag, param
 from ..attacks.engine.ascent import StepRule
 from ..attacks.engine.balls import LinfBall
@@ -36,6 +37,12 @@ _INTER_SHARE = 0.05
 _INTER_CAP = 10.0
 
 
+@_registry.method(
+    "fasten",
+    family="features",
+    paper="Huang et al. 2023",
+    summary="trains members on each other's one-step perturbations, stored and reused",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class FASTENEnsembleClassifier(FeatureSpaceMethod):
     r"""Members trained on each other's cheap perturbations, which are kept and used again.

@@ -7,12 +7,19 @@ from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
+from .. import _registry
 from .._parameters import at_least, choice, param
 from ..losses import CosineEpsMode, gal_regularizer, member_cross_entropy
 from ..training import TrainingStep
 from .adversarial_training import AdversarialTraining, over_members
 
 
+@_registry.method(
+    "gal",
+    family="gradients",
+    paper="Kariyappa and Qureshi 2019, arXiv:1901.09981",
+    summary="pushes the directions of the members' input gradients apart",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class GALEnsembleClassifier(AdversarialTraining):
     r"""Members whose input gradients point away from each other.

@@ -7,12 +7,19 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from .. import _registry
 from .._parameters import at_least, param
 from ..losses import gpmr_regularizer, member_cross_entropy
 from ..training import TrainingStep
 from .adversarial_training import AdversarialTraining
 
 
+@_registry.method(
+    "gpmr",
+    family="gradients",
+    paper="Dabouei et al., CVPR 2020",
+    summary="pulls input gradients to the corners of a simplex, with equal lengths",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class GPMREnsembleClassifier(AdversarialTraining):
     r"""Members whose input gradients form a regular simplex with edges of one length.

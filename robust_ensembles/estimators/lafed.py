@@ -10,12 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import _registry
 from .._parameters import between, param
 from ..losses import batch_mean, hierarchical_labels, soft_cross_entropy
 from ..training import TrainingStep, derive_seed, features, generator, replaced_output
 from .feature_space import FeatureSpaceMethod
 
 
+@_registry.method(
+    "lafed",
+    family="features",
+    paper="Zhuang et al. 2024",
+    summary="mixes the others' weaknesses in latent space and smooths labels by degrees",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class LAFEDEnsembleClassifier(FeatureSpaceMethod):
     r"""Members trained on the others' vulnerabilities, mixed in their own latent space.

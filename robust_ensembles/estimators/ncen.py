@@ -8,12 +8,19 @@ from typing import ClassVar
 from sklearn.utils._param_validation import Options
 from torch import Tensor
 
+from .. import _registry
 from .._parameters import at_least, flag, param
 from ..losses import member_cross_entropy, nceen_regularizer
 from ..training import TrainingStep, input_gradients
 from .adversarial_training import AdversarialTraining
 
 
+@_registry.method(
+    "ncen",
+    family="gradients",
+    paper="Luo et al. 2022, arXiv:2206.10334",
+    summary="correlates input gradients negatively, in direction and magnitude",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class NCEnEnsembleClassifier(AdversarialTraining):
     r"""Members whose input gradients correlate negatively, in direction and in magnitude.

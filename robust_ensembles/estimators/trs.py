@@ -9,6 +9,7 @@ import torch
 from sklearn.utils._param_validation import Options
 from torch import Tensor
 
+from .. import _registry
 from .._parameters import at_least, choice, count, flag, param
 from ..attacks.engine.ascent import GradientOracle, StepRule, ascend
 from ..attacks.engine.balls import LinfBall
@@ -17,6 +18,12 @@ from ..training import TrainingStep
 from .adversarial_training import AdversarialTraining, over_members
 
 
+@_registry.method(
+    "trs",
+    family="gradients",
+    paper="Yang et al., NeurIPS 2021",
+    summary="makes input gradients orthogonal, and short around the data",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class TRSEnsembleClassifier(AdversarialTraining):
     r"""Members with orthogonal input gradients that stay short all around the data.

@@ -6,12 +6,18 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .. import _registry
 from .._parameters import choice, param
 from ..losses import Formulation, member_cross_entropy
 from ..training import TrainingStep
 from .base import BaseEnsembleClassifier
 
 
+@_registry.method(
+    "vanilla",
+    family="baseline",
+    summary="trains the members independently with the cross-entropy",
+)
 @dataclass(kw_only=True, repr=False, eq=False)
 class VanillaEnsembleClassifier(BaseEnsembleClassifier):
     r"""Members trained by their own cross-entropy: the baseline that every defence must beat.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import replace
 from math import isfinite
@@ -20,6 +20,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_consistent_length
 from torch import nn
 
+from .. import _registry
 from .._checks import as_array, check_count
 from .._plain import digest, digest_of_array, type_name
 from .._system import exit_by_sigterm, handled_sigterm, versions
@@ -111,9 +112,19 @@ def cost(attack: Attack | None) -> float:
     if parts is not None:
         return sum(cost(part) for part in (parts() if callable(parts) else parts))
     passes = 1.0
-    for name in ("n_steps", "n_queries", "n_draws", "n_restarts", "n_target_classes"):
-        passes *= getattr(attack, name, 1)
-    return passes * len(getattr(attack, "shares", (0,)))
+    for name in _counted(type(attack)):
+        value: Any = getattr(attack, name, 1)
+        passes *= len(value) if isinstance(value, Sized) else value
+    return passes
+
+
+def _counted(kind: type[Attack]) -> Iterable[str]:
+    """Parameters that count passes of an attack: declared, or usual for a user's own."""
+    declared = _registry.attacks()
+    for ancestor in kind.__mro__:
+        if ancestor.__name__ in declared and declared[ancestor.__name__].cls is ancestor:
+            return declared[ancestor.__name__].cost
+    return {name for other in declared.values() for name in other.cost}
 
 
 # of one sanity check, in passes of the module over its samples, for remaining times only

@@ -4,6 +4,7 @@ Throughout, `g` are input gradients of shape (n_members, n_samples, n_features),
 shape (n_members, n_samples, n_classes), `y` are class indices of shape (n_samples,).
 """
 
+# list of losses: begin (written by `make lists`)
 from .adp import adp_regularizer, non_true_log_determinant
 from .ceat import Peers, disparity_weights, squared_distance, weighted_distance
 from .cldl import cldl_gradient_diversity, cldl_label_diversity, soft_label_divergence
@@ -54,3 +55,4 @@ __all__ = [
     "weighted_distance",
     "without_true_class",
 ]
+# list of losses: end

@@ -18,38 +18,32 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
-from .. import attacks as _attacks
-from .. import estimators as _estimators
+from .. import _registry
 from .. import modules as _modules
 from .. import training as _training
-from ..estimators import BaseEnsembleClassifier
-
-# what these are made of is a function or a trained model, not parameters
-_NOT_FROM_PARAMETERS = {_attacks.External, _attacks.Transfer}
+from ..attacks import GradientAttack
+from ..estimators import BaseEnsembleClassifier, CollaborativeCalibration
 
 ENSEMBLES: dict[str, type[BaseEnsembleClassifier]] = {
-    name: kind
-    for name in _estimators.__all__
-    if name.endswith("Classifier")
-    and issubclass(kind := getattr(_estimators, name), BaseEnsembleClassifier)
-    and kind is not BaseEnsembleClassifier
+    method.cls.__name__: method.cls for method in _registry.methods().values()
 }
 """The estimators, by name."""
 
 OBJECTS: dict[str, type[BaseEstimator]] = {
     **ENSEMBLES,
+    # what the others are made of is a function or a trained model, not parameters
+    **{name: a.cls for name, a in _registry.attacks().items() if a.from_parameters},
     **{
         name: kind
-        for room in (_attacks, _training, _estimators)
-        for name in room.__all__
+        for name in _training.__all__
         # on Python 3.10, aliases such as dict[str, Tensor] pass for types as well
-        if isinstance(kind := getattr(room, name), type)
+        if isinstance(kind := getattr(_training, name), type)
         and not isinstance(kind, GenericAlias)
-        and issubclass(kind, (_attacks.Attack, _training.BatchTransform))
-        and kind not in _NOT_FROM_PARAMETERS
+        and issubclass(kind, _training.BatchTransform)
         and not kind.__abstractmethods__
     },
-    "CollaborativeCalibration": _estimators.CollaborativeCalibration,
+    "CollaborativeCalibration": CollaborativeCalibration,
+    "GradientAttack": GradientAttack,  # a base, but one that can be used as it is
 }
 """What is made of its parameters alone: estimators, attacks, transforms, by name."""
 

@@ -21,41 +21,17 @@ from typing import Any
 
 import pandas as pd
 
+from .. import _registry
 from .._checks import one_of
 from ..attacks import PGD
-from ..estimators import (
-    ADPEnsembleClassifier,
-    AdversarialEnsembleClassifier,
-    CEATEnsembleClassifier,
-    CLDLEnsembleClassifier,
-    DVERGEEnsembleClassifier,
-    EnsembleParameters,
-    FASTENEnsembleClassifier,
-    GALEnsembleClassifier,
-    GPMREnsembleClassifier,
-    LAFEDEnsembleClassifier,
-    NCEnEnsembleClassifier,
-    TRSEnsembleClassifier,
-    VanillaEnsembleClassifier,
-)
+from ..estimators import EnsembleParameters
 from ..estimators.base import BaseEnsembleClassifier
 from .published import PUBLISHED
 
 __all__ = ["DATASETS", "METHODS", "SOURCES", "get", "list"]
 
 METHODS: dict[str, type[BaseEnsembleClassifier]] = {
-    "vanilla": VanillaEnsembleClassifier,
-    "adversarial": AdversarialEnsembleClassifier,
-    "adp": ADPEnsembleClassifier,
-    "gal": GALEnsembleClassifier,
-    "gpmr": GPMREnsembleClassifier,
-    "dverge": DVERGEEnsembleClassifier,
-    "trs": TRSEnsembleClassifier,
-    "cldl": CLDLEnsembleClassifier,
-    "ncen": NCEnEnsembleClassifier,
-    "lafed": LAFEDEnsembleClassifier,
-    "fasten": FASTENEnsembleClassifier,
-    "ceat": CEATEnsembleClassifier,
+    name: method.cls for name, method in _registry.methods().items()
 }
 """Estimators by the name that `get` takes."""
 
@@ -76,8 +52,7 @@ def get(
     Parameters
     ----------
     method : str
-        A key of `METHODS`, in any case: "vanilla", "adversarial", "adp", "gal", "gpmr",
-        "dverge", "trs", "cldl", "ncen", "lafed", "fasten" or "ceat".
+        A key of `METHODS`, in any case, such as "vanilla", "adversarial", "cldl" or "CEAT".
     dataset : {"mnist", "fashion-mnist", "cifar10", "cifar100"}
         In any case, with or without hyphens or underscores; "F-MNIST" too.
     source : str, default=None

@@ -19,15 +19,29 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import one_of
+from .._registry import Technique
 from .._system import log_once
 from ..modules import Ensemble
 from ..modules.layers import patched_forwards
 from .double_backward import fast_double_backward
 
-OPT_IN = ("vmap", "cuda_graph")
+# "auto" is what was measured to pay on a kind of device
+_DECLARED = {
+    technique.name: technique
+    for technique in (
+        Technique("double_backward", auto=("any",), second_order_only=True),
+        Technique("channels_last", auto=("cpu",)),
+        Technique("fused_optimizer", auto=("cpu", "cuda")),
+        Technique("flush_denormal", auto=("cpu",)),
+        Technique("vmap"),
+        Technique("cuda_graph", needs="cuda"),
+    )
+}
+
+OPT_IN = tuple(name for name, technique in _DECLARED.items() if not technique.auto)
 """Techniques that are used only where `accelerate` names them."""
 
-TECHNIQUES = ("double_backward", "channels_last", "fused_optimizer", "flush_denormal", *OPT_IN)
+TECHNIQUES = tuple(_DECLARED)
 """Names that `accelerate` takes beside ``"auto"`` and ``"none"``."""
 
 
@@ -54,27 +68,23 @@ def resolve_acceleration(
         For a name that does not exist, or one that needs another device.
     """
     if accelerate == "auto":
-        return _automatic(device, second_order)
+        return frozenset(
+            name
+            for name, technique in _DECLARED.items()
+            if technique.is_automatic(device.type, second_order=second_order)
+        )
     if accelerate == "none":
         return frozenset()
     names = [accelerate] if isinstance(accelerate, str) else list(accelerate)
     for name in names:
         one_of(name, TECHNIQUES, 'accelerate, if neither "auto" nor "none",')
-    if "cuda_graph" in names and device.type != "cuda":
-        raise ValueError(
-            f"accelerate: 'cuda_graph' needs a CUDA device, but the device is {device}; leave it "
-            "out, or use accelerate='auto'"
-        )
+        needs = _DECLARED[name].needs
+        if needs is not None and needs != device.type:
+            raise ValueError(
+                f"accelerate: {name!r} needs a {needs.upper()} device, but the device is "
+                f"{device}; leave it out, or use accelerate='auto'"
+            )
     return frozenset(names)
-
-
-def _automatic(device: torch.device, second_order: bool) -> frozenset[str]:
-    chosen = {"fused_optimizer"} if device.type in ("cpu", "cuda") else set()
-    if second_order:
-        chosen.add("double_backward")
-    if device.type == "cpu":
-        chosen |= {"channels_last", "flush_denormal"}
-    return frozenset(chosen)
 
 
 def opt_in(technique: str) -> Any:

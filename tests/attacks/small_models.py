@@ -5,9 +5,33 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from robust_ensembles import _registry
+from robust_ensembles.attacks import BoundedAttack, CarliniWagnerL2
 from robust_ensembles.modules import Ensemble
 
 DUAL = {"linf": 1, "l2": 2, "l1": float("inf")}  # order of the norm that is dual to the attack's
+
+
+# bounded attacks that are made of their parameters alone, in both common norms
+BOUNDED = [
+    attack.cls
+    for attack in _registry.attacks().values()
+    if attack.from_parameters and issubclass(attack.cls, BoundedAttack)
+    if attack.cls is not CarliniWagnerL2  # which has its norm in its name
+]
+
+
+def count(cls, number):
+    """The parameter that counts steps or queries of an attack, if it has one."""
+    name = _registry.attacks()[cls.__name__].count
+    return {} if name is None else {name: number}
+
+
+def with_the_others(attacks, **params):
+    """Some attacks, and 10 steps or queries of each bounded one that is not among them."""
+    given = {type(attack) for attack in attacks.values()}
+    others = [cls for cls in BOUNDED if cls not in given]
+    return {**attacks, **{c.__name__: c(**count(c, 10), **params) for c in others}}
 
 
 def random(*shape, seed=0, dtype=torch.float64):

@@ -4,21 +4,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import ensemble, labelled, perturbation_norm, random, uniform
+from small_models import BOUNDED, count, ensemble, labelled, perturbation_norm, random, uniform
 
 from robust_ensembles.attacks import (
     APGD,
     BIM,
     CW,
-    FAB,
     FGSM,
     MIM,
-    MORA,
     PGD,
     CarliniWagnerL2,
-    DeepFool,
-    Square,
-    TargetedAPGD,
     UniformNoise,
 )
 from robust_ensembles.attacks.engine.balls import NORMS, L2Ball, LinfBall
@@ -28,6 +23,8 @@ EPS = st.one_of(
     st.floats(1e-6, 2.0),
 )
 few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
+SHORT = [FGSM, BIM, MIM, PGD, CW, UniformNoise]
+LONG = [attack for attack in BOUNDED if attack not in SHORT]
 every_norm = pytest.mark.parametrize("norm", NORMS)
 common_norms = pytest.mark.parametrize("norm", ["linf", "l2"])
 
@@ -69,7 +66,7 @@ def test_projection_and_random_point(norm, dtype, eps, seed, boxed):
 
 
 @common_norms
-@pytest.mark.parametrize("attack", [FGSM, BIM, MIM, PGD, CW, UniformNoise])
+@pytest.mark.parametrize("attack", SHORT)
 @few
 @given(eps=EPS, seed=st.integers(0, 1000), stop=st.booleans())
 def test_attacks(attack, norm, eps, seed, stop):
@@ -82,15 +79,14 @@ def test_attacks(attack, norm, eps, seed, stop):
 
 
 @common_norms
-@pytest.mark.parametrize("attack", [APGD, TargetedAPGD, MORA, Square, FAB, DeepFool])
+@pytest.mark.parametrize("attack", LONG)
 @settings(few, max_examples=8)
 @given(eps=EPS, seed=st.integers(0, 1000))
 def test_long_attacks(attack, norm, eps, seed):
     module = ensemble(n_features=12, dtype=torch.float32)
     x, y = pixels(6, 12, seed), torch.arange(6) % 3
     eps = within_box(eps, norm)
-    count = {"n_queries": 8} if attack is Square else {"n_steps": 8}
-    found = attack(eps=eps, norm=norm, clip_values=(0, 1), **count)(module, x, y)
+    found = attack(eps=eps, norm=norm, clip_values=(0, 1), **count(attack, 8))(module, x, y)
     assert_inside(found, x, eps, norm)
 
 
@@ -231,7 +227,7 @@ def test_indexing_a_ball(norm):
     assert torch.equal(ball[index].random_point(3), ball.random_point(3)[index])
 
 
-@pytest.mark.parametrize("attack", [FGSM, BIM, MIM, PGD, CW, UniformNoise])
+@pytest.mark.parametrize("attack", SHORT)
 @common_norms
 def test_no_room_changes_nothing(attack, norm):
     module = ensemble()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_models import ensemble, labelled, uniform
+from small_models import ensemble, labelled, uniform, with_the_others
 
 from robust_ensembles.attacks import (
     APGD,
@@ -52,6 +52,7 @@ ATTACKS = {
     "transfer": Transfer([ensemble(seed=1), ensemble(seed=2)], PGD(eps=0.3, n_steps=5)),
     "external": External(function=lambda module, x, y: x + 0.3 * x.sin().sign(), eps=0.3),
 }
+ATTACKS = with_the_others(ATTACKS, eps=0.2)
 
 
 @pytest.fixture(scope="module")

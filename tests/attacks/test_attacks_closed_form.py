@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from small_models import DUAL, linear, perturbation_norm, random
+from small_models import BOUNDED, DUAL, linear, perturbation_norm, random
 
 from robust_ensembles.attacks import (
     APGD,
-    BIM,
     CW,
     FAB,
     FGSM,
@@ -15,12 +14,14 @@ from robust_ensembles.attacks import (
     PGD,
     CarliniWagnerL2,
     DeepFool,
+    Square,
     TargetedAPGD,
+    UniformNoise,
     is_broken,
 )
 from robust_ensembles.modules import Ensemble
 
-ATTACKS = [FGSM, BIM, MIM, PGD, CW, APGD, TargetedAPGD, MORA, FAB, DeepFool]
+ATTACKS = [attack for attack in BOUNDED if attack not in (Square, UniformNoise)]
 
 
 def binary_problem(n_features, n_samples, norm, distance):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from small_models import uniform
+from small_models import uniform, with_the_others
 from torch import nn
 
 from robust_ensembles.attacks import (
@@ -49,6 +49,7 @@ ATTACKS = {
     "external": External(function=lambda module, x, y: x + module(x).sum() * 0, eps=0.1),
     "is_broken": is_broken,
 }
+ATTACKS = with_the_others(ATTACKS)
 
 
 class Moody(nn.Module):

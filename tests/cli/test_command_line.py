@@ -19,8 +19,9 @@ from skorch.callbacks import Callback
 from tiny_training import TINY, train
 
 from robust_ensembles import CEATEnsembleClassifier, VanillaEnsembleClassifier, recipes
-from robust_ensembles._cli import common as _console
 from robust_ensembles._cli import main
+from robust_ensembles._cli import output as _console
+from robust_ensembles._cli.arguments import COMMANDS
 from robust_ensembles.attacks import PGD
 from robust_ensembles.datasets import load_digits_images
 from robust_ensembles.inspection import RobustnessReport
@@ -296,19 +297,8 @@ def test_help_shows_examples_and_defaults(capsys, name):
 
 
 def examples():
-    from robust_ensembles._cli import (
-        evaluate as _evaluate,
-    )
-    from robust_ensembles._cli import (
-        recipes as _recipes,
-    )
-    from robust_ensembles._cli import report as _report
-    from robust_ensembles._cli import (
-        train as _train,
-    )
-
-    for command in (_train, _evaluate, _report, _recipes):
-        text = command.EXAMPLES.replace("\\\n", " ")
+    for command in COMMANDS:
+        text = command.examples.replace("\\\n", " ")
         for line in text.splitlines():
             if line.strip().startswith("{prog} "):
                 yield line.strip().removeprefix("{prog} ")

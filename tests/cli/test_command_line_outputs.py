@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tiny_training import train
 
-from robust_ensembles._cli.common import check_outputs
+from robust_ensembles._cli.output import check_outputs
 
 TRAIN = "train data.npz --method vanilla --epochs 1"
 # the models and data need not be readable: outputs are judged before

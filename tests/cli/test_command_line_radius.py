@@ -3,8 +3,8 @@
 import pytest
 from tiny_training import train
 
-from robust_ensembles._cli.common import words_of
 from robust_ensembles._cli.main import _parser
+from robust_ensembles._cli.threat import words_of
 from robust_ensembles._cli.train import make_estimator, training_attack
 from robust_ensembles.attacks import FGSM, PGD
 

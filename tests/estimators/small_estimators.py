@@ -7,35 +7,15 @@ import torch
 from skorch.callbacks import Callback
 
 from robust_ensembles import (
-    ADPEnsembleClassifier,
     AdversarialEnsembleClassifier,
     CEATEnsembleClassifier,
-    CLDLEnsembleClassifier,
-    DVERGEEnsembleClassifier,
-    FASTENEnsembleClassifier,
-    GALEnsembleClassifier,
-    GPMREnsembleClassifier,
-    LAFEDEnsembleClassifier,
-    NCEnEnsembleClassifier,
     TRSEnsembleClassifier,
     VanillaEnsembleClassifier,
+    _registry,
 )
 from robust_ensembles.attacks import PGD
 
-CLASSES = [
-    VanillaEnsembleClassifier,
-    AdversarialEnsembleClassifier,
-    ADPEnsembleClassifier,
-    GALEnsembleClassifier,
-    GPMREnsembleClassifier,
-    DVERGEEnsembleClassifier,
-    TRSEnsembleClassifier,
-    CLDLEnsembleClassifier,
-    NCEnEnsembleClassifier,
-    LAFEDEnsembleClassifier,
-    FASTENEnsembleClassifier,
-    CEATEnsembleClassifier,
-]
+CLASSES = [method.cls for method in _registry.methods().values()]
 ADVERSARIAL = [AdversarialEnsembleClassifier, CEATEnsembleClassifier]
 DIVERSE = [c for c in CLASSES if c not in (*ADVERSARIAL, VanillaEnsembleClassifier)]
 

@@ -7,18 +7,13 @@ import torch
 from torch import nn
 
 from robust_ensembles import (
-    ADPEnsembleClassifier,
     AdversarialEnsembleClassifier,
     CEATEnsembleClassifier,
     CLDLEnsembleClassifier,
-    DVERGEEnsembleClassifier,
-    FASTENEnsembleClassifier,
-    GALEnsembleClassifier,
-    GPMREnsembleClassifier,
-    LAFEDEnsembleClassifier,
     NCEnEnsembleClassifier,
     TRSEnsembleClassifier,
     VanillaEnsembleClassifier,
+    _registry,
 )
 from robust_ensembles.attacks import PGD
 from robust_ensembles.datasets import load_digits_images
@@ -29,16 +24,7 @@ NAMED = [
     CLDLEnsembleClassifier,
     NCEnEnsembleClassifier,
 ]
-OTHERS = [
-    AdversarialEnsembleClassifier,
-    ADPEnsembleClassifier,
-    GALEnsembleClassifier,
-    GPMREnsembleClassifier,
-    DVERGEEnsembleClassifier,
-    TRSEnsembleClassifier,
-    LAFEDEnsembleClassifier,
-    FASTENEnsembleClassifier,
-]
+OTHERS = [m.cls for m in _registry.methods().values() if m.cls not in NAMED]
 ADVERSARIAL = [AdversarialEnsembleClassifier, CEATEnsembleClassifier]
 
 
