@@ -66,17 +66,11 @@ def imports_of(classes: Iterable[type]) -> str:
 
 
 def losses() -> dict[str, tuple[str, list[str]]]:
-    """Title and public names of each file of equations: what all share, then by method."""
-    folder = ROOT / "robust_ensembles" / "losses"
-    methods = list(_registry.methods())
-
-    def place(path: Path) -> tuple[int, str]:
-        return methods.index(path.stem) if path.stem in methods else -1, path.stem
-
+    """Title and public names of each file of equations."""
     found = {}
-    for path in sorted(folder.glob("[!_]*.py"), key=place):
+    for path in sorted((ROOT / "robust_ensembles" / "losses").glob("[!_]*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        title = re.split(r"[:,]", ast.get_docstring(tree) or "", maxsplit=1)[0]
+        title = re.split("[:,]", ast.get_docstring(tree) or "", maxsplit=1)[0]
         names = [name for node in tree.body for name in _defined(node)]
         public = [name for name in names if not name.startswith("_") and not name.isupper()]
         found[path.stem] = (title, public)
@@ -95,7 +89,7 @@ def _defined(node: ast.stmt) -> list[str]:
 def loss_imports() -> str:
     """The public face of the equations."""
     found = {module: names for module, (_, names) in losses().items()}
-    lines = [_import(f".{module}", names) for module, names in sorted(found.items())]
+    lines = [_import(f".{module}", names) for module, names in found.items()]
     return "\n".join([*lines, "", _exported([n for names in found.values() for n in names], "=")])
 
 
@@ -179,13 +173,19 @@ def attack_sections() -> str:
 
 
 def loss_sections() -> str:
-    """Equations, paper by paper."""
+    """Equations: what methods share, then method by method."""
     found = losses()
-    groups = {module: title for module, (title, _) in found.items()}
+    order = [module for module in found if module not in _registry.methods()]
+    order += [method for method in _registry.methods() if method in found]
+    groups = {module: found[module][0] for module in order}
     members = [(name, module) for module, (_, names) in found.items() for name in names]
     return sections(groups, members, {})
 
 
+# estimators cannot be imported before this one is right
+FIRST: dict[tuple[str, str], Callable[[], str]] = {
+    ("robust_ensembles/losses/__init__.py", "losses"): loss_imports,
+}
 LISTS: dict[tuple[str, str], Callable[[], str]] = {
     ("robust_ensembles/__init__.py", "methods"): package_names,
     ("robust_ensembles/estimators/__init__.py", "methods"): lambda: imports_of(
@@ -194,7 +194,6 @@ LISTS: dict[tuple[str, str], Callable[[], str]] = {
     ("robust_ensembles/attacks/__init__.py", "attacks"): lambda: imports_of(
         a.cls for a in _registry.attacks().values()
     ),
-    ("robust_ensembles/losses/__init__.py", "losses"): loss_imports,
     ("robust_ensembles/_cli/arguments.py", "choices"): choices,
     ("README.md", "methods"): method_table,
     ("README.md", "attacks"): attack_table,
@@ -233,10 +232,15 @@ def replace_list(text: str, name: str, content: str) -> str:
 
 def stale() -> Iterator[tuple[Path, str]]:
     """Files whose lists are not what the declarations say, and what they should hold."""
+    yield from _stale(FIRST)
     load_declarations()
-    for file in sorted({file for file, _ in LISTS}):
+    yield from _stale(LISTS)
+
+
+def _stale(lists: dict[tuple[str, str], Callable[[], str]]) -> Iterator[tuple[Path, str]]:
+    for file in sorted({file for file, _ in lists}):
         before = after = (ROOT / file).read_text(encoding="utf-8")
-        for (of, name), write in LISTS.items():
+        for (of, name), write in lists.items():
             if of == file:
                 after = replace_list(after, name, write())
         if after != before:

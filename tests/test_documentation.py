@@ -17,20 +17,14 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+import robust_ensembles
 from robust_ensembles.datasets import load_fashion_mnist
 from robust_ensembles.exceptions import DatasetNotFoundError
 from robust_ensembles.recipes import METHODS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PACKAGES = [
-    "",
-    *sorted(
-        path.parent.name
-        for path in (ROOT / "robust_ensembles").glob("*/__init__.py")
-        if not path.parent.name.startswith("_") and "__all__" in path.read_text(encoding="utf-8")
-    ),
-]
+PACKAGES = ["", *(room for room in robust_ensembles._ROOMS if room != "exceptions")]
 # made by the build
 MADE = ("_build", "_templates", "generated", "gallery", "results")
 
