@@ -137,7 +137,7 @@ class FASTENEnsembleClassifier(FeatureSpaceMethod):
     def _objective(self, step: TrainingStep) -> dict[str, Tensor]:
         perturbed = self._perturbed(step)
         adversarial = self._adversarial_views(step, perturbed)
-        with torch.set_grad_enabled(self.clean_cross_entropy or self.calibration is not None):
+        with torch.set_grad_enabled(self.clean_cross_entropy or self._coupling() is not None):
             clean = step.module.member_logits(step.x)
         logits = step.member_logits(perturbed)
         views = [clean if self.clean_cross_entropy else clean.detach(), logits]
