@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor
 
@@ -19,6 +19,13 @@ Reduce = Literal["sum", "mean"]
 
 PGD10 = PGD(eps=8 / 255, n_steps=10, step_size=2 / 255)
 """What the papers train on: the default attack of those who cannot do without one."""
+
+
+class Coupling(Protocol):
+    """What couples the members on adversarial examples, such as `CollaborativeCalibration`."""
+
+    def terms(self, step: TrainingStep, clean: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
+        """Addends of the loss, summed over the members, from their logits on both batches."""
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
@@ -154,7 +161,7 @@ class AdversarialTraining(BaseEnsembleClassifier):
         divisor = 1 if reduce == "sum" else len(clean)
         return {name: term / divisor for name, term in terms.items()}
 
-    def _coupling(self) -> CollaborativeCalibration | None:
+    def _coupling(self) -> Coupling | None:
         return self.calibration
 
 

@@ -144,7 +144,7 @@ class FASTENEnsembleClassifier(FeatureSpaceMethod):
     def _objective(self, step: TrainingStep) -> dict[str, Tensor]:
         perturbed = step.remembered(lambda: self._perturbed(step), self, "perturbed")
         adversarial = self._adversarial_views(step, perturbed)
-        with torch.set_grad_enabled(self.clean_cross_entropy or self.calibration is not None):
+        with torch.set_grad_enabled(self.clean_cross_entropy or self._coupling() is not None):
             clean = step.module.member_logits(step.x)
         logits = step.member_logits(perturbed)
         views = [clean if self.clean_cross_entropy else clean.detach(), logits]

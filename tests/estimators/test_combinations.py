@@ -292,6 +292,32 @@ def test_parameters_of_what_is_there():
     assert estimator.attack.n_steps == 10  # its own default, of another radius
 
 
+class Scaled:
+    """A coupling of one's own: an odd sum of both batches' logits."""
+
+    def terms(self, step, clean, adversarial):
+        return {"own": 2.0 * clean.sum() + adversarial.sum()}
+
+
+@pytest.mark.parametrize("cls", [*ADVERSARIAL, *DIVERSE])
+def test_a_coupling_gets_the_clean_logits_of_its_host(cls, monkeypatch):
+    """All methods by the same hook."""
+    monkeypatch.setattr(cls, "_coupling", lambda self: Scaled())
+    step = step_for(cls)
+    terms = objective(cls, step, attack=ATTACK, attack_target="ensemble")
+    clean = step.module.member_logits(step.x)
+    if cls is not FASTENEnsembleClassifier:  # it attacks what its members see
+        x_adv = [torch.from_numpy(x) for x in crafted(step, ATTACK, "ensemble")]
+        expected = 2.0 * clean.sum() + step.member_logits(x_adv).sum()
+        divisor = 1 if cls in (*SUMMING, *ADVERSARIAL) else len(step.module)
+        torch.testing.assert_close(terms["own"], expected / divisor)
+    bias = step.module[0].last.bias
+    both = torch.autograd.grad(terms["own"], bias)[0]
+    one = torch.autograd.grad(clean.sum(), bias)[0]
+    assert (both / one).unique().numel() == 1  # the clean logits pass gradients, too
+    assert (both / one)[0] in (3.0, 1.0)  # of three members: their sum or mean
+
+
 @pytest.mark.parametrize("cls", [c for c in CLASSES if "calibration" in c().get_params(deep=False)])
 def test_clones_share_nothing(cls):
     estimator = make(cls, attack=PGD(eps=0.1), calibration=CollaborativeCalibration(mu=2.0))
