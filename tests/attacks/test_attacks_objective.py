@@ -7,8 +7,19 @@ import torch
 from torch import nn
 from torch.nn.functional import kl_div, one_hot
 
-from robust_ensembles.attacks import APGD, BIM, FAB, FGSM, MIM, MORA, PGD, Square, TargetedAPGD
-from robust_ensembles.attacks.engine.ascent import InnerObjective
+from robust_ensembles.attacks import (
+    APGD,
+    BIM,
+    FAB,
+    FGSM,
+    MIM,
+    MORA,
+    PGD,
+    Square,
+    TargetedAPGD,
+    is_broken,
+)
+from robust_ensembles.attacks.engine.ascent import InnerObjective, Objective, ReferenceObjective
 from robust_ensembles.modules import Ensemble
 
 EPS = 0.25
@@ -87,17 +98,28 @@ def test_divergence_from_the_clean_output():
 
 def test_labels_reach_the_objective():
     """A function that does what the cross-entropy does ends where the cross-entropy ends."""
-    x, module = samples(), linear(WEIGHT)
-    y = torch.arange(len(x)) % 3
+    x, module = samples(40), linear(WEIGHT)
+    # right at first, and after a walk of APGD's some are left for the next
+    y = log_proba(module, x).argmax(dim=1)
 
     def cross_entropy(log_proba, reference, y):
         return -log_proba.gather(1, y[:, None]).squeeze(1)
 
-    for attack in (PGD(eps=EPS), APGD(eps=EPS, n_steps=9, n_restarts=2), Square(eps=EPS)):
+    for attack in (PGD(eps=EPS), APGD(eps=EPS, n_steps=9, n_restarts=3), Square(eps=EPS)):
         attack.set_params(loss="cross_entropy")
         given = InnerObjective(cross_entropy, x)
         found = attack.craft(module, x, y, box=None, seed=1, objective=given)
         assert torch.equal(found, attack.craft(module, x, y, box=None, seed=1))
+
+
+def test_who_is_broken_is_still_decided_by_labels():
+    x, module = samples(), linear(WEIGHT)
+    y = torch.arange(len(x)) % 3
+    objective = ReferenceObjective(Objective(module, "margin"), InnerObjective(favour, x), y)
+    rows = torch.tensor([5, 3, 3, 8, 20, 11, 6, 7])
+    expected = is_broken(module, x[rows], y[rows])
+    assert 0 < expected.sum() < len(rows)
+    assert torch.equal(objective.broken(x[rows], rows), expected)
 
 
 def test_ensembles_answer_as_deployed():
