@@ -200,7 +200,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(part in str(error) for part in _MESSAGES)
 
 
-def let_go(error: BaseException) -> None:
+def release_frames(error: BaseException) -> None:
     """Free what an exception keeps in memory: all tensors of the calls that it has ended.
 
     Its traceback still says where they were. Frees torch's reserve on CUDA devices, too.

@@ -20,7 +20,7 @@ from ..attacks import BoundedAttack
 from ..attacks.engine.balls import check_radius
 from ..estimators import BaseEnsembleClassifier
 from ..metrics import attack_from_name
-from ..state.checkpoints import CheckpointFolder
+from ..state.folder import CheckpointFolder
 from .common import (
     PIXELS,
     add_common,
@@ -353,7 +353,7 @@ def _kept(estimator: BaseEnsembleClassifier, args: argparse.Namespace) -> Iterat
 
 def _has_epochs(checkpoints: Path | None) -> bool:
     """Whether a folder has what training can go on from."""
-    return checkpoints is not None and any(n for n, _ in CheckpointFolder(checkpoints)._files())
+    return checkpoints is not None and CheckpointFolder(checkpoints).has_epochs()
 
 
 def _free_name(output: Path) -> Path:

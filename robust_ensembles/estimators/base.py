@@ -20,7 +20,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from .._system import let_go
+from .._system import release_frames
 from ..exceptions import TrainingMemoryError
 from ..modules import Ensemble, RawInput, build_members
 from ..training import (
@@ -260,6 +260,12 @@ class CheckpointingMixin:
     def _restore_method_state(self, state: dict[str, Tensor]) -> None:
         """Remember it again."""
 
+    def _stored_description(self: Any) -> dict[str, Any] | str:
+        """What a checkpoint says of this estimator for `load`, or why it cannot."""
+        from ..persistence.header import describe
+
+        return describe(self)
+
     @contextmanager
     def _checkpoints(
         self, X: NDArray[Any], y: NDArray[np.int64], sample_weight: NDArray[np.float32] | None
@@ -313,7 +319,7 @@ def train_in_memory(estimator: BaseEnsembleClassifier, train: Callable[[], _T]) 
         try:
             return train()
         except TrainingMemoryError as error:
-            let_go(error)
+            release_frames(error)
             smaller = error.batch_size
             if start is None or estimator.n_iter_ or not smaller:
                 raise

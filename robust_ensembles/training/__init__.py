@@ -6,7 +6,8 @@ objective sees a `TrainingStep`. What makes it fast: `accelerated` in ``_acceler
 
 from ..distributed import check_same, current_ranks, shared
 from ..speed import TECHNIQUES, resolve_acceleration
-from ..state.checkpoints import Checkpoints, differences, locked
+from ..state.checkpoints import Checkpoints, differences
+from ..state.folder import locked
 from .augmentation import (
     AugmentationPipeline,
     BatchTransform,
