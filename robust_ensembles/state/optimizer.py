@@ -127,7 +127,9 @@ def _memory(
     decode = decode_with(tensors)
     memory: dict[Any, dict[str, Any]] = {}
     for index, name, value in plain["numbers"]:
-        memory.setdefault(_checked_index(index, owned), {})[str(name)] = decode(value)
+        of_user = isinstance(index, str) and not _is_of_torch(optimizer)
+        key = index if of_user else _checked_index(index, owned)
+        memory.setdefault(key, {})[str(name)] = decode(value)
     for full, tensor in tensors.items():
         if not full.startswith(OPTIMIZER):
             continue
@@ -138,7 +140,8 @@ def _memory(
         memory.setdefault(index, {})[name] = tensor
     if _is_elementwise(optimizer) and len({frozenset(names) for names in memory.values()}) > 1:
         raise ValueError("its optimizer remembers other things of some parameters than of others")
-    return memory
+    numbered = sorted(key for key in memory if isinstance(key, int))
+    return {key: memory[key] for key in (*numbered, *(memory.keys() - set(numbered)))}
 
 
 def _check_group(optimizer: Optimizer, group: dict[str, Any], values: dict[str, Any]) -> None:
