@@ -359,9 +359,11 @@ def load(path: str | os.PathLike[str], **params: Any) -> BaseEnsembleClassifier:
     with refused(path):
         _fit_to_machine(estimator)
         set_fitted(estimator, about)
+        rows = state.rows()
         _check_names(estimator, table, known=_PREFIXES if header.fit else _PREFIXES[:4])
         ensemble, beside = _modules(estimator, about, state, table, path, params)
         estimator.net_ = _net(estimator, state, (ensemble, beside))
+        estimator.net_.history = History(rows)
         # the state is that of the optimizer that was saved, or that stands for it
         if ("optimizer" in params) == ("optimizer" in about.omitted):
             kept = {"lr"} & set(params) | set(params.get("optimizer_params") or ())
@@ -403,14 +405,12 @@ def _modules(
 
 
 def _net(estimator: BaseEnsembleClassifier, state: NetState, components: Components) -> EnsembleNet:
-    """The net of such modules, with its history."""
-    rows = state.rows()
+    """The net of such modules, without its history."""
     size = state.batch_size if estimator.batch_size == "auto" else None
     net = estimator._make_net(state.seed, size)
     with preserve_global_rng():
         net.build(lambda: components)
     net.module_.eval()
-    net.history = History(rows)
     return net
 
 
