@@ -275,7 +275,7 @@ _NEEDED = ("module", "module_params")
 
 
 def load(path: str | os.PathLike[str], **params: Any) -> BaseEnsembleClassifier:
-    """Read a fitted ensemble from a file that ``estimator.save`` wrote.
+    """Read a fitted ensemble from a file that ``estimator.save`` wrote, or from a checkpoint.
 
     Nothing in the file is run: it holds numbers and a header in JSON, which may name classes of
     this package and of `torch.optim` only. What it claims is compared with its length, and its
@@ -315,8 +315,8 @@ def load(path: str | os.PathLike[str], **params: Any) -> BaseEnsembleClassifier:
     Notes
     -----
     Stored are the class, the parameters, the weights and buffers, the label confusion model of
-    CLDL, classes with their type, shape and names of the features, the box, the history, the
-    seed of the fit and versions. Objects among the parameters (attacks, augmentation,
+    CLDL, classes with their type, shape and names of the features, the box, the history (one row
+    for each epoch, without its batches), the seed of the fit and versions. Objects among the parameters (attacks, augmentation,
     `calibration`, `pretrained`) are stored by class and parameters, as `clone` copies them: a
     fitted `pretrained` comes back unfitted, and there is no `pretrained_`.
 
@@ -329,6 +329,9 @@ def load(path: str | os.PathLike[str], **params: Any) -> BaseEnsembleClassifier:
     With ``warm_start=True``, or by `partial_fit`, training goes on at the learning rate that was
     reached. The optimizer remembers past gradients if the file was saved with
     ``optimizer_state=True`` and starts afresh otherwise.
+
+    A checkpoint of `checkpoint_dir` gives the ensemble as it was after that epoch, with the
+    optimizer's memory. What it holds beside, for `fit` to go on from, is not read here.
 
     A device that is not here becomes ``device="auto"``, and an `accelerate` that needs one too.
 

@@ -119,7 +119,7 @@ FITS = {
         lambda: FASTENEnsembleClassifier(
             **SMALL, **SGD, max_epochs=3, augmentation=NoisyCopies(0.1)
         ),
-        3,
+        6,
     ),
     "begun": (
         lambda: VanillaEnsembleClassifier(**{**SMALL, "random_state": None}, max_epochs=1),
@@ -130,7 +130,7 @@ FITS = {
 
 @pytest.mark.parametrize("name", FITS)
 def test_checkpoints(name, data, expected, tmp_path, monkeypatch):
-    """With one epoch to go, none, and no epoch yet."""
+    """With one epoch to go (FASTEN's start is trained again), none, and no epoch yet."""
     steps, step = [], EnsembleNet.train_step
 
     def counted(net, *args, **kwargs):

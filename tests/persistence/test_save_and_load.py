@@ -532,7 +532,7 @@ def test_an_optimizer_whose_memory_is_no_number(digit_rows, path):
 def test_memory_that_is_not_of_single_weights(digit_rows, path):
     """LBFGS keeps lists of steps, which go over all weights."""
     X, _, y, _ = digit_rows
-    settings = {"optimizer": torch.optim.LBFGS, "optimizer_params": {"max_iter": 2}}
+    settings = {"optimizer": torch.optim.LBFGS, "optimizer_params": {"max_iter": 1}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         estimator = fitted(digit_rows, n_estimators=1, **settings)
