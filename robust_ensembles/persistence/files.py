@@ -316,9 +316,10 @@ def load(path: str | os.PathLike[str], **params: Any) -> BaseEnsembleClassifier:
     -----
     Stored are the class, the parameters, the weights and buffers, the label confusion model of
     CLDL, classes with their type, shape and names of the features, the box, the history (one row
-    for each epoch, without its batches), the seed of the fit and versions. Objects among the parameters (attacks, augmentation,
-    `calibration`, `pretrained`) are stored by class and parameters, as `clone` copies them: a
-    fitted `pretrained` comes back unfitted, and there is no `pretrained_`.
+    for each epoch, without its batches), the seed of the fit and versions. Objects among the
+    parameters (attacks, augmentation, `calibration`, `pretrained`) are stored by class and
+    parameters, as `clone` copies them: a fitted `pretrained` comes back unfitted, and there is no
+    `pretrained_`.
 
     Not stored are networks, callbacks and optimizers of other origin than this package and torch,
     functions, splitters, RandomState instances, `External` and `Transfer` attacks, what
