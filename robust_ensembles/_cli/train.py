@@ -21,7 +21,7 @@ from ..attacks import BoundedAttack
 from ..attacks.engine.balls import check_radius
 from ..estimators import BaseEnsembleClassifier
 from ..metrics import attack_from_name
-from ..state.checkpoints import CheckpointFolder
+from ..state.folder import CheckpointFolder
 from .data import Images, check_labels, read_for_training
 from .output import check_outputs, prints_told, say, tell
 from .threat import PIXELS, has_own_radius, words_of
@@ -272,7 +272,7 @@ def _kept(estimator: BaseEnsembleClassifier, args: argparse.Namespace) -> Iterat
 
 def _has_epochs(checkpoints: Path | None) -> bool:
     """Whether a folder has what training can go on from."""
-    return checkpoints is not None and any(n for n, _ in CheckpointFolder(checkpoints)._files())
+    return checkpoints is not None and CheckpointFolder(checkpoints).has_epochs()
 
 
 def _free_name(output: Path) -> Path:

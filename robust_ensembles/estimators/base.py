@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -191,9 +192,11 @@ class BaseEnsembleClassifier(ClassifierMixin, EnsembleParameters, ABC):
         warm = self.warm_start and hasattr(self, "net_")
         X, y, index = self._check_fit_input(X, y, classes=None, reset=not warm)
         weight = check_weights(self.class_weight, sample_weight, X, y)
-        check_same_fit(self, X, index, weight)
+        # once: data parallel fits and checkpoints both ask for it, and it hashes X
+        describe = cache(lambda: describe_fit(self, X, index, weight))
+        check_same_fit(self, describe)
         with (
-            self._checkpoints(X, index, weight) as checkpoints,
+            self._checkpoints(describe) as checkpoints,
             reserved_device(self.device, self.device_ if warm else None),
         ):
             if not warm:
@@ -238,7 +241,7 @@ class BaseEnsembleClassifier(ClassifierMixin, EnsembleParameters, ABC):
         first = not hasattr(self, "net_")
         X, y, index = self._check_fit_input(X, y, classes=classes, reset=first)
         weight = check_weights(self.class_weight, sample_weight, X, y)
-        check_same_fit(self, X, index, weight)
+        check_same_fit(self, lambda: describe_fit(self, X, index, weight))
         with reserved_device(self.device, None if first else self.device_):
             if first:
                 self._initialize()
@@ -258,10 +261,14 @@ class BaseEnsembleClassifier(ClassifierMixin, EnsembleParameters, ABC):
         self._check_method(len(self.classes_))
         return X, y, index
 
+    def _stored_description(self) -> dict[str, Any] | str:
+        """What a checkpoint says of this estimator for `load`, or why it cannot."""
+        from ..persistence.header import describe
+
+        return describe(self)
+
     @contextmanager
-    def _checkpoints(
-        self, X: NDArray[Any], y: NDArray[np.int64], sample_weight: NDArray[np.float32] | None
-    ) -> Iterator[Checkpoints | None]:
+    def _checkpoints(self, describe: Callable[[], dict[str, Any]]) -> Iterator[Checkpoints | None]:
         """The checkpoints of this fit, if it has a folder for them; raise if another one's."""
         if self.checkpoint_dir is None:
             yield None
@@ -271,7 +278,7 @@ class BaseEnsembleClassifier(ClassifierMixin, EnsembleParameters, ABC):
                 "warm_start=True goes on from what is in memory, checkpoint_dir from what is on "
                 "the disk: set warm_start=False or checkpoint_dir=None"
             )
-        about = describe_fit(self, X, y, sample_weight)
+        about = describe()
         self.checkpoint_dir_ = fit_folder(self.checkpoint_dir, about)
         with locked(self.checkpoint_dir_):
             yield Checkpoints(self.checkpoint_dir_, about, self)

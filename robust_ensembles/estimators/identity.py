@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import partial
 from numbers import Real
 from pathlib import Path
@@ -63,15 +64,14 @@ def fit_folder(checkpoint_dir: str | os.PathLike[str], about: dict[str, Any]) ->
     return Path(os.fspath(checkpoint_dir).replace("{fit}", digest(about)[:20]))
 
 
-def check_same_fit(
-    estimator: Any, X: NDArray[Any], y: NDArray[np.int64], sample_weight: NDArray[Any] | None
-) -> None:
+def check_same_fit(estimator: Any, get_description: Callable[[], dict[str, Any]]) -> None:
     """Raise unless all processes that train together are about to do the same.
 
     Parameters
     ----------
-    estimator, X, y, sample_weight
-        As for `describe_fit`.
+    estimator : BaseEnsembleClassifier
+    get_description : callable
+        Returns what `describe_fit` does of the fit, which takes time for large data.
 
     Raises
     ------
@@ -86,10 +86,9 @@ def check_same_fit(
             "batch_size='auto' cannot be used with data_parallel, since memory may run out in one "
             "process only; give the size of the whole batch, of which each process takes its share"
         )
-    about = describe_fit(estimator, X, y, sample_weight)
     # the folder's name may differ from host to host: only the first process uses it
     kept = {"checkpoint_dir": "None" if estimator.checkpoint_dir is None else "a folder"}
-    strategy.check_same({**about, **kept}, _explain)
+    strategy.check_same({**get_description(), **kept}, _explain)
 
 
 def _explain(first: dict[str, Any], other: dict[str, Any], rank: int) -> str:

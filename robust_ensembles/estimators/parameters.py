@@ -107,11 +107,11 @@ class EnsembleParameters(BaseEstimator):
         its own, so that a search which is interrupted and run again goes on, too. `fit` with the
         same data and parameters (but `device`, `accelerate`, `num_workers`, `verbose`) then goes
         on from the last one, after an interrupt or a crash, to the same result: on a CPU to the
-        bit. What is finished already is only read. The last two checkpoints are kept, and the
-        best one by ``valid_loss``, or ``train_loss`` if nothing is held back, to which
-        ``best.pt`` is a link:
-        ``torch.load("best.pt", weights_only=True)["modules"]["module"]`` is the state of
-        `module_`. Neither with `warm_start` nor for `partial_fit`.
+        bit. What is finished already is only read. The last two checkpoints are kept, of a
+        finished fit the last, and the best one by ``valid_loss``, or ``train_loss`` if nothing is
+        held back, to which ``best.safetensors`` is a link. Each is a saved model:
+        `persistence.load` makes a fitted estimator of it. Neither with `warm_start` nor for
+        `partial_fit`.
     random_state : int, RandomState instance or None, default=None
         Seed of weights, order, augmentation and attacks. Two fits with one seed on a CPU are
         identical to the bit. The global random state stays as it is.

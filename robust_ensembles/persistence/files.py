@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -17,21 +16,30 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 
 from .._checks import warn
-from .._system import log_once
+from .._system import log_once, write_whole
 from ..estimators import BaseEnsembleClassifier
 from ..estimators.parameters import resolve_device
+from ..exceptions import ModelFileError
 from ..modules import Ensemble, build_members
-from ..state.container import Entry, Table, parse_json, read_tensors, read_text, refused, write
+from ..state.container import Entry, Table, read_tensors, refused
+from ..state.model_file import Header, model_bytes, read_header
+from ..state.net_state import (
+    ASIDE,
+    AUXILIARY,
+    CALLBACKS,
+    METHOD,
+    MODULE,
+    NetState,
+    describe_net,
+    load_module,
+    module_state,
+    storable_name,
+)
+from ..state.optimizer import OPTIMIZER, restore_state
+from ..state.values import NotStorableError
 from ..training import EnsembleNet, preserve_global_rng, resolve_layers
-from .header import Header, describe, read_header, read_history, set_fitted, unfitted
-from .optimizer import PREFIX, restore_state, split_state
+from .header import EstimatorHeader, describe, read_estimator, set_fitted, unfitted
 from .values import ENSEMBLES
-
-KEY = "robust_ensembles"
-"""Under which name the header stands in the file's metadata."""
-
-MODULE, AUXILIARY = "module.", "auxiliary."
-"""How names of tensors begin: of the members, and of what is trained beside them."""
 
 
 def save(
@@ -72,23 +80,15 @@ def save(
             "anything, but its files run code when they are read"
         )
     check_is_fitted(estimator)
-    net = estimator.net_
-    optimizer, memory = split_state(net.optimizer_, memory=optimizer_state)
-    tensors: dict[str, Tensor] = {
-        **{MODULE + name: value for name, value in net.module_.state_dict().items()},
-        **memory,
-    }
-    if net.has_auxiliary_:
-        state = net.auxiliary_.state_dict()
-        tensors.update({AUXILIARY + name: value for name, value in state.items()})
-    other = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
-    if other:
-        raise ValueError(f"the state of the members has more than tensors: {other[:5]}")
+    described = describe(estimator)
+    if isinstance(described, str):
+        raise ValueError(f"this estimator cannot be stored: it is {described}")
     try:
-        header = describe(estimator, optimizer)
-    except TypeError as error:
-        raise ValueError(f"the labels cannot be stored: {error}") from error
-    write(path, tensors, json.dumps(header.plain(), allow_nan=False), KEY)
+        state, tensors = describe_net(estimator.net_, memory=optimizer_state)
+    except NotStorableError as error:
+        advice = "; save without optimizer_state=True" if optimizer_state else ""
+        raise ValueError(f"{error}{advice}") from error
+    write_whole(path, model_bytes(described, state, tensors))
 
 
 Components = tuple[Ensemble, nn.Module | None]
@@ -167,7 +167,9 @@ def compare(shapes: Mapping[str, tuple[int, ...]], stored: Table) -> None:
             raise ValueError(f"{name!r} has shape {stored[name].shape}, the network's has {shape}")
 
 
-def fill(module: nn.Module, prefix: str, stored: Table, path: str | os.PathLike[str]) -> None:
+def fill(
+    module: nn.Module, prefix: str, state: NetState, stored: Table, path: str | os.PathLike[str]
+) -> None:
     """Read a module's tensors.
 
     Parameters
@@ -176,8 +178,10 @@ def fill(module: nn.Module, prefix: str, stored: Table, path: str | os.PathLike[
         With all its tensors on the meta device, or with none.
     prefix : str
         What the names of its tensors begin with in the file.
+    state : NetState
+        Of the file.
     stored : dict of str to Entry
-        These tensors, by their full names.
+        The file's table.
     path : path-like
 
     Raises
@@ -185,16 +189,18 @@ def fill(module: nn.Module, prefix: str, stored: Table, path: str | os.PathLike[
     ValueError, RuntimeError
         If they are not the module's.
     """
-    state = module.state_dict(keep_vars=True)
-    unmade = any(tensor.is_meta for tensor in state.values())
+    own = under(stored, prefix)
+    named = {storable_name(n): t for n, t in module.state_dict(keep_vars=True).items()}
+    tensors = {name: tensor for name, tensor in named.items() if isinstance(tensor, Tensor)}
+    unmade = any(tensor.is_meta for tensor in tensors.values())
     if unmade:
-        compare({prefix + name: tuple(tensor.shape) for name, tensor in state.items()}, stored)
-        _compare_kinds(state, prefix, stored)
-    tensors = read_tensors(path, list(stored))
-    tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        compare({prefix + name: tuple(tensor.shape) for name, tensor in tensors.items()}, own)
+        _compare_kinds(tensors, prefix, own)
+    beside = list(under(stored, ASIDE)) if state.extra else []
+    found = module_state(prefix, state, read_tensors(path, [*own, *beside]))
     if not unmade:
-        _take_precision(state, tensors)
-    module.load_state_dict(tensors, assign=unmade)
+        _take_precision(tensors, found)
+    load_module(module, found, assign=unmade)
 
 
 def under(table: Table, prefix: str) -> Table:
@@ -218,7 +224,8 @@ def _tried(estimator: BaseEnsembleClassifier) -> dict[str, tuple[int, ...]] | No
     try:
         with preserve_global_rng(), torch.device("meta"):
             state = Ensemble(_members(estimator, probe=False)).state_dict()
-        return {f"module.{name}": tuple(tensor.shape) for name, tensor in state.items()}
+        tensors = {name: t for name, t in state.items() if isinstance(t, Tensor)}
+        return {MODULE + storable_name(name): tuple(t.shape) for name, t in tensors.items()}
     except Exception:  # whatever a foreign constructor does with numbers that are not there
         return None
 
@@ -230,11 +237,11 @@ def _compare_kinds(state: Mapping[str, Tensor], prefix: str, stored: Mapping[str
             raise ValueError(f"{prefix + name!r} holds {dtype}, the network {tensor.dtype}")
 
 
-def _take_precision(state: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+def _take_precision(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> None:
     """Give a module's weights the precision of stored ones, which would be rounded otherwise."""
     for name, tensor in state.items():
         other = stored.get(name)
-        if other is None or is_lazy(tensor) or tensor.dtype == other.dtype:
+        if not isinstance(other, Tensor) or is_lazy(tensor) or tensor.dtype == other.dtype:
             continue
         if tensor.is_floating_point() and other.is_floating_point():
             tensor.data = tensor.data.to(other.dtype)
@@ -260,12 +267,15 @@ def _at_most(n_parameters: int) -> Iterator[None]:
         handle.remove()
 
 
+# of a model, and of a checkpoint
+_PREFIXES = (MODULE, AUXILIARY, OPTIMIZER, ASIDE, METHOD, CALLBACKS)
+
 # without these, the file's weights belong to nothing
 _NEEDED = ("module", "module_params")
 
 
 def load(path: str | os.PathLike[str], **params: Any) -> BaseEnsembleClassifier:
-    """Read a fitted ensemble from a file that ``estimator.save`` wrote.
+    """Read a fitted ensemble from a file that ``estimator.save`` wrote, or from a checkpoint.
 
     Nothing in the file is run: it holds numbers and a header in JSON, which may name classes of
     this package and of `torch.optim` only. What it claims is compared with its length, and its
@@ -305,10 +315,11 @@ def load(path: str | os.PathLike[str], **params: Any) -> BaseEnsembleClassifier:
     Notes
     -----
     Stored are the class, the parameters, the weights and buffers, the label confusion model of
-    CLDL, classes with their type, shape and names of the features, the box, the history, the
-    seed of the fit and versions. Objects among the parameters (attacks, augmentation,
-    `calibration`, `pretrained`) are stored by class and parameters, as `clone` copies them: a
-    fitted `pretrained` comes back unfitted, and there is no `pretrained_`.
+    CLDL, classes with their type, shape and names of the features, the box, the history (one row
+    for each epoch, without its batches), the seed of the fit and versions. Objects among the
+    parameters (attacks, augmentation, `calibration`, `pretrained`) are stored by class and
+    parameters, as `clone` copies them: a fitted `pretrained` comes back unfitted, and there is no
+    `pretrained_`.
 
     Not stored are networks, callbacks and optimizers of other origin than this package and torch,
     functions, splitters, RandomState instances, `External` and `Transfer` attacks, what
@@ -319,6 +330,9 @@ def load(path: str | os.PathLike[str], **params: Any) -> BaseEnsembleClassifier:
     With ``warm_start=True``, or by `partial_fit`, training goes on at the learning rate that was
     reached. The optimizer remembers past gradients if the file was saved with
     ``optimizer_state=True`` and starts afresh otherwise.
+
+    A checkpoint of `checkpoint_dir` gives the ensemble as it was after that epoch, with the
+    optimizer's memory. What it holds beside, for `fit` to go on from, is not read here.
 
     A device that is not here becomes ``device="auto"``, and an `accelerate` that needs one too.
 
@@ -337,68 +351,79 @@ def load(path: str | os.PathLike[str], **params: Any) -> BaseEnsembleClassifier:
     >>> bool((again.predict_proba(X) == clf.predict_proba(X)).all())
     True
     """
-    text, table = read_text(path, KEY)
+    # a link to the best checkpoint may turn to another file meanwhile
+    path = os.path.realpath(path) if os.path.islink(path) else path
+    header, table = read_header(path)
+    described, state = _of_a_model(header, path)
     with refused(path):
-        header = read_header(parse_json(text, "header"))
-        estimator = unfitted(header)
-    _ask_for_missing(path, header, params)
+        about = read_estimator(described)
+        estimator = unfitted(about)
+    _ask_for_missing(path, about, params)
     estimator.set_params(**params)._validate_params()
     with refused(path):
         _fit_to_machine(estimator)
-        set_fitted(estimator, header)
-        estimator.net_ = _net(estimator, header, table, path, params)
-    _warn_of_missing(path, header, params)
+        set_fitted(estimator, about)
+        rows = state.rows()
+        _check_names(estimator, table, known=_PREFIXES if header.fit else _PREFIXES[:4])
+        ensemble, beside = _modules(estimator, about, state, table, path, params)
+        estimator.net_ = _net(estimator, state, (ensemble, beside))
+        estimator.net_.history = History(rows)
+        # the state is that of the optimizer that was saved, or that stands for it
+        if ("optimizer" in params) == ("optimizer" in about.omitted):
+            kept = {"lr"} & set(params) | set(params.get("optimizer_params") or ())
+            memory = read_tensors(path, [*under(table, OPTIMIZER), *under(table, ASIDE)])
+            restore_state(estimator.net_.optimizer_, state.optimizer, memory, keep=kept)
+    _warn_of_missing(path, about, params)
     return estimator
 
 
-def _net(
+def _of_a_model(header: Header, path: str | os.PathLike[str]) -> tuple[dict[str, Any], NetState]:
+    """The parts of a header that a model has, and a checkpoint may have."""
+    if isinstance(header.estimator, str) or header.net is None:
+        raise ModelFileError(
+            f"{path} cannot be loaded: it is a checkpoint of {str(header.estimator)[:200]}. fit "
+            "with the same data, parameters and checkpoint_dir goes on from it"
+        )
+    return header.estimator, header.net
+
+
+def _modules(
     estimator: BaseEnsembleClassifier,
-    header: Header,
+    about: EstimatorHeader,
+    state: NetState,
     table: Table,
     path: str | os.PathLike[str],
     params: dict[str, Any],
-) -> EnsembleNet:
-    """The net with its weights, history and optimizer."""
-    rows = read_history(header)
-    members, auxiliary = under(table, MODULE), under(table, AUXILIARY)
-    memory = under(table, PREFIX)
-    _check_names(estimator, table, len(members) + len(auxiliary) + len(memory))
+) -> Components:
+    """The members, and what is trained beside them, with their weights."""
     build = build_given if "module" in params else build_own
-    ensemble, beside = build(estimator, members if "module" in params else table)
-    fill(ensemble, MODULE, members, path)
+    own = under(table, MODULE) if "module" in params else table
+    ensemble, beside = build(estimator, own)
+    fill(ensemble, MODULE, state, table, path)
     if beside is not None:
-        fill(beside, AUXILIARY, auxiliary, path)
-    elif auxiliary:
-        raise ValueError(f"a {header.kind} trains nothing beside its members, the file does")
-    _restore_layers(estimator, header, ensemble)
-    net = estimator._make_net(header.seed, _batch_size(estimator, rows))
+        fill(beside, AUXILIARY, state, table, path)
+    elif under(table, AUXILIARY):
+        raise ValueError(f"a {about.kind} trains nothing beside its members, the file does")
+    _restore_layers(estimator, about, ensemble)
+    return ensemble, beside
+
+
+def _net(estimator: BaseEnsembleClassifier, state: NetState, components: Components) -> EnsembleNet:
+    """The net of such modules, without its history."""
+    size = state.batch_size if estimator.batch_size == "auto" else None
+    net = estimator._make_net(state.seed, size)
     with preserve_global_rng():
-        net.build(lambda: (ensemble, beside))
+        net.build(lambda: components)
     net.module_.eval()
-    net.history = History(rows)
-    # the state is that of the optimizer that was saved, or that stands for it
-    if ("optimizer" in params) == ("optimizer" in header.omitted):
-        kept = {"lr"} & set(params) | set(params.get("optimizer_params") or ())
-        state = read_tensors(path, list(memory))
-        restore_state(net.optimizer_, header.optimizer, state, keep=kept)
     return net
 
 
-def _batch_size(estimator: BaseEnsembleClassifier, rows: list[dict[str, Any]]) -> int | None:
-    """What ``batch_size="auto"`` had come to; None for another one, or without any training."""
-    if estimator.batch_size != "auto":
-        return None
-    batches = [batch for row in rows for batch in row["batches"]]
-    sizes = [int(batch["train_batch_size"]) for batch in batches if "train_batch_size" in batch]
-    if min(sizes, default=1) < 1:
-        raise ValueError("its history has batches without samples")
-    return max(sizes, default=None)
-
-
-def _check_names(estimator: BaseEnsembleClassifier, table: Table, n_known: int) -> None:
+def _check_names(
+    estimator: BaseEnsembleClassifier, table: Table, *, known: tuple[str, ...]
+) -> None:
     """Raise for tensors that belong to nothing, or to another number of members."""
-    if n_known < len(table):
-        unknown = [name for name in table if not name.startswith((MODULE, AUXILIARY, PREFIX))]
+    unknown = [name for name in table if not name.startswith(known)]
+    if unknown:
         raise ValueError(f"its tensors {[name[:80] for name in unknown[:3]]} belong to nothing")
     found = {name.split(".")[2] for name in under(table, f"{MODULE}members.")}
     if len(found) != estimator.n_estimators:
@@ -407,7 +432,9 @@ def _check_names(estimator: BaseEnsembleClassifier, table: Table, n_known: int) 
         )
 
 
-def _restore_layers(estimator: BaseEnsembleClassifier, header: Header, ensemble: Any) -> None:
+def _restore_layers(
+    estimator: BaseEnsembleClassifier, header: EstimatorHeader, ensemble: Any
+) -> None:
     """The layers that the method looks at, if it does."""
     looks = hasattr(estimator, "layers")
     if looks != (header.layers is not None):
@@ -436,7 +463,9 @@ def _fit_to_machine(estimator: BaseEnsembleClassifier) -> None:
         estimator.accelerate = "auto"
 
 
-def _ask_for_missing(path: str | os.PathLike[str], header: Header, params: dict[str, Any]) -> None:
+def _ask_for_missing(
+    path: str | os.PathLike[str], header: EstimatorHeader, params: dict[str, Any]
+) -> None:
     """Raise for networks that the file could not store."""
     needed = {name: header.omitted[name] for name in _NEEDED if name in header.omitted}
     for name, what in needed.items():
@@ -447,7 +476,9 @@ def _ask_for_missing(path: str | os.PathLike[str], header: Header, params: dict[
             )
 
 
-def _warn_of_missing(path: str | os.PathLike[str], header: Header, params: dict[str, Any]) -> None:
+def _warn_of_missing(
+    path: str | os.PathLike[str], header: EstimatorHeader, params: dict[str, Any]
+) -> None:
     """Warn of other parameters that the file could not store."""
     lost = {name: what for name, what in header.omitted.items() if name not in params}
     if lost:

@@ -1,4 +1,4 @@
-"""What a file says of its estimator, beside the weights."""
+"""What a file says of its estimator, beside the net."""
 
 from __future__ import annotations
 
@@ -8,34 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from .._system import versions
 from ..attacks.engine.balls import check_box
 from ..estimators import BaseEnsembleClassifier
-from .values import (
-    ENSEMBLES,
-    NETWORKS,
-    NotStorableError,
-    decode,
-    decode_array,
-    decode_object,
-    encode,
-    encode_array,
-    storable_params,
-)
-
-FORMAT = 1
-"""Version of the format; raised when older versions of this package could not read a file."""
-
-_MAX_SEED = np.iinfo(np.int32).max
+from ..state.values import NotStorableError, decode_array, encode_array
+from .values import ENSEMBLES, NETWORKS, decode_object, encode, storable_params
 
 
 @dataclass(frozen=True)
-class Header:
-    """The header, in plain values that JSON knows.
+class EstimatorHeader:
+    """The description of an estimator, in plain values that JSON knows.
 
     Parameters
     ----------
-    format : int
     kind : str
         Class of the estimator.
     params : dict
@@ -48,16 +32,8 @@ class Header:
     clip_values : list of two floats, or None
     layers : list of lists of str, or None
         `layers_` of the methods that look into their members.
-    seed : int
-        Of the random streams of the fit.
-    history : list of dict
-    optimizer : dict
-        What its parameter groups have become, and with its memory, what of that is no tensor.
-    versions : dict of str to str
-        Of what the file was written with. For the reader's information only.
     """
 
-    format: int
     kind: str
     params: dict[str, Any]
     omitted: dict[str, str]
@@ -66,97 +42,76 @@ class Header:
     input_shape: list[int]
     clip_values: list[float] | None
     layers: list[list[str]] | None
-    seed: int
-    history: list[Any]
-    optimizer: dict[str, Any]
-    versions: dict[str, str]
-
-    def plain(self) -> dict[str, Any]:
-        """All fields by name."""
-        return asdict(self)
 
 
-def describe(estimator: BaseEnsembleClassifier, optimizer: dict[str, Any]) -> Header:
-    """The header of a fitted estimator.
+def describe(estimator: BaseEnsembleClassifier) -> dict[str, Any] | str:
+    """What a file says of an estimator whose data are known.
 
     Parameters
     ----------
     estimator : BaseEnsembleClassifier
-    optimizer : dict
-        Of the optimizer, in plain values.
 
     Returns
     -------
-    header : Header
-
-    Raises
-    ------
-    NotStorableError
-        If the classes are of a type that cannot be stored.
+    plain : dict or str
+        The fields of an `EstimatorHeader`, or why there are none: `load` can make estimators of
+        this package only, with labels that JSON knows.
     """
-    params, omitted = _split(storable_params(estimator))
+    kind = type(estimator)
+    if ENSEMBLES.get(kind.__name__) is not kind:
+        return f"a {kind.__module__}.{kind.__qualname__}, which is no class of robust_ensembles"
     names = getattr(estimator, "feature_names_in_", None)
+    try:
+        classes = encode_array(estimator.classes_)
+        features = None if names is None else encode_array(names)
+    except NotStorableError as error:
+        return f"a {kind.__name__} with labels or feature names that are an {error}"
+    params, omitted = _split(storable_params(estimator))
     box = estimator.clip_values_
-    return Header(
-        format=FORMAT,
-        kind=type(estimator).__name__,
+    header = EstimatorHeader(
+        kind=kind.__name__,
         params=params,
         omitted=omitted,
-        classes=encode_array(estimator.classes_),
-        feature_names=None if names is None else encode_array(names),
+        classes=classes,
+        feature_names=features,
         input_shape=[int(size) for size in estimator.input_shape_],
         clip_values=None if box is None else [float(bound) for bound in box],
         layers=getattr(estimator, "layers_", None),
-        seed=int(estimator.net_.seed),
-        history=[_split(row)[0] for row in estimator.history_.to_list()],
-        optimizer=optimizer,
-        versions=versions(),
     )
+    return asdict(header)
 
 
-def read_header(plain: Any) -> Header:
-    """Check the header of a file.
+def read_estimator(plain: dict[str, Any]) -> EstimatorHeader:
+    """Check the description of an estimator.
 
     Parameters
     ----------
-    plain : object
+    plain : dict
         From JSON.
 
     Returns
     -------
-    header : Header
+    header : EstimatorHeader
 
     Raises
     ------
     ValueError
-        If it was written by a newer version, or is none.
     """
-    if not isinstance(plain, dict) or type(plain.get("format")) is not int:
-        raise ValueError("its header has no format version")
-    if plain["format"] != FORMAT:
-        raise ValueError(
-            f"it has format version {plain['format']}, this version of robust_ensembles reads "
-            f"{FORMAT}; it was written with robust_ensembles "
-            f"{str(plain.get('versions', {}))[:200]}: install that"
-        )
-    names = {field.name for field in fields(Header)}
+    names = {field.name for field in fields(EstimatorHeader)}
     if set(plain) != names:
-        raise ValueError(f"its header has other fields than {sorted(names)}")
-    kinds = {"params": dict, "omitted": dict, "history": list, "optimizer": dict}
-    for name, kind in kinds.items():
-        if not isinstance(plain[name], kind):
-            raise ValueError(f"{name} in its header is no {kind.__name__}")
-    if type(plain["seed"]) is not int or not 0 <= plain["seed"] <= _MAX_SEED:
-        raise ValueError("its seed is no whole number of 32 bits")
-    return Header(**plain)
+        raise ValueError(f"estimator in its header has other fields than {sorted(names)}")
+    for name in ("params", "omitted"):
+        if not isinstance(plain[name], dict):
+            raise ValueError(f"{name} in its header is no dict")
+    return EstimatorHeader(**plain)
 
 
-def unfitted(header: Header) -> BaseEnsembleClassifier:
+def unfitted(header: EstimatorHeader) -> BaseEnsembleClassifier:
     """The estimator with the parameters of a header.
 
     Parameters
     ----------
-    header : Header
+    header : EstimatorHeader
 
     Returns
     -------
@@ -176,13 +131,13 @@ def unfitted(header: Header) -> BaseEnsembleClassifier:
     return estimator
 
 
-def set_fitted(estimator: BaseEnsembleClassifier, header: Header) -> None:
+def set_fitted(estimator: BaseEnsembleClassifier, header: EstimatorHeader) -> None:
     """Set what a fit learns from the shape of X and from y.
 
     Parameters
     ----------
     estimator : BaseEnsembleClassifier
-    header : Header
+    header : EstimatorHeader
 
     Raises
     ------
@@ -206,26 +161,6 @@ def set_fitted(estimator: BaseEnsembleClassifier, header: Header) -> None:
         if len(names) != estimator.n_features_in_:
             raise ValueError(f"it has {len(names)} feature names for {shape}")
         estimator.feature_names_in_ = names
-
-
-def read_history(header: Header) -> list[dict[str, Any]]:
-    """The rows of the training history.
-
-    Parameters
-    ----------
-    header : Header
-
-    Returns
-    -------
-    rows : list of dict
-
-    Raises
-    ------
-    ValueError
-    """
-    if not all(isinstance(row, dict) for row in header.history):
-        raise ValueError("its history has something else than rows")
-    return [{name: decode(value) for name, value in row.items()} for row in header.history]
 
 
 def _split(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -6,7 +6,8 @@ a `TrainingStep`. What makes steps fast is in `robust_ensembles.speed`, what is 
 """
 
 from ..speed import TECHNIQUES, resolve_acceleration
-from ..state.checkpoints import Checkpoints, differences, locked
+from ..state.checkpoints import Checkpoints, differences
+from ..state.folder import locked
 from .augmentation import (
     AugmentationPipeline,
     BatchTransform,

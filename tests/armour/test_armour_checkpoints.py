@@ -1,18 +1,19 @@
 """Folders of checkpoints that were altered by hand: skipped with a warning, refused, or resumed."""
 
 import functools
-import hashlib
-import io
-import json
 import tempfile
 import warnings
 from pathlib import Path
+from unittest.mock import patch
 
 import mutations
 import torch
 from endings import check_predictions, ends_well
+from file_parts import put_together, take_apart
 from hypothesis import strategies as st
 from small import make, rows
+
+from robust_ensembles.state.folder import CheckpointFolder, digest
 
 
 @functools.cache
@@ -20,8 +21,9 @@ def saved():
     """Files of a fit that was stopped after two of three epochs, and the end of a whole one."""
     X, y = rows()
     with tempfile.TemporaryDirectory() as folder:
-        make(max_epochs=3, checkpoint_dir=folder).fit(X, y)
-        files = {path.name: path.read_bytes() for path in Path(folder).glob("epoch-*.pt")}
+        with patch.object(CheckpointFolder, "_tidy", lambda *args: None):
+            make(max_epochs=3, checkpoint_dir=folder).fit(X, y)
+        files = {path.name: path.read_bytes() for path in Path(folder).glob("epoch-*")}
     older = {name: raw for name, raw in files.items() if "00003" not in name}
     whole = make(max_epochs=3).fit(X, y)
     return older, {n: t.clone() for n, t in whole.module_.state_dict().items()}
@@ -61,7 +63,14 @@ def test_checkpoints(explore, tmp_path):
             state = ended.value.module_.state_dict()
             assert all(torch.equal(state[n], end[n]) for n in end)
 
-    new_names = ["epoch-00009.0123456789abcdef.pt", "epoch-x.pt", "best.pt", ".epoch-1.tmp", "a"]
+    new_names = [
+        "epoch-00009.0123456789abcdef.safetensors",
+        "epoch-00009.0123456789abcdef.pt",
+        "epoch-x.safetensors",
+        "best.safetensors",
+        ".epoch-1.tmp",
+        "a",
+    ]
     explore(
         check,
         change=mutations.byte_changes(),
@@ -72,37 +81,39 @@ def test_checkpoints(explore, tmp_path):
 
 
 def test_forged_checkpoints(explore, tmp_path):
-    """The name holds the digest of the content, so it may be anything that torch reads."""
-    folder = tmp_path / "checkpoints"
+    """The name holds the digest of the content, so it may be anything that is read."""
+    folder, file = tmp_path / "checkpoints", tmp_path / "forged"
     folder.mkdir()
 
     def check(alter, part):
         older, _ = saved()
         fresh(folder)
         name, raw = max(older.items())
-        state = torch.load(io.BytesIO(raw), weights_only=True)
-        state = _altered(state, alter, part)
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:16]
-        (folder / f"{name.split('.')[0]}.{digest}.pt").write_bytes(buffer.getvalue())
+        file.write_bytes(raw)
+        table, header, data = take_apart(file)
+        header = _altered(header, alter, part)
+        raw = put_together(file, table, mutations.as_json(header), data).read_bytes()
+        (folder / f"{name.split('.')[0]}.{digest(raw)}.safetensors").write_bytes(raw)
         ended = ends_well(resumed, folder)
         if ended and ends_well(ended.value.predict, rows()[0]):
             check_predictions(ended.value, rows()[0], 9)
 
     # what callbacks remember, and the numbers of an optimizer, are taken at their word
-    parts = ["about", "history", "modules", "method", "rest", "whole"]
+    parts = ["about", "history", "extra", "estimator", "rest", "whole"]
     explore(check, alter=mutations.value_changes(), part=st.sampled_from(parts))
 
 
-def _altered(state, alter, part):
+def _altered(header, alter, part):
     if part == "whole":
-        return alter({"format": 1, "epoch": 2})
-    if part in ("about", "history"):
-        return {**state, part: mutations.as_json(alter(json.loads(state[part])))}
-    if part == "rest":
-        plain = {name: state[name] for name in ("format", "epoch", "seed", "finished")}
-        rest = alter(plain)
-        kept = {name: value for name, value in state.items() if name not in plain}
-        return {**kept, **rest} if isinstance(rest, dict) else rest
-    return {**state, part: alter(state[part])}
+        return alter({"format": 2, "net": None, "fit": {"epoch": 2}})
+    if part == "estimator":
+        return {**header, part: alter(header[part])}
+    if part in ("history", "extra"):
+        return {**header, "net": {**header["net"], part: alter(header["net"][part])}}
+    fit = header["fit"]
+    if part == "about":
+        return {**header, "fit": {**fit, part: alter(fit[part])}}
+    plain = {name: fit[name] for name in ("epoch", "seed", "finished")}
+    rest = alter(plain)
+    kept = {name: value for name, value in fit.items() if name not in plain}
+    return {**header, "fit": {**kept, **rest} if isinstance(rest, dict) else rest}

@@ -10,7 +10,7 @@ from robust_ensembles import CLDLEnsembleClassifier, DVERGEEnsembleClassifier, r
 from robust_ensembles.attacks import FGSM, MORA, PGD, Transfer, WorstCase
 from robust_ensembles.inspection import robustness_report
 from robust_ensembles.metrics import get_robust_scorer, make_robust_scorer, robust_accuracy_score
-from robust_ensembles.state.checkpoints import _best_epoch
+from robust_ensembles.state.checkpoints import best_epoch
 
 FIT = {
     "empty images": (np.zeros((0, 1, 4, 4)), [], "0 sample"),
@@ -216,4 +216,4 @@ def test_scorers_refuse_iterators():
 
 def test_checkpoints_with_losses_that_are_no_numbers():
     with pytest.raises(ValueError, match="could not convert"):
-        _best_epoch([{"train_loss": "low"}])
+        best_epoch([{"train_loss": "low"}])

@@ -27,7 +27,7 @@ from robust_ensembles.datasets import load_digits_images
 from robust_ensembles.inspection import RobustnessReport
 from robust_ensembles.metrics import robust_accuracy_score
 from robust_ensembles.persistence import load
-from robust_ensembles.state.checkpoints import CheckpointFolder
+from robust_ensembles.state.folder import CheckpointFolder
 from robust_ensembles.training import EnsembleNet
 
 ROOT = Path(__file__).parents[2]

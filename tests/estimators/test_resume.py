@@ -28,6 +28,7 @@ from robust_ensembles import (
     VanillaEnsembleClassifier,
 )
 from robust_ensembles.attacks import PGD
+from robust_ensembles.persistence import load
 from robust_ensembles.training import GaussianNoise, NoisyCopies
 
 
@@ -64,7 +65,8 @@ def interrupted(steps, estimator, data, at):
 
 def same_history(first, second):
     def rows(estimator):
-        timeless = [{k: v for k, v in row.items() if k != "dur"} for row in estimator.history_]
+        left_out = ("dur", "batches")  # files hold rows of epochs only
+        timeless = [{k: v for k, v in r.items() if k not in left_out} for r in estimator.history_]
         return json.dumps(timeless, default=float)
 
     return rows(first) == rows(second)
@@ -72,7 +74,7 @@ def same_history(first, second):
 
 def same(first, second):
     states = [e.net_.optimizer_.state_dict()["state"] for e in (first, second)]
-    moments = [[t for s in state.values() for t in s.values()] for state in states]
+    moments = [[s[n] for s in state.values() for n in sorted(s)] for state in states]
     return (
         same_weights(first, second)
         and same_history(first, second)
@@ -251,7 +253,9 @@ class WithClock(WithDropout):
 
 def test_state_that_could_not_be_read(data, tmp_path):
     make(**{**SETTINGS, "module": WithClock}).fit(*data)
-    with pytest.raises(TypeError, match="a checkpoint cannot hold a object"):
+    with pytest.raises(
+        TypeError, match=r"_extra_state' .* is a builtins.object, which a file cannot"
+    ):
         make(checkpoint_dir=tmp_path, **{**SETTINGS, "module": WithClock}).fit(*data)
 
 
@@ -390,8 +394,8 @@ def test_without_fit(data, tmp_path):
 
 def test_another_format(data, tmp_path, monkeypatch):
     make(checkpoint_dir=tmp_path, **SETTINGS).fit(*data)
-    monkeypatch.setattr("robust_ensembles.state.checkpoints._FORMAT", 2)
-    with pytest.raises(ValueError, match="another version of robust_ensembles"):
+    monkeypatch.setattr("robust_ensembles.state.model_file.FORMAT", 3)
+    with pytest.raises(ValueError, match=r"has format version 2, .* reads 1 and 3.*install that"):
         make(checkpoint_dir=tmp_path, **SETTINGS).fit(*data)
 
 
@@ -404,7 +408,6 @@ def test_finished_fit_is_only_read(data, steps, tmp_path):
     read = make(checkpoint_dir=tmp_path, **SETTINGS).fit(*data)
     assert steps.count == 0
     assert same(read, expected)
-    assert read.history_ == expected.history_
     np.testing.assert_array_equal(read.predict_proba(data[0]), expected.predict_proba(data[0]))
 
 
@@ -415,13 +418,12 @@ def test_best(data, tmp_path, column):
         settings["train_split"] = None
     estimator = make(checkpoint_dir=tmp_path, **settings).fit(*data)
     best = 1 + int(np.argmin(estimator.history_[:, column]))
-    saved = torch.load(tmp_path / "best.pt", weights_only=True)
-    assert saved["epoch"] == best
+    saved = load(tmp_path / "best.safetensors", module=WithDropout)
+    assert saved.n_iter_ == best
     alone = make(**{**settings, "max_epochs": best}).fit(*data)
-    state = saved["modules"]["module"]
-    assert all(torch.equal(state[n], t) for n, t in alone.module_.state_dict().items())
-    kept = {int(f.name[6:11]) for f in tmp_path.glob("epoch-*")}
-    assert kept == {best, 7, 8}
+    assert same_weights(saved, alone)
+    # of a finished fit the best and the last one
+    assert {int(f.name[6:11]) for f in tmp_path.glob("epoch-*")} == {best, 8}
 
 
 def test_altered_checkpoint(data, steps, tmp_path):

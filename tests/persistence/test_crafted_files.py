@@ -21,6 +21,9 @@ from robust_ensembles.state.container import MAX_TABLE
 
 MANY = 10**12
 ANY = "."
+BY_SAFETENSORS = "[Dd]eserializ"
+"""What is refused by safetensors itself, in its words."""
+
 WEIGHT = "module.members.0.classifier.weight"
 
 
@@ -113,7 +116,7 @@ def test_parts_of_a_file(size, parts, path):
 
 def test_a_file_with_more_at_its_end(parts, path):
     path.write_bytes(parts.read_bytes() + b"\0")
-    refuse(path, "leave bytes of the file out")
+    refuse(path, "not fully covered|incomplete")
 
 
 def test_other_safetensors_files(path):
@@ -156,20 +159,22 @@ def test_tables_longer_than_the_file(length, path):
 @pytest.mark.parametrize(
     ("claim", "reason"),
     [
-        ({"shape": [MANY]}, "does not fit"),
-        ({"shape": [MANY], "data_offsets": [0, 4 * MANY]}, "does not fit"),
-        ({"shape": [2**32, 2**32]}, "does not fit"),
-        ({"shape": [2**64, 0]}, "does not fit"),
-        ({"shape": [-1, -8]}, "whole numbers from 0"),
-        ({"shape": [True, 80]}, "whole numbers from 0"),
-        ({"shape": [8.0, 10]}, "whole numbers from 0"),
-        ({"shape": "8"}, "whole numbers from 0"),
-        ({"data_offsets": [0]}, "whole numbers from 0"),
-        ({"data_offsets": [-320, 0]}, "whole numbers from 0"),
+        ({"shape": [MANY]}, BY_SAFETENSORS),
+        ({"shape": [MANY], "data_offsets": [0, 4 * MANY]}, BY_SAFETENSORS),
+        ({"shape": [2**32, 2**32]}, BY_SAFETENSORS),
+        ({"shape": [2**64, 0]}, BY_SAFETENSORS),
+        ({"shape": [-1, -8]}, BY_SAFETENSORS),
+        ({"shape": [True, 80]}, BY_SAFETENSORS),
+        ({"shape": [8.0, 10]}, BY_SAFETENSORS),
+        ({"shape": "8"}, BY_SAFETENSORS),
+        ({"data_offsets": [0]}, BY_SAFETENSORS),
+        ({"data_offsets": [-320, 0]}, BY_SAFETENSORS),
+        ({"dtype": "F4"}, "of the type"),
+        ({"dtype": "I32", "shape": [1]}, BY_SAFETENSORS),
         ({"dtype": "F128"}, "of the type"),
         ({"dtype": ["F32"]}, "of the type"),
         ({"extra": 1}, "something else"),
-        ({"shape": [0], "data_offsets": [0, 0]}, "overlap, or leave"),
+        ({"shape": [0], "data_offsets": [0, 0]}, BY_SAFETENSORS),
     ],
 )
 def test_claims_of_a_tensor(claim, reason, parts, path):
@@ -182,7 +187,7 @@ def test_tensors_that_overlap(parts, path):
     table, header, data = take_apart(parts)
     other = WEIGHT.replace("members.0", "members.1")
     table[WEIGHT]["data_offsets"] = table[other]["data_offsets"]
-    refuse(put_together(path, table, header, data), "overlap")
+    refuse(put_together(path, table, header, data), BY_SAFETENSORS)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +226,7 @@ def test_names_of_nothing(name, reason, parts, path):
 def test_metadata_that_are_no_text(parts, path):
     table, header, data = take_apart(parts)
     whole = {"__metadata__": {KEY: json.dumps(header), "more": None}, **table}
-    refuse(write_raw(path, json.dumps(whole).encode(), data), "no JSON object of strings")
+    refuse(write_raw(path, json.dumps(whole).encode(), data), BY_SAFETENSORS)
 
 
 def test_weights_of_another_shape_or_kind(parts, path):
@@ -239,7 +244,15 @@ def test_weights_of_another_shape_or_kind(parts, path):
 
 
 def params(**changes):
-    return lambda header: header["params"].update(changes)
+    return lambda header: header["estimator"]["params"].update(changes)
+
+
+def estimator(**changes):
+    return lambda header: header["estimator"].update(changes)
+
+
+def net(**changes):
+    return lambda header: header["net"].update(changes)
 
 
 def fields(**changes):
@@ -249,24 +262,36 @@ def fields(**changes):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (fields(format=2), "format version 2"),
+        (fields(format=3), "format version 3"),
         (fields(format=None), "no format version"),
-        (fields(kind="os.system"), "none that a file may name"),
-        (fields(kind="BaseEnsembleClassifier"), "none that a file may name"),
-        (fields(kind="PGD"), "none that a file may name"),
-        (fields(kind=["x"]), "none that a file may name"),
-        (fields(kind="DVERGEEnsembleClassifier", extra=1), "other fields"),
-        (fields(params=[]), "params in its header"),
-        (fields(seed=-1), "its seed"),
-        (fields(seed=MANY), "its seed"),
-        (fields(history={}), "history in its header"),
-        (fields(history=[1]), "something else than rows"),
-        (fields(history=[{"epoch": {"object": "os", "params": {}}}]), "none that a file may name"),
-        (fields(input_shape=[MANY]), ANY),
-        (fields(input_shape=[0]), "whole numbers from 1"),
-        (fields(input_shape=[]), "whole numbers from 1"),
-        (fields(clip_values=[1, 0]), "low < high"),
-        (fields(layers=[["nowhere"]] * 3), None),
+        (estimator(kind="os.system"), "none that a file may name"),
+        (estimator(kind="BaseEnsembleClassifier"), "none that a file may name"),
+        (estimator(kind="PGD"), "none that a file may name"),
+        (estimator(kind=["x"]), "none that a file may name"),
+        (fields(extra=1), "other fields"),
+        (fields(fit={}), "other fields"),
+        (fields(fit=1), "other fields"),
+        (fields(net=None), "a checkpoint of"),
+        (fields(net=[]), "other fields"),
+        (fields(estimator="a stranger's class"), "a checkpoint of a stranger's class"),
+        (fields(estimator=1), "estimator in its header"),
+        (estimator(kind="DVERGEEnsembleClassifier", extra=1), "other fields"),
+        (estimator(params=[]), "params in its header"),
+        (net(seed=-1), "its seed"),
+        (net(seed=MANY), "its seed"),
+        (net(history={}), "history in its header"),
+        (net(history=[1]), "something else than rows"),
+        (net(history=[{"epoch": {"object": "os", "params": {}}}]), "unknown kind"),
+        (net(batch_size=0), "its batch_size"),
+        (net(batch_size="32"), "its batch_size"),
+        (net(extra=[]), "extra in its header"),
+        (net(extra={"module.hidden": 1}), None),
+        (net(extra={"module.hidden": {"tensor": "nowhere"}}), None),
+        (estimator(input_shape=[MANY]), ANY),
+        (estimator(input_shape=[0]), "whole numbers from 1"),
+        (estimator(input_shape=[]), "whole numbers from 1"),
+        (estimator(clip_values=[1, 0]), "low < high"),
+        (estimator(layers=[["nowhere"]] * 3), None),
         (params(new=1), r"no parameters \['new'\]"),
         (params(checkpoint_dir="../elsewhere"), r"no parameters \['checkpoint_dir'\]"),
         (params(__class__="x"), "no parameters"),
@@ -284,7 +309,7 @@ def fields(**changes):
         (params(module_params={"dict": [["hidden_sizes", [8] * 10**5]]}), "larger networks"),
         (params(module_params={"dict": [["input_shape", [MANY, MANY]]]}), ANY),
         (params(module={"type": "CifarResNet"}, input_shape=None), ANY),
-        (params(augmentation={"eval": "1"}), "no known kind"),
+        (params(augmentation={"eval": "1"}), "unknown kind"),
         (params(augmentation={"object": "Transfer", "params": {}}), "none that a file may name"),
         (params(augmentation={"object": "External", "params": {}}), "none that a file may name"),
         (params(augmentation={"object": "RandomCrop", "params": {"p": 1}}), "no parameters"),
@@ -294,17 +319,17 @@ def fields(**changes):
         (params(device={"device": "no device"}), ANY),
         (params(lr_milestones={"array": {"dtype": "O", "values": []}}), "of the type"),
         (params(lr_milestones={"array": {"dtype": "<U999999", "values": ["a"] * 99}}), "claims 99"),
-        (fields(classes={"dtype": "<U999999", "values": ["a", "b"] * 99}), "claims 198"),
-        (fields(classes={"dtype": "<i8", "values": [1, 0]}), "in their order"),
-        (fields(classes={"dtype": "<i8", "values": [0]}), "in their order"),
-        (fields(classes={"dtype": "<i8", "values": [[0], [1]]}), "something else than numbers"),
-        (fields(classes={"dtype": "<i8", "values": list(range(11))}), ANY),
-        (fields(classes={"dtype": "<i8", "values": ["a", "b"]}), ANY),
-        (fields(classes=[0, 1]), "dtype and values"),
-        (fields(feature_names={"dtype": "object", "values": ["a"]}), "feature names"),
-        (fields(optimizer={}), None),
-        (fields(optimizer={"groups": [], "numbers": []}), None),
-        (fields(optimizer={"groups": [{}] * 3, "numbers": [[MANY, "step", 1]]}), None),
+        (estimator(classes={"dtype": "<U999999", "values": ["a", "b"] * 99}), "claims 198"),
+        (estimator(classes={"dtype": "<i8", "values": [1, 0]}), "in their order"),
+        (estimator(classes={"dtype": "<i8", "values": [0]}), "in their order"),
+        (estimator(classes={"dtype": "<i8", "values": [[0], [1]]}), "something else than numbers"),
+        (estimator(classes={"dtype": "<i8", "values": list(range(11))}), ANY),
+        (estimator(classes={"dtype": "<i8", "values": ["a", "b"]}), ANY),
+        (estimator(classes=[0, 1]), "dtype and values"),
+        (estimator(feature_names={"dtype": "object", "values": ["a"]}), "feature names"),
+        (net(optimizer={}), None),
+        (net(optimizer={"groups": [], "numbers": []}), None),
+        (net(optimizer={"groups": [{}] * 3, "numbers": [[MANY, "step", 1]]}), None),
     ],
 )
 def test_headers(change, reason, parts, path):
@@ -323,7 +348,7 @@ def test_a_deep_network_is_not_built(path):
     X = rng.random((8, 1, 8, 8), dtype=np.float32)
     small(module="resnet20", n_estimators=1).fit(X, np.arange(8) % 2).save(path)
     table, header, data = take_apart(path)
-    header["params"].update(
+    header["estimator"]["params"].update(
         module={"type": "CifarResNet"},
         module_params={"dict": [["depth", 6 * 10**9 + 2]]},
     )
@@ -357,7 +382,7 @@ def test_what_a_header_asks_of_a_users_network(digit_rows, path):
 
     small(module=network, module_params={"width": 4}).fit(X, y).save(path)
     table, header, data = take_apart(path)
-    header["params"]["module_params"] = {"dict": [["width", 10**11]]}
+    header["estimator"]["params"]["module_params"] = {"dict": [["width", 10**11]]}
     put_together(path, table, header, data)
     seen.clear()
     refuse(path, "has shape", module=network)
@@ -367,8 +392,8 @@ def test_what_a_header_asks_of_a_users_network(digit_rows, path):
 @pytest.mark.parametrize("cls", [CLDLEnsembleClassifier, DVERGEEnsembleClassifier])
 def test_another_class_than_was_saved(cls, parts, path):
     table, header, data = take_apart(parts)
-    header["kind"] = cls.__name__
-    header["params"].pop("formulation")
+    header["estimator"]["kind"] = cls.__name__
+    header["estimator"]["params"].pop("formulation")
     put_together(path, table, header, data)
     missing = {
         CLDLEnsembleClassifier: "are missing",  # its label confusion model

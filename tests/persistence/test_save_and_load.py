@@ -105,7 +105,7 @@ def test_every_estimator_comes_back(cls, digit_rows, path):
     assert type(again) is cls
     assert_same(again, estimator, X_test)
     assert repr(again) == repr(estimator)
-    assert again.history_.to_list() == estimator.history_.to_list()
+    assert again.history_.to_list() == [{**row, "batches": []} for row in estimator.history_]
     assert again.n_iter_ == 1
     assert again.score(X_test, y_test) == estimator.score(X_test, y_test)
     assert not again.module_.training
@@ -387,7 +387,7 @@ def test_a_device_that_is_not_here(digit_rows, path):
     estimator = fitted(digit_rows)
     estimator.save(path)
     table, header, data = take_apart(path)
-    header["params"].update(device="cuda:7", accelerate=["cuda_graph"])
+    header["estimator"]["params"].update(device="cuda:7", accelerate=["cuda_graph"])
     put_together(path, table, header, data)
     again = load(path)
     assert (again.device, again.accelerate) == ("auto", "auto")
@@ -431,8 +431,8 @@ def test_in_a_fresh_process_without_pickle_in_another_environment(digit_rows, pa
     estimator.save(path, optimizer_state=True)
     table, header, data = take_apart(path)
     header["versions"] = {"robust_ensembles": "0.0.1", "torch": "1.0", "unheard of": "3"}
-    header["params"]["device"] = "cuda:7"
-    del header["params"]["accelerate"]  # a parameter that was added later
+    header["estimator"]["params"]["device"] = "cuda:7"
+    del header["estimator"]["params"]["accelerate"]  # a parameter that was added later
     put_together(path, table, header, data)
     np.save(tmp_path / "X.npy", X)
     files = [path, tmp_path / "proba.npy", tmp_path / "X.npy"]
@@ -510,14 +510,61 @@ def test_what_cannot_be_saved(digit_rows, path):
         small(Own).fit(X, y).save(path)
     with pytest.raises(FileNotFoundError, match="make it first"):
         small().fit(X, y).save(path.parent / "nowhere" / "model")
-    lbfgs = small(optimizer=torch.optim.LBFGS, optimizer_params={"max_iter": 1}, n_estimators=1)
     assert not path.exists()
+
+
+class Busy(torch.optim.SGD):
+    """Remembers more than numbers."""
+
+    def step(self, closure):
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["clock"] = object()
+        return super().step(closure)
+
+
+def test_an_optimizer_whose_memory_is_no_number(digit_rows, path):
+    estimator = fitted(digit_rows, optimizer=Busy)
+    with pytest.raises(ValueError, match=r"'clock', a builtins.object.* without optimizer_state"):
+        estimator.save(path, optimizer_state=True)
+    assert_same(round_trip(estimator, path, optimizer=Busy), estimator, digit_rows[1])
+
+
+def test_memory_that_is_not_of_single_weights(digit_rows, path):
+    """LBFGS keeps lists of steps, which go over all weights."""
+    X, _, y, _ = digit_rows
+    settings = {"optimizer": torch.optim.LBFGS, "optimizer_params": {"max_iter": 1}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        lbfgs.fit(X, y)
-    with pytest.raises(ValueError, match=r"optimizer_state=True: LBFGS"):
-        lbfgs.save(path, optimizer_state=True)
-    assert_same(round_trip(lbfgs, path), lbfgs, X)
+        estimator = fitted(digit_rows, n_estimators=1, **settings)
+        again = round_trip(estimator, path, optimizer_state=True)
+        for one in (estimator, again):
+            one.partial_fit(X[:64], y[:64])
+    assert_same(again, estimator, X)
+
+
+def test_a_history_of_139000_steps(digit_rows, path):
+    """As 200 epochs of CIFAR-10 in batches of 64 leave it behind."""
+    estimator = fitted(digit_rows)
+    (row,) = estimator.history_
+    history = estimator.net_.history
+    for epoch in range(2, 201):
+        history.append({**row, "epoch": epoch, "batches": row["batches"][:1] * 695})
+    estimator.save(path, optimizer_state=True)
+    weights = sum(t.numel() * t.element_size() for t in estimator.module_.state_dict().values())
+    assert path.stat().st_size < 3 * weights + 200 * 500
+    again = load(path)
+    assert_same(again, estimator, digit_rows[1])
+    assert again.n_iter_ == 200
+    assert again.history_[:, "epoch"] == list(range(1, 201))
+    assert again.history_[-1, "batches"] == []
+
+
+def test_a_history_that_is_too_long_for_a_file(digit_rows, path):
+    estimator = fitted(digit_rows)
+    estimator.history_.record("note", "a" * 2**25)
+    with pytest.raises(ValueError, match="must not record long values in the history"):
+        estimator.save(path)
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("through", ["pickle", "joblib"])
@@ -538,8 +585,9 @@ def test_pickle_and_joblib(through, digit_rows, path):
 def test_the_header_can_be_read_by_anyone(digit_rows, path):
     fitted(digit_rows).save(path)
     _, header, _ = take_apart(path)
-    assert header["format"] == 1
-    assert header["kind"] == "VanillaEnsembleClassifier"
-    assert header["params"]["lr"] == 0.01
+    assert header["format"] == 2
+    assert header["estimator"]["kind"] == "VanillaEnsembleClassifier"
+    assert header["estimator"]["params"]["lr"] == 0.01
+    assert header["net"]["history"][0]["train_loss"] > 0
     assert header["versions"]["torch"] == torch.__version__
     assert json.loads(json.dumps(header)) == header

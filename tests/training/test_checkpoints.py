@@ -2,15 +2,33 @@
 
 import errno
 import io
+import itertools
 import os
 import pickle
 
 import pytest
 import torch
 
-from robust_ensembles.state.checkpoints import CheckpointFolder, _digest
+from robust_ensembles.exceptions import ModelFileError
+from robust_ensembles.state.folder import CheckpointFolder, digest
+from robust_ensembles.state.model_file import FitState, model_bytes, read_checkpoint
+from robust_ensembles.state.net_state import NetState
 
-EPOCH_2 = {"epoch": 2, "weight": torch.arange(50.0), "name": "two"}
+WEIGHT = torch.arange(50.0)
+
+
+def content(epoch, name="", weight=WEIGHT, rows=None):
+    """The bytes of a checkpoint after some epochs, with a name that tells it apart."""
+    fit = FitState({"name": name}, epoch, seed=0, finished=False, callbacks={})
+    history = [{"train_loss": 1.0}] * (epoch if rows is None else rows)
+    net = NetState(0, 32, history, {"groups": [], "numbers": []}, {}) if epoch else None
+    return model_bytes("an estimator of nothing", net, {"module.weight": weight}, fit)
+
+
+def newest(folder):
+    """Epoch and name of the newest whole checkpoint."""
+    header, _ = folder.read_newest()
+    return header.fit.epoch, header.fit.about["name"]
 
 
 def names(folder):
@@ -22,7 +40,7 @@ def epochs(folder):
 
 
 def file_of(folder, epoch):
-    (file,) = folder.path.glob(f"epoch-{epoch:05d}.*.pt")
+    (file,) = folder.path.glob(f"epoch-{epoch:05d}.*.safetensors")
     return file
 
 
@@ -31,16 +49,16 @@ def folder(tmp_path):
     """A folder that does not exist yet, and then holds two epochs."""
     folder = CheckpointFolder(tmp_path / "new" / "fit")
     assert folder.read_newest() is None
-    folder.write(1, {"epoch": 1})
-    folder.write(2, EPOCH_2)
+    folder.write(1, content(1))
+    folder.write(2, content(2, "two"))
     return folder
 
 
 def test_round_trip(folder):
-    found = folder.read_newest()
-    assert found["epoch"] == 2
-    assert found["name"] == "two"
-    assert torch.equal(found["weight"], EPOCH_2["weight"])
+    header, tensors = folder.read_newest()
+    assert header.fit.epoch == 2
+    assert header.fit.about == {"name": "two"}
+    assert torch.equal(tensors["module.weight"], WEIGHT)
 
 
 def test_keeps_the_last_two_and_the_best(tmp_path):
@@ -48,10 +66,24 @@ def test_keeps_the_last_two_and_the_best(tmp_path):
     bests = [1, 2, 2, 2, 2, 6]
     kept = []
     for epoch, best in enumerate(bests, start=1):
-        folder.write(epoch, {"epoch": epoch}, best=best)
+        folder.write(epoch, content(epoch), best=best)
         kept.append(epochs(folder))
-        assert torch.load(tmp_path / "best.pt", weights_only=True) == {"epoch": best}
+        assert read_checkpoint(tmp_path / "best.safetensors")[0].fit.epoch == best
     assert kept == [[1], [1, 2], [2, 3], [2, 3, 4], [2, 4, 5], [5, 6]]
+    assert len(names(folder)) == 3
+    folder.write(7, content(7), best=5, last=1)
+    assert epochs(folder) == [5, 7]
+
+
+def test_former_checkpoints_make_way(tmp_path):
+    """The link to the best one is to a file of either format."""
+    folder = CheckpointFolder(tmp_path)
+    (tmp_path / f"epoch-00001.{digest(b'1')}.pt").write_bytes(b"1")
+    folder.write(2, content(2), best=1)
+    assert (tmp_path / "best.pt").read_bytes() == b"1"
+    folder.write(3, content(3), best=3)
+    assert names(folder)[0] == "best.safetensors"
+    assert epochs(folder) == [2, 3]
     assert len(names(folder)) == 3
 
 
@@ -62,7 +94,7 @@ def test_without_links(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "symlink", refuse)
     folder = CheckpointFolder(tmp_path)
     for epoch in (1, 2, 3, 4):
-        folder.write(epoch, {"epoch": epoch}, best=1)
+        folder.write(epoch, content(epoch), best=1)
     assert epochs(folder) == [1, 3, 4]
 
 
@@ -73,7 +105,7 @@ def test_altered_file_is_skipped(folder, place):
     content[int(place * len(content)) if place >= 0 else -1] ^= 1
     file.write_bytes(content)
     with pytest.warns(UserWarning, match=f"{file.name} is skipped.*not what was written"):
-        assert folder.read_newest() == {"epoch": 1}
+        assert newest(folder) == (1, "")
 
 
 @pytest.mark.parametrize("length", [0, 1, 500])
@@ -81,7 +113,7 @@ def test_torn_file_is_skipped(folder, length):
     file = file_of(folder, 2)
     file.write_bytes(file.read_bytes()[:length])
     with pytest.warns(UserWarning, match="is skipped"):
-        assert folder.read_newest() == {"epoch": 1}
+        assert newest(folder) == (1, "")
 
 
 def test_all_torn(folder):
@@ -93,18 +125,32 @@ def test_all_torn(folder):
 
 
 def test_torn_file_makes_way(folder):
-    folder.write(3, {"epoch": 3})
+    folder.write(3, content(3))
     file_of(folder, 3).write_bytes(b"torn")
     with pytest.warns(UserWarning, match="is skipped"):
-        assert folder.read_newest()["epoch"] == 2
-    folder.write(3, {"epoch": 3, "again": True})
-    assert folder.read_newest() == {"epoch": 3, "again": True}
+        assert newest(folder) == (2, "two")
+    folder.write(3, content(3, "again"))
+    assert newest(folder) == (3, "again")
     assert epochs(folder) == [2, 3]
 
 
 def test_later_epochs_of_a_former_course_make_way(folder):
-    folder.write(1, {"epoch": 1, "again": True})
-    assert folder.read_newest() == {"epoch": 1, "again": True}
+    folder.write(1, content(1, "again"))
+    assert newest(folder) == (1, "again")
+
+
+@pytest.mark.parametrize("rows", [0, 1, 4])
+def test_a_history_of_other_epochs_is_skipped(folder, rows):
+    folder.write(3, content(3, rows=rows))
+    with pytest.warns(UserWarning, match=f"{rows} rows of history for 3 epochs"):
+        assert newest(folder) == (2, "two")
+
+
+def test_a_saved_model_is_no_checkpoint(tmp_path):
+    net = NetState(0, 32, [], {"groups": [], "numbers": []}, {})
+    (tmp_path / "model.safetensors").write_bytes(model_bytes({}, net, {}))
+    with pytest.raises(ModelFileError, match="it is a model"):
+        read_checkpoint(tmp_path / "model.safetensors")
 
 
 class Malicious:
@@ -116,12 +162,13 @@ def test_code_is_not_run(folder, tmp_path, monkeypatch):
     """A file that was made on purpose, digest and all."""
     monkeypatch.setenv("VICTIM", str(tmp_path / "victim"))
     buffer = io.BytesIO()
-    torch.save({"epoch": 9, "weight": Malicious()}, buffer)
-    for content in (buffer.getvalue(), pickle.dumps(Malicious(), protocol=2)):
-        name = f"epoch-00009.{_digest(content)}.pt"
-        (folder.path / name).write_bytes(content)
+    torch.save({"format": 1, "epoch": 9, "weight": Malicious()}, buffer)
+    raws = buffer.getvalue(), pickle.dumps(Malicious(), protocol=2)
+    for raw, suffix in itertools.product(raws, ("pt", "safetensors")):
+        name = f"epoch-00009.{digest(raw)}.{suffix}"
+        (folder.path / name).write_bytes(raw)
         with pytest.warns(UserWarning, match=f"{name} is skipped"):
-            assert folder.read_newest()["epoch"] == 2
+            assert newest(folder) == (2, "two")
         (folder.path / name).unlink()
     assert not (tmp_path / "victim").exists()
 
@@ -136,10 +183,10 @@ def test_full_disk(folder, monkeypatch, call):
     with monkeypatch.context() as patched:
         patched.setattr(os, call, full)
         with pytest.raises(OSError, match=r"epoch 3 cannot be written .*No space left") as info:
-            folder.write(3, {"epoch": 3})
+            folder.write(3, content(3))
     assert info.value.errno == errno.ENOSPC
     assert names(folder) == before
-    assert folder.read_newest()["epoch"] == 2
+    assert newest(folder) == (2, "two")
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -152,14 +199,14 @@ def test_interrupt_while_writing(folder, monkeypatch, call):
     with monkeypatch.context() as patched:
         patched.setattr(os, call, interrupt)
         with pytest.raises(KeyboardInterrupt):
-            folder.write(3, {"epoch": 3})
+            folder.write(3, content(3))
     assert names(folder) == before
 
 
 def test_what_a_killed_writer_left_is_removed(folder):
     before = names(folder)
     (folder.path / ".epoch-00003.0123456789abcdef.77.tmp").write_bytes(b"half")
-    assert folder.read_newest()["epoch"] == 2
+    assert newest(folder) == (2, "two")
     assert names(folder) == before
 
 
@@ -178,5 +225,5 @@ def test_order_of_writing(folder, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", logged_fsync)
     monkeypatch.setattr(os, "replace", logged_replace)
-    folder.write(3, {"epoch": 3})
+    folder.write(3, content(3))
     assert calls == ["fsync", "replace", "fsync folder"]
