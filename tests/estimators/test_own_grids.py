@@ -144,14 +144,33 @@ GRIDS = {
         "clean_cross_entropy": [False, True],
     },
 }
-CASES = [(cls, name) for cls in CLASSES for name in GRIDS[cls]]
+
+
+def grid(cls):
+    """What is listed, or each parameter of its own by its default and another value."""
+    if cls in GRIDS:
+        return GRIDS[cls]
+    common = {field.name for field in fields(EnsembleParameters)}
+    known = {**FORMULATION, **COSINES, **PLUG_IN, **DISTILLATION}
+    default = cls().get_params(deep=False)
+    own = {name: value for name, value in default.items() if name not in common}
+    return {name: known.get(name) or [value, another(value)] for name, value in own.items()}
+
+
+def another(value):
+    if isinstance(value, bool):
+        return not value
+    return value / 2 if isinstance(value, float) else value
+
+
+CASES = [(cls, name) for cls in CLASSES for name in grid(cls)]
 
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_grids_are_complete(cls):
     common = {field.name for field in fields(EnsembleParameters)}
     own = set(cls().get_params(deep=False)) - common
-    assert own == {name for name in GRIDS[cls] if "__" not in name}
+    assert own == {name for name in grid(cls) if "__" not in name}
 
 
 @pytest.mark.parametrize(("cls", "name"), CASES)
@@ -164,7 +183,7 @@ def test_search(digit_rows, cls, name):
         params["calibration"] = CollaborativeCalibration()
     if name.startswith("pretrained__"):
         params["pretrained"] = make(**params)
-    values = GRIDS[cls][name]
+    values = grid(cls)[name]
     search = GridSearchCV(
         make(cls, **params),
         {name: values},
