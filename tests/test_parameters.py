@@ -184,6 +184,31 @@ def test_python_without_docstrings():
     assert set(names["Grandchild"]._parameter_constraints) == {"x", "y", "z"}
 
 
+def test_what_two_bases_describe_is_described_once():
+    @dataclass(kw_only=True, repr=False, eq=False)
+    class Side(Root):
+        """Another one.
+
+        Parameters
+        ----------
+        x : float, default=9.0
+            Of the side.
+        w : float, default=9.0
+            Of the side, too.
+        """
+
+        x: float = param(9.0, above(8))
+        w: float = param(9.0, above(8))
+
+    @dataclass(kw_only=True, repr=False, eq=False)
+    class Both(Child, Side):
+        """Of both."""
+
+    assert list(described(Both)) == ["z", "x", "y", "kind", "w"]  # raises if one comes twice
+    assert described(Both)["x"] == ("float, default=3.0", "    Another one.\n")
+    assert Both._parameter_constraints["x"][0].left == 0
+
+
 def test_signature_and_clone_see_plain_defaults():
     assert str(inspect.signature(Grandchild)).count("=") == 3
     assert Child().get_params() == {"kind": "b", "x": 3.0, "y": 2.0, "z": 1}

@@ -43,6 +43,8 @@ def test_the_attack_in_training(words, expected):
     assert type(attack) is type(expected)
     if expected is not None:
         assert attack.get_params() == pytest.approx(expected.get_params())
+    # what the class itself takes for None has not become another attack
+    assert training_attack(estimator_of("--method adversarial")).eps == 8 / 255
 
 
 BAD = [

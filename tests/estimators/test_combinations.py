@@ -301,10 +301,18 @@ class Scaled:
 
 @pytest.mark.parametrize("cls", [*ADVERSARIAL, *DIVERSE])
 def test_a_coupling_gets_the_clean_logits_of_its_host(cls, monkeypatch):
-    """All methods by the same hook."""
-    monkeypatch.setattr(cls, "_coupling", lambda self: Scaled())
+    """All methods by the same hook; only those without clean logits compute them for it."""
     step = step_for(cls)
+    passes = []
+    step.module[0].register_forward_hook(lambda *_: passes.append(1))
+    monkeypatch.setattr(cls, "_coupling_terms", lambda *_, **__: {})
+    objective(cls, step, attack=ATTACK, attack_target="ensemble")
+    without = len(passes)
+    monkeypatch.undo()
+    monkeypatch.setattr(cls, "_coupling", lambda self: Scaled())
     terms = objective(cls, step, attack=ATTACK, attack_target="ensemble")
+    no_clean = (*ADVERSARIAL, DVERGEEnsembleClassifier, LAFEDEnsembleClassifier)
+    assert len(passes) - without == without + (cls in no_clean)
     clean = step.module.member_logits(step.x)
     if cls is not FASTENEnsembleClassifier:  # it attacks what its members see
         x_adv = [torch.from_numpy(x) for x in crafted(step, ATTACK, "ensemble")]
