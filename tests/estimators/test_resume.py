@@ -399,6 +399,23 @@ def test_another_format(data, tmp_path, monkeypatch):
         make(checkpoint_dir=tmp_path, **SETTINGS).fit(*data)
 
 
+def test_data_are_hashed_once(data, tmp_path, monkeypatch):
+    """Also where processes that train together compare what they are about to do."""
+    from robust_ensembles.estimators import base, identity
+
+    calls, describe = [], base.describe_fit
+
+    def counted(*args):
+        calls.append(1)
+        return describe(*args)
+
+    monkeypatch.setattr(base, "describe_fit", counted)
+    monkeypatch.setattr(identity, "current_ranks", object)
+    monkeypatch.setattr(identity, "check_same", lambda about, explain: calls.append(about["X"]))
+    make(checkpoint_dir=tmp_path, **{**SETTINGS, "max_epochs": 1}).fit(*data)
+    assert len(calls) == 2  # one description, one comparison
+
+
 # --- files -------------------------------------------------------------------------------------
 
 
