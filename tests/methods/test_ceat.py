@@ -2,7 +2,7 @@
 
 import math
 
-import naive_losses as naive
+import naive_equations as naive
 import numpy as np
 import pytest
 import torch

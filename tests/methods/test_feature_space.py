@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from naive_objectives import (
+from naive_steps import (
     BOX,
     FORMULATIONS,
     B,

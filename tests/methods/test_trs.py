@@ -1,6 +1,6 @@
 """TRS against the equations in plain loops."""
 
-import naive_losses as naive
+import naive_equations as naive
 import pytest
 import torch
 

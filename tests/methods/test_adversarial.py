@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from naive_objectives import (
+from naive_steps import (
     FORMULATIONS,
     B,
     C,

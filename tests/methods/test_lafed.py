@@ -1,6 +1,6 @@
 """LAFED's smoothed labels, in both formulations, and the cross-entropy with them."""
 
-import naive_losses as naive
+import naive_equations as naive
 import numpy as np
 import pytest
 import torch

@@ -1,6 +1,6 @@
 """GPMR against the equations in plain loops, in both formulations."""
 
-import naive_losses as naive
+import naive_equations as naive
 import pytest
 import torch
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from naive_objectives import (
+from naive_steps import (
     FORMULATIONS,
     build,
     check,
