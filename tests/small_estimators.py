@@ -3,41 +3,43 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from skorch.callbacks import Callback
 
+import robust_ensembles
 from robust_ensembles import (
-    ADPEnsembleClassifier,
     AdversarialEnsembleClassifier,
     CEATEnsembleClassifier,
     CLDLEnsembleClassifier,
+    CollaborativeCalibration,
     DVERGEEnsembleClassifier,
     FASTENEnsembleClassifier,
-    GALEnsembleClassifier,
-    GPMREnsembleClassifier,
     LAFEDEnsembleClassifier,
-    NCEnEnsembleClassifier,
     TRSEnsembleClassifier,
     VanillaEnsembleClassifier,
 )
 from robust_ensembles.attacks import PGD
 
 CLASSES = [
-    VanillaEnsembleClassifier,
-    AdversarialEnsembleClassifier,
-    ADPEnsembleClassifier,
-    GALEnsembleClassifier,
-    GPMREnsembleClassifier,
-    DVERGEEnsembleClassifier,
-    TRSEnsembleClassifier,
-    CLDLEnsembleClassifier,
-    NCEnEnsembleClassifier,
-    LAFEDEnsembleClassifier,
-    FASTENEnsembleClassifier,
-    CEATEnsembleClassifier,
+    getattr(robust_ensembles, name)
+    for name in robust_ensembles.__all__
+    if name.endswith("EnsembleClassifier")
 ]
 ADVERSARIAL = [AdversarialEnsembleClassifier, CEATEnsembleClassifier]
 DIVERSE = [c for c in CLASSES if c not in (*ADVERSARIAL, VanillaEnsembleClassifier)]
+FEATURE_SPACE = [DVERGEEnsembleClassifier, LAFEDEnsembleClassifier, FASTENEnsembleClassifier]
+# together they have every part of a fit: an auxiliary module and second derivatives; a memory,
+# images made in feature space, members trained before and, by make_full, an attack
+COVERING = [VanillaEnsembleClassifier, CLDLEnsembleClassifier, FASTENEnsembleClassifier]
+
+
+def covered(classes):
+    """The covering ones always, the others with ``-m slow``, to parametrize with."""
+    return [c if c in COVERING else pytest.param(c, marks=pytest.mark.slow) for c in classes]
+
+
+every_class = pytest.mark.parametrize("cls", covered(CLASSES))
 
 
 def make(cls=VanillaEnsembleClassifier, **params):
@@ -56,6 +58,14 @@ def make(cls=VanillaEnsembleClassifier, **params):
         # 20 is for networks that fit CIFAR-10; it would rule the loss of so small a one
         settings["coeff"] = 0.5
     return cls(**{**settings, **params})
+
+
+def make_full(cls, **params):
+    """The same; FASTEN with all that may stand beside a method."""
+    if cls is FASTENEnsembleClassifier:
+        beside = {"attack": PGD(eps=0.01, n_steps=2), "calibration": CollaborativeCalibration()}
+        params = {**beside, **params}
+    return make(cls, **params)
 
 
 def weights(estimator):

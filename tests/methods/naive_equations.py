@@ -1,10 +1,25 @@
-"""The equations of the papers once more, in float64 numpy and plain loops, as slow as they read."""
+"""The equations of the papers once more, in float64 numpy and plain loops, as slow as they read.
+
+Both the losses and the whole objectives are compared with them; inputs to compare on are below.
+"""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
+import pytest
+import torch
+
+MEMBERS = [2, 3, 4, 5]
+FORMULATIONS = ["paper", "released"]
+WEIGHT = torch.tensor([0.5, 2.0, 0.0, 1.5], dtype=torch.float64)
+with_weights = pytest.mark.parametrize("weight", [None, WEIGHT], ids=["unweighted", "weighted"])
+
+
+def random(*shape, seed=0, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def pairs(n_members):
@@ -66,6 +81,8 @@ def jensen_shannon_terms(p, q):
 
 def cldl_label_diversity(s, y, jsd_reduction, sample_weight=None):
     n_members, n_samples, n_classes = s.shape
+    if n_members == 1:
+        return 0.0
     terms = {}
     for i, j in pairs(n_members):
         for b in range(n_samples):
@@ -86,7 +103,7 @@ def cldl_label_diversity(s, y, jsd_reduction, sample_weight=None):
 
 def cldl_gradient_diversity(g, gradient_norm, eps_mode="torch2", sample_weight=None):
     n_members, n_samples, _ = g.shape
-    divisor = len(pairs(n_members)) if gradient_norm == "pairs" else n_members
+    divisor = max(len(pairs(n_members)), 1) if gradient_norm == "pairs" else n_members
     per_sample = [
         sum(abs(cosine(g[i, b], g[j, b], eps_mode)) for i, j in pairs(n_members)) / divisor
         for b in range(n_samples)
@@ -96,6 +113,8 @@ def cldl_gradient_diversity(g, gradient_norm, eps_mode="torch2", sample_weight=N
 
 def ncen_regularizer(g, lambda_cos, lambda_norm, formulation, norm_sign=1, sample_weight=None):
     k, n_samples, _ = g.shape
+    if k == 1:
+        return 0.0
     per_sample = []
     for b in range(n_samples):
         mean_gradient = sum(g[i, b] for i in range(k)) / k
@@ -151,7 +170,9 @@ def adp_log_determinant(p, y):
             length = math.sqrt(dot(column, column) + 1e-12)
             columns.append([v / length for v in column])
         gram = np.array([[dot(u, v) for v in columns] for u in columns])
-        values.append(math.log(np.linalg.det(gram + 1e-6 * np.eye(n_members))))
+        # the product of the eigenvalues, of which rounding makes none negative
+        eigenvalues = np.linalg.eigvalsh(gram + 1e-6 * np.eye(n_members))
+        values.append(sum(math.log(value) for value in eigenvalues))
     return values
 
 

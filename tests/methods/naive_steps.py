@@ -1,23 +1,21 @@
-"""The papers' objectives in plain loops: one sample and one member at a time.
+"""Training steps to compare whole objectives on, taken one sample and one member at a time.
 
 In float64, with members that have no BatchNorm: nothing couples the samples of a batch then.
 """
 
-import itertools
-import math
-
 import numpy as np
 import pytest
 import torch
+from naive_equations import batch_mean, cldl_divergence, disparity_weights, softmax
 from small_estimators import make
 from torch import nn
+from torch.nn.functional import one_hot
 
 from robust_ensembles import FASTENEnsembleClassifier
 from robust_ensembles.modules import Ensemble, LabelConfusionModel
 from robust_ensembles.training import Batch, PerturbationMemory, TrainingStep
 
 B, D, C, HIDDEN = 5, 6, 4, 3
-FORMULATIONS = ["paper", "released"]
 BOX = (0.0, 1.0)
 
 
@@ -49,6 +47,22 @@ def make_step(n_members=3, *, weighted=False, auxiliary=False, seed=0, **fields)
     return TrainingStep(module, lcm, batch, BOX, **{"seed": 7, **fields})
 
 
+def shorten(step):
+    """Members with input gradients of about 1e-6, where the two kinds of cosine differ."""
+    with torch.no_grad():
+        for member in step.module:
+            member.first.weight.mul_(1e-5)
+    return step
+
+
+def soften(step, factor):
+    """Members that are less sure, or surer if the factor is large."""
+    with torch.no_grad():
+        for member in step.module:
+            member.last.weight.mul_(factor)
+    return step
+
+
 def build(cls, n_members=3, n_samples=B, member=Member, **params):
     """An estimator as it is in the middle of training, without data."""
     estimator = make(cls, **params)
@@ -57,6 +71,10 @@ def build(cls, n_members=3, n_samples=B, member=Member, **params):
     if cls is FASTENEnsembleClassifier:
         estimator._memory = None, PerturbationMemory(n_samples)
     return estimator
+
+
+def objective(cls, step, **params):
+    return build(cls, len(step.module), **params)._objective(step)
 
 
 # --- one member, one sample ----------------------------------------------------------------
@@ -77,9 +95,8 @@ def logits_of(member, x):
     return weight @ embed(member, x) + bias
 
 
-def softmax(z):
-    e = np.exp(z - z.max())
-    return e / e.sum()
+def cross_entropy(z, y):
+    return -np.log(softmax(z)[y])
 
 
 def gradient(f, x):
@@ -91,48 +108,52 @@ def gradient(f, x):
     return result
 
 
+# --- all members, all samples: arrays of (n_members, n_samples, ...) ------------------------
+
+
 def samples(step):
     weight = np.ones(len(step.x)) if step.sample_weight is None else step.sample_weight.numpy()
     return list(zip(step.x.numpy(), step.y.tolist(), weight, strict=True))
 
 
-def cross_entropy(z, y):
-    return -math.log(softmax(z)[y])
+def inputs_of(step, inputs=None):
+    """Each member's batch: the clean one, one for all, or one for each."""
+    inputs = step.x.numpy() if inputs is None else np.asarray(inputs)
+    return [inputs] * len(step.module) if inputs.ndim == 2 else inputs
 
 
-def naive_cross_entropies(step, x_adv=None):
+def logits(step, inputs=None):
+    rows = zip(step.module, inputs_of(step, inputs), strict=True)
+    return np.array([[logits_of(m, x) for x in batch] for m, batch in rows])
+
+
+def probabilities(step, inputs=None):
+    return np.apply_along_axis(softmax, -1, logits(step, inputs))
+
+
+def cross_entropies(step, inputs=None):
     """Of each member, averaged over the batch."""
     return [
-        sum(
-            w * cross_entropy(logits_of(m, x if x_adv is None else x_adv[i][b]), y)
-            for b, (x, y, w) in enumerate(samples(step))
-        )
-        / len(step.x)
-        for i, m in enumerate(step.module)
+        batch_mean([cross_entropy(*row) for row in zip(z, step.y, strict=True)], step.sample_weight)
+        for z in logits(step, inputs)
     ]
 
 
-def loss_gradients(step, x=None):
-    """Of each member's mean cross-entropy by each sample, (n_members, n_samples, n_features)."""
-    n = len(step.x)
-    rows = step.x.numpy() if x is None else x
+def gradients_of(step, loss, inputs=None):
+    """Of ``loss(member, x, y)`` by each sample, averaged over the batch."""
     return np.array(
         [
             [
-                gradient(lambda v, m=m, y=y: cross_entropy(logits_of(m, v), y) / n, row)
-                for row, y in zip(rows, step.y.tolist(), strict=True)
+                gradient(lambda v, m=m, y=y: loss(m, v, y) / len(step.x), x)
+                for x, y in zip(batch, step.y.tolist(), strict=True)
             ]
-            for m in step.module
+            for m, batch in zip(step.module, inputs_of(step, inputs), strict=True)
         ]
     )
 
 
-def pairs(n):
-    return list(itertools.combinations(range(n), 2))
-
-
-def cosine(a, b):
-    return a @ b / max(np.linalg.norm(a), 1e-8) / max(np.linalg.norm(b), 1e-8)
+def loss_gradients(step, inputs=None):
+    return gradients_of(step, lambda m, x, y: cross_entropy(logits_of(m, x), y), inputs)
 
 
 # --- adversarial batches and CEAT's distances ----------------------------------------------
@@ -140,59 +161,33 @@ def cosine(a, b):
 
 def crafted(step, attack, target, centres=None):
     """The batch that each member trains on, from the attack's own public entry."""
-    if centres is not None:
-        targets = step.module if target == "member" else [step.module] * len(step.module)
-        return [
-            attack.craft(m, torch.from_numpy(x), step.y, box=BOX, seed=step.seed).numpy()
-            for m, x in zip(targets, centres, strict=True)
-        ]
-    if target == "ensemble":
-        x_adv = attack.craft(step.module, step.x, step.y, box=BOX, seed=step.seed)
-        return [x_adv.numpy()] * len(step.module)
-    return [attack.craft(m, step.x, step.y, box=BOX, seed=step.seed).numpy() for m in step.module]
-
-
-def naive_weight(h, m, tau, peers):
-    """Of one sample; h are the members' probabilities of its class."""
-    others = [h[j] for j in range(len(h)) if j != m]
-    gaps = [abs(others[j] - others[k]) for j, k in pairs(len(others))]
-    if not gaps:
-        return 1.0
-    return {
-        "pair_sum": 1 + sum(math.exp(tau * gap) - 1 for gap in gaps),
-        "pair_mean": sum(math.exp(tau * gap) for gap in gaps) / len(gaps),
-        "range": math.exp(tau * max(gaps)),
-        "exp_pair_mean": math.exp(tau * sum(gaps) / len(gaps)),
-    }[peers]
+    targets = step.module if target == "member" else [step.module] * len(step.module)
+    centres = [step.x] * len(targets) if centres is None else map(torch.from_numpy, centres)
+    return [
+        attack.craft(m, x, step.y, box=BOX, seed=step.seed).numpy()
+        for m, x in zip(targets, centres, strict=True)
+    ]
 
 
 def naive_distances(step, x_adv, *, lam, mu, **options):
     """CEAT's two terms, summed over the members."""
-    lam_exp, mu_exp = options.get("lam_exp", lam), options.get("mu_exp", mu)
-    members = list(step.module)
-    divisor = C if options.get("distance_reduce") == "mean" else 1
-    output = (lambda z: z) if options.get("distance_on") == "logits" else softmax
-    natural, adversarial = np.zeros((2, len(members), B)), np.zeros((2, len(members), B))
-    for b, (x, y, _) in enumerate(samples(step)):
-        z = [logits_of(m, x) for m in members]
-        z_adv = [logits_of(m, x_adv[i][b]) for i, m in enumerate(members)]
-        for m in range(len(members)):
-            peers = options.get("peers", "pair_sum")
-            natural[0, m, b] = naive_weight([softmax(v)[y] for v in z], m, lam_exp, peers)
-            adversarial[0, m, b] = naive_weight([softmax(v)[y] for v in z_adv], m, mu_exp, peers)
-            natural[1, m, b] = np.sum((output(z[m]) - np.eye(C)[y]) ** 2) / divisor
-            adversarial[1, m, b] = np.sum((output(z_adv[m]) - output(z[m])) ** 2) / divisor
-    sample_weight = np.array([w for *_, w in samples(step)])
-
-    def total(weights, distances):
+    exponents = options.get("lam_exp", lam), options.get("mu_exp", mu)
+    output = logits if options.get("distance_on") == "logits" else probabilities
+    clean, adversarial = output(step), output(step, x_adv)
+    sides = {
+        "natural_distance": (lam, None, clean, one_hot(step.y, C).numpy()),
+        "adversarial_distance": (mu, x_adv, adversarial, clean),
+    }
+    found = {}
+    for (name, (factor, inputs, a, b)), tau in zip(sides.items(), exponents, strict=True):
+        h = probabilities(step, inputs)[:, range(len(step.x)), step.y]
+        weights = disparity_weights(h, tau, options.get("peers", "pair_sum"))
         if options.get("normalize_weights"):
             weights = weights / weights.mean(axis=1, keepdims=True)
-        return (weights * distances * sample_weight).mean(axis=1).sum()
-
-    return {
-        "natural_distance": lam * total(*natural),
-        "adversarial_distance": mu * total(*adversarial),
-    }
+        reduce = np.mean if options.get("distance_reduce") == "mean" else np.sum
+        distances = weights * reduce((a - b) ** 2, axis=-1)
+        found[name] = factor * sum(batch_mean(row, step.sample_weight) for row in distances)
+    return found
 
 
 # --- soft labels ---------------------------------------------------------------------------
@@ -210,11 +205,12 @@ def naive_soft_label(step, member, x, y, gamma):
     return softmax(gamma * np.eye(C)[y] + c), c
 
 
-def naive_divergence(step, member, x, y, *, gamma, released):
+def naive_divergence(step, member, x, y, *, gamma, formulation):
     """KL(s || p)."""
-    offset = 1e-6 if released else 0.0
-    s, p = naive_soft_label(step, member, x, y, gamma)[0], softmax(logits_of(member, x))
-    return float(np.sum(s * (np.log(s + offset) - np.log(p + offset))))
+    s, _ = naive_soft_label(step, member, x, y, gamma)
+    log_p = np.log(softmax(logits_of(member, x)))
+    (value,) = cldl_divergence(s[None], log_p[None], formulation)
+    return value
 
 
 # --- comparing -----------------------------------------------------------------------------
@@ -236,6 +232,12 @@ def loss_of(terms):
 def parameter_gradients(term, module):
     parameters = list(module.parameters())
     return torch.autograd.grad(term, parameters, allow_unused=True, retain_graph=True)
+
+
+def check_gradients(found, expected, member, rtol=1e-9):
+    pairs = zip(*(parameter_gradients(loss, member) for loss in (found, expected)), strict=True)
+    for a, b in pairs:
+        torch.testing.assert_close(a, b, rtol=rtol, atol=1e-10)
 
 
 def check_backward(objective, step, tolerance=1e-5, *, skip=()):

@@ -1,4 +1,4 @@
-"""ADP against the equations in plain loops, and at its two extremes."""
+"""ADP: against the equations in plain loops, at its two extremes, and its whole objective."""
 
 import math
 
@@ -6,21 +6,31 @@ import naive_equations as naive
 import numpy as np
 import pytest
 import torch
+from naive_equations import FORMULATIONS, MEMBERS, with_weights
+from naive_steps import (
+    check,
+    crafted,
+    cross_entropies,
+    make_step,
+    objective,
+)
+from naive_steps import (
+    probabilities as probabilities_of,
+)
+from small_estimators import make
 
+from robust_ensembles import ADPEnsembleClassifier
+from robust_ensembles.attacks import PGD
 from robust_ensembles.losses import adp_regularizer, non_true_log_determinant, without_true_class
 
-MEMBERS = [2, 3, 4, 5]
 Y = torch.tensor([0, 6, 3, 3])
-WEIGHT = torch.tensor([0.5, 2.0, 0.0, 1.5], dtype=torch.float64)
 
 
-def probabilities(n_members, n_samples=4, n_classes=7, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    shape = n_members, n_samples, n_classes
-    return torch.randn(shape, generator=generator, dtype=torch.float64).softmax(dim=-1)
+def probabilities(n_members, n_samples=4, n_classes=7):
+    return naive.random(n_members, n_samples, n_classes).softmax(dim=-1)
 
 
-@pytest.mark.parametrize("weight", [None, WEIGHT], ids=["unweighted", "weighted"])
+@with_weights
 @pytest.mark.parametrize("n_members", MEMBERS)
 def test_regularizer(n_members, weight):
     p = probabilities(n_members)
@@ -89,28 +99,6 @@ def test_true_class_is_not_compared():
     assert (other - non_true_log_determinant(p, Y)).abs().min() > 1e-3
 
 
-def test_both_terms_are_rewards():
-    same, different = probabilities(1).expand(3, 4, 7), probabilities(3)
-    terms = {"alpha": 0.0, "beta": 1.0}
-    assert adp_regularizer(different, Y, **terms) < adp_regularizer(same, Y, **terms)
-
-
-def test_members_are_interchangeable():
-    p = probabilities(4)
-    found = adp_regularizer(p[[2, 0, 3, 1]], Y, alpha=2.0, beta=0.5)
-    torch.testing.assert_close(found, adp_regularizer(p, Y, alpha=2.0, beta=0.5))
-
-
-def test_weight_zero_removes_a_sample():
-    p = probabilities(3)
-    changed = p.clone()
-    changed[:, 2] = p[:, 2].roll(1, dims=-1)
-    for terms in ({"alpha": 1.0, "beta": 0.0}, {"alpha": 0.0, "beta": 1.0}):
-        values = [adp_regularizer(q, Y, sample_weight=WEIGHT, **terms) for q in (p, changed)]
-        assert values[0] == values[1]
-    assert non_true_log_determinant(p, Y)[2] != non_true_log_determinant(changed, Y)[2]
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("sure", [1, 3])
 def test_certain_members(sure, dtype):
@@ -135,3 +123,70 @@ def test_without_true_class():
     p.requires_grad_()
     (gradient,) = torch.autograd.grad(without_true_class(p, Y).sum(), p)
     assert torch.equal(gradient, 1.0 - torch.nn.functional.one_hot(Y, 7).expand(3, 4, 7))
+
+
+# --- the objective ---------------------------------------------------------------------------
+
+ATTACK = PGD(eps=0.2, n_steps=2)
+
+
+def naive_adp(step, prefix="", x_adv=None, *, alpha=0.7, beta=0.3):
+    p, weight = probabilities_of(step, x_adv), step.sample_weight
+    return {
+        f"{prefix}cross_entropy": sum(cross_entropies(step, x_adv)),
+        f"{prefix}entropy": naive.adp_regularizer(p, step.y, alpha, 0.0, weight),
+        f"{prefix}log_determinant": naive.adp_regularizer(p, step.y, 0.0, beta, weight),
+    }
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("n_members", [2, 3, 4])
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+def test_objective(formulation, n_members, weighted):
+    step = make_step(n_members, weighted=weighted)
+    params = {"formulation": formulation, "alpha": 0.7, "beta": 0.3}
+    check(objective(ADPEnsembleClassifier, step, **params), naive_adp(step), 1e-8)
+
+
+@pytest.mark.parametrize("target", ["ensemble", "member"])
+@pytest.mark.parametrize(
+    ("formulation", "regularize", "on_both"),
+    [
+        ("paper", None, False),
+        ("released", None, True),
+        ("paper", True, True),
+        ("released", False, False),
+    ],
+)
+def test_adversarial_predictions(formulation, regularize, on_both, target):
+    step = make_step(3, weighted=True)
+    adversarial = naive_adp(step, "adversarial_", crafted(step, ATTACK, target))
+    names = list(adversarial) if on_both else ["adversarial_cross_entropy"]
+    params = {"formulation": formulation, "regularize_adversarial": regularize}
+    params |= {"alpha": 0.7, "beta": 0.3, "attack": ATTACK, "attack_target": target}
+    expected = {**naive_adp(step), **{name: adversarial[name] for name in names}}
+    check(objective(ADPEnsembleClassifier, step, **params), expected, 1e-8)
+
+
+def test_defaults():
+    """2 and 0.5, of the original code."""
+    step = make_step(3)
+    check(objective(ADPEnsembleClassifier, step), naive_adp(step, alpha=2.0, beta=0.5), 1e-8)
+
+
+# --- refused ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n_estimators", "classes", "most"), [(3, 3, 2), (2, 2, 1), (10, 10, 9), (4, 3, 2)]
+)
+def test_more_members_than_classes_allow(rejects, digit_rows, n_estimators, classes, most):
+    X, _, y, _ = digit_rows
+    match = f"n_estimators={n_estimators} .*{classes} classes.*n_estimators={most} or fewer"
+    rejects(make(ADPEnsembleClassifier, n_estimators=n_estimators), X, y % classes, match)
+
+
+def test_just_enough_classes(untrained, digit_rows):
+    X, _, y, _ = digit_rows
+    for n in (1, 2, 3):
+        make(ADPEnsembleClassifier, n_estimators=n).fit(X, y % (n + 1))

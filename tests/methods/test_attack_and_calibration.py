@@ -1,53 +1,46 @@
-"""Adversarial training and calibration beside every method, and mixed ensembles."""
+"""Adversarial training and calibration beside every method: values, slopes, parameters."""
 
 import numpy as np
 import pytest
 import torch
+from naive_equations import FORMULATIONS
 from naive_steps import (
-    FORMULATIONS,
-    build,
     check,
     check_backward,
     crafted,
+    cross_entropies,
     make_step,
-    naive_cross_entropies,
     naive_distances,
     naive_divergence,
+    name_of,
+    objective,
+    parameter_gradients,
     samples,
+    soften,
 )
 from sklearn.base import clone
-from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
-from small_estimators import ADVERSARIAL, CLASSES, DIVERSE, make, same_weights, weights
-from torch import nn
+from small_estimators import CLASSES, DIVERSE, FEATURE_SPACE, covered, make, same_weights
 
 from robust_ensembles import (
     ADPEnsembleClassifier,
     AdversarialEnsembleClassifier,
-    CEATEnsembleClassifier,
     CLDLEnsembleClassifier,
     CollaborativeCalibration,
     DVERGEEnsembleClassifier,
     FASTENEnsembleClassifier,
     GALEnsembleClassifier,
+    GPMREnsembleClassifier,
     LAFEDEnsembleClassifier,
     TRSEnsembleClassifier,
-    VanillaEnsembleClassifier,
 )
 from robust_ensembles.attacks import FGSM, PGD
-from robust_ensembles.training import EnsembleNet
 
 ATTACK = PGD(eps=0.2, n_steps=2)
-# each member has its own examples, by default
-PER_MEMBER = [DVERGEEnsembleClassifier, LAFEDEnsembleClassifier, FASTENEnsembleClassifier]
-SUMMING = [ADPEnsembleClassifier, *PER_MEMBER]
-# FASTEN attacks what its members see; test_objectives_distilled.py has it
-ON_THE_BATCH = [cls for cls in DIVERSE if cls is not FASTENEnsembleClassifier]
 CALIBRATION = CollaborativeCalibration(lam=0.5, mu=2.0)
-
-
-def objective(cls, step, **params):
-    return build(cls, len(step.module), **params)._objective(step)
+SUMMING = [ADPEnsembleClassifier, *FEATURE_SPACE]
+# FASTEN attacks what its members see; test_fasten.py has it
+ON_THE_BATCH = [cls for cls in DIVERSE if cls is not FASTENEnsembleClassifier]
 
 
 def step_for(cls, n_members=3, **params):
@@ -63,65 +56,50 @@ def values(terms):
 
 def naive_adversarial(cls, step, x_adv, formulation):
     """The cross-entropy on the examples, or the divergence from their soft labels."""
-    n = len(step.module)
-    if cls is CLDLEnsembleClassifier:
-        divergences = [
-            w * naive_divergence(step, m, x_adv[i][b], y, gamma=4.0, released=released)
-            for released in [formulation == "released"]
-            for i, m in enumerate(step.module)
-            for b, (_, y, w) in enumerate(samples(step))
-        ]
-        return {"adversarial_divergence": sum(divergences) / len(step.x) / n}
-    losses = naive_cross_entropies(step, x_adv)
-    return {"adversarial_cross_entropy": sum(losses) / (1 if cls in SUMMING else n)}
+    reduce = sum if cls in SUMMING else np.mean
+    if (cls, formulation) == (TRSEnsembleClassifier, "released"):
+        reduce = sum  # as of its clean cross-entropy
+    if cls is not CLDLEnsembleClassifier:
+        return {"adversarial_cross_entropy": reduce(cross_entropies(step, x_adv))}
+    divergences = [
+        w * naive_divergence(step, m, x_adv[i][b], y, gamma=4.0, formulation=formulation)
+        for i, m in enumerate(step.module)
+        for b, (_, y, w) in enumerate(samples(step))
+    ]
+    return {"adversarial_divergence": np.mean(divergences)}
 
 
-@pytest.mark.parametrize("n_members", [2, 3])
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("formulation", FORMULATIONS)
 @pytest.mark.parametrize("target", ["ensemble", "member", None])
+@pytest.mark.parametrize(("n_members", "weighted"), [(2, False), (3, True)])
 @pytest.mark.parametrize("cls", ON_THE_BATCH)
-def test_adversarial_training(cls, target, weighted, n_members):
+def test_adversarial_training(cls, n_members, weighted, target, formulation):
     """The method's terms stay; the loss on the examples has the method's own reduction."""
     n_members += cls is LAFEDEnsembleClassifier
     step = step_for(cls, n_members, weighted=weighted)
-    target_params = {"attack_target": target} if target else {}
-    default = "member" if cls in PER_MEMBER else "ensemble"
-    x_adv = crafted(step, ATTACK, target or default)
+    params = {"formulation": formulation}
+    if cls is ADPEnsembleClassifier:
+        params["regularize_adversarial"] = False  # test_adp.py has it
+    beside = {"attack": ATTACK} | ({"attack_target": target} if target else {})
+    default = "member" if cls in FEATURE_SPACE else "ensemble"
     expected = {
-        **values(objective(cls, step)),
-        **naive_adversarial(cls, step, x_adv, "paper"),
+        **values(objective(cls, step, **params)),
+        **naive_adversarial(cls, step, crafted(step, ATTACK, target or default), formulation),
     }
-    check(objective(cls, step, attack=ATTACK, **target_params), expected)
-
-
-@pytest.mark.parametrize("cls", [c for c in ON_THE_BATCH if c is not ADPEnsembleClassifier])
-def test_adversarial_training_released(cls):
-    """TRS sums its cross-entropy there, both of them; ADP adds terms, see its own test."""
-    step = step_for(cls, weighted=True)
-    x_adv = crafted(step, ATTACK, "ensemble")
-    expected = {
-        **values(objective(cls, step, formulation="released")),
-        **naive_adversarial(cls, step, x_adv, "released"),
-    }
-    if cls is TRSEnsembleClassifier:
-        expected["adversarial_cross_entropy"] *= 3
-    params = {"formulation": "released", "attack_target": "ensemble"}
-    check(objective(cls, step, attack=ATTACK, **params), expected)
+    check(objective(cls, step, **params, **beside), expected)
 
 
 @pytest.mark.parametrize("cls", [GALEnsembleClassifier, TRSEnsembleClassifier])
 @pytest.mark.parametrize("reduce", ["mean", "sum"])
 def test_adversarial_loss_reduces_as_the_clean_one(cls, reduce):
     step = make_step(3)
-    losses = sum(naive_cross_entropies(step, crafted(step, ATTACK, "ensemble")))
-    found = objective(
-        cls, step, attack=ATTACK, calibration=CALIBRATION, cross_entropy_reduce=reduce
-    )
-    divisor = 1 if reduce == "sum" else 3
-    assert found["adversarial_cross_entropy"].item() == pytest.approx(losses / divisor)
-    distances = naive_distances(step, crafted(step, ATTACK, "ensemble"), lam=0.5, mu=2.0)
-    for name, distance in distances.items():
-        assert found[name].item() == pytest.approx(distance / divisor)
+    x_adv, divisor = crafted(step, ATTACK, "ensemble"), 1 if reduce == "sum" else 3
+    params = {"cross_entropy_reduce": reduce, "attack": ATTACK, "calibration": CALIBRATION}
+    found = objective(cls, step, **params)
+    expected = naive_distances(step, x_adv, lam=0.5, mu=2.0)
+    expected["adversarial_cross_entropy"] = sum(cross_entropies(step, x_adv))
+    for name, value in expected.items():
+        assert found[name].item() == pytest.approx(value / divisor)
 
 
 @pytest.mark.parametrize("cls", DIVERSE)
@@ -132,7 +110,7 @@ def test_no_attack_by_default(cls):
     assert cls().calibration is None
 
 
-@pytest.mark.parametrize("cls", DIVERSE)
+@pytest.mark.parametrize("cls", covered(DIVERSE))
 def test_attack_is_used_in_a_fit(digit_rows, cls):
     """A column for what it adds; a wide ball makes it a hard loss."""
     X, _, y, _ = digit_rows
@@ -146,20 +124,13 @@ def test_attack_is_used_in_a_fit(digit_rows, cls):
 # --- calibration ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize(
-    ("cls", "n_members"),
-    [
-        (cls, n)
-        for cls in ON_THE_BATCH
-        for n in (2, 3, 4)
-        if n > 2 or cls is not LAFEDEnsembleClassifier
-    ],
-)
+@pytest.mark.parametrize(("n_members", "weighted"), [(2, True), (3, False), (4, True)])
+@pytest.mark.parametrize("cls", ON_THE_BATCH)
 def test_calibration(cls, n_members, weighted):
     """CEAT's two terms, summed or averaged as the method's own loss."""
+    n_members = max(n_members, 3 if cls is LAFEDEnsembleClassifier else 2)
     step = step_for(cls, n_members, weighted=weighted)
-    x_adv = crafted(step, ATTACK, "member" if cls in PER_MEMBER else "ensemble")
+    x_adv = crafted(step, ATTACK, "member" if cls in FEATURE_SPACE else "ensemble")
     distances = naive_distances(step, x_adv, lam=0.5, mu=2.0)
     divisor = 1 if cls in SUMMING else n_members
     expected = {
@@ -207,30 +178,6 @@ def test_stop_gradient_clean():
     assert (slopes[0] - slopes[1]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("n_estimators", [3, 4])
-@pytest.mark.parametrize("lam_mu", [(1.0, 5.0), (5.0, 1.0), (0.3, 0.0)])
-def test_calibrated_adversarial_training_is_ceat(digit_rows, lam_mu, n_estimators):
-    """To the bit."""
-    X, _, y, _ = digit_rows
-    lam, mu = lam_mu
-    params = {"attack": PGD(eps=0.05, n_steps=2), "n_estimators": n_estimators}
-    plugged_in = make(
-        AdversarialEnsembleClassifier, calibration=CollaborativeCalibration(lam, mu), **params
-    ).fit(X, y)
-    ceat = make(CEATEnsembleClassifier, lam=lam, mu=mu, **params).fit(X, y)
-    assert same_weights(plugged_in, ceat)
-    plain = make(AdversarialEnsembleClassifier, **params).fit(X, y)
-    assert not same_weights(plain, ceat)
-
-
-def test_defaults_of_the_calibration():
-    """CEAT's own: (1, 5), tied to the exponents."""
-    ceat, own = CEATEnsembleClassifier().get_params(), CollaborativeCalibration().get_params()
-    assert own["lam"] == 1.0
-    assert own["mu"] == 5.0
-    assert own == {name: ceat[name] for name in own}
-
-
 def test_adversarial_training_has_an_attack_to_calibrate(digit_rows):
     """attack=None is PGD there."""
     X, _, y, _ = digit_rows
@@ -240,16 +187,66 @@ def test_adversarial_training_has_an_attack_to_calibrate(digit_rows):
     assert "train_natural_distance" in estimator.history_[-1]
 
 
-@pytest.mark.parametrize("method", ["fit", "partial_fit"])
-@pytest.mark.parametrize("cls", DIVERSE)
-def test_calibration_without_an_attack(digit_rows, monkeypatch, cls, method):
+def test_two_members_have_no_peers(digit_rows):
     X, _, y, _ = digit_rows
-    monkeypatch.setattr(EnsembleNet, "train_epochs", lambda *args, **kwargs: pytest.fail("began"))
-    estimator = make(cls, calibration=CALIBRATION)
-    with pytest.raises(ValueError, match=r"attack=None; give an attack, such as attack=PGD"):
-        getattr(estimator, method)(X, y)
-    with pytest.raises(NotFittedError):
-        estimator.predict(X)
+    params = {"attack": PGD(eps=0.01, n_steps=1), "calibration": CollaborativeCalibration()}
+    estimator = make(GALEnsembleClassifier, n_estimators=2, max_epochs=1, **params)
+    with pytest.warns(UserWarning, match="no member has two peers") as caught:
+        estimator.fit(X, y)
+    assert caught[0].filename == __file__
+
+
+# --- gradients of whole objectives ---------------------------------------------------------
+
+# with exponents of zero all disparity weights, which pass no gradient, are 1
+PLAIN_DISTANCES = CollaborativeCalibration(1.0, 2.0, lam_exp=0.0, mu_exp=0.0)
+BESIDE = {"attack": ATTACK, "calibration": PLAIN_DISTANCES}
+WITH_SLOPES = [
+    *((cls, BESIDE) for cls in DIVERSE),
+    (ADPEnsembleClassifier, {"attack": ATTACK, "regularize_adversarial": True}),
+    (GALEnsembleClassifier, {"cos_eps_mode": "torch1"}),
+    (GPMREnsembleClassifier, {"lambda_div": 1.0}),
+    (GPMREnsembleClassifier, {"lambda_div": 1.0, "formulation": "released"}),
+    (TRSEnsembleClassifier, {"delta_init": 0.2, "delta_final": 0.2}),
+    (TRSEnsembleClassifier, {"inner_max": False}),
+    (TRSEnsembleClassifier, {"norm_power": 1, "cos_eps_mode": "torch1"}),
+]
+
+
+@pytest.mark.parametrize(("cls", "params"), WITH_SLOPES, ids=name_of)
+def test_slope_of_every_term(cls, params):
+    """Beside those that pass no gradient on purpose."""
+    skip = {
+        LAFEDEnsembleClassifier: ["smoothed_cross_entropy"],  # what is mixed in
+        FASTENEnsembleClassifier: ["intra_model", "inter_model"],  # the clean view
+    }
+    step = step_for(cls, weighted=True)
+    check_backward(lambda step: objective(cls, step, **params), step, skip=skip.get(cls, ()))
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+@pytest.mark.parametrize("cls", DIVERSE)
+def test_every_term_trains_every_member(cls, formulation):
+    """A missing create_graph would leave a constant. And no gradient is left behind."""
+    step = soften(step_for(cls), 0.3)  # enough for all terms to have slopes
+    params = {"attack": ATTACK, "calibration": CALIBRATION, "formulation": formulation}
+    if cls is FASTENEnsembleClassifier:
+        params["inter_gradient"] = True
+    terms = objective(cls, step, **params)
+    assert all(p.grad is None and p.requires_grad for p in step.module.parameters())
+    assert step.module.training
+    assert step.x.grad is None
+    assert not step.x.requires_grad
+    assert len(terms) >= 4
+    for name, term in terms.items():
+        for member in step.module:
+            # soft labels are made from what goes into the last layer
+            trained = member.first if name == "label_diversity" else member
+            gradients = parameter_gradients(term, trained)
+            assert all(g is not None and g.abs().max() > 1e-9 for g in gradients), name
+        if step.auxiliary is not None and "distance" not in name:
+            gradients = parameter_gradients(term, step.auxiliary)
+            assert any(g is not None and g.abs().max() > 1e-8 for g in gradients), name
 
 
 # --- parameters ----------------------------------------------------------------------------
@@ -263,20 +260,11 @@ def test_parameters_of_what_is_not_there(cls):
         make(cls, attack=PGD()).set_params(calibration__mu=1.0)
 
 
-def test_parameters_of_a_start_that_is_not_there():
-    for pretrained in (None, 3):
-        estimator = make(DVERGEEnsembleClassifier, pretrained=pretrained)
-        with pytest.raises(ValueError, match="pretrained__lr cannot be set"):
-            estimator.set_params(pretrained__lr=0.1)
-
-
-def test_two_members_have_no_peers(digit_rows):
-    X, _, y, _ = digit_rows
-    params = {"attack": PGD(eps=0.01, n_steps=1), "calibration": CollaborativeCalibration()}
-    estimator = make(GALEnsembleClassifier, n_estimators=2, max_epochs=1, **params)
-    with pytest.warns(UserWarning, match="no member has two peers") as caught:
-        estimator.fit(X, y)
-    assert caught[0].filename == __file__
+@pytest.mark.parametrize("pretrained", [None, 3])
+def test_parameters_of_a_start_that_is_not_there(pretrained):
+    estimator = make(DVERGEEnsembleClassifier, pretrained=pretrained)
+    with pytest.raises(ValueError, match="pretrained__lr cannot be set"):
+        estimator.set_params(pretrained__lr=0.1)
 
 
 def test_parameters_of_what_is_there():
@@ -316,108 +304,3 @@ def test_search_over_the_calibration(digit_rows):
     ).fit(X, y)
     assert same_weights(search.best_estimator_, expected)
     assert len(set(search.cv_results_["mean_test_score"])) == 2
-
-
-# --- gradients -----------------------------------------------------------------------------
-
-# with exponents of zero all disparity weights, which pass no gradient, are 1
-PLAIN_DISTANCES = CollaborativeCalibration(1.0, 2.0, lam_exp=0.0, mu_exp=0.0)
-
-
-@pytest.mark.parametrize("cls", DIVERSE)
-def test_slope_of_every_term(cls):
-    """Beside those that pass no gradient on purpose."""
-    skip = {
-        LAFEDEnsembleClassifier: ["smoothed_cross_entropy"],  # what is mixed in
-        FASTENEnsembleClassifier: ["intra_model", "inter_model"],  # the clean view
-    }
-    step = step_for(cls, weighted=True)
-    params = {"attack": ATTACK, "calibration": PLAIN_DISTANCES}
-    check_backward(lambda step: objective(cls, step, **params), step, skip=skip.get(cls, ()))
-
-
-@pytest.mark.parametrize("formulation", FORMULATIONS)
-@pytest.mark.parametrize("cls", DIVERSE)
-def test_each_term_alone_trains_all_members(cls, formulation):
-    """A missing create_graph would leave a constant."""
-    step = step_for(cls)
-    params = {"attack": ATTACK, "calibration": CALIBRATION, "formulation": formulation}
-    if cls is FASTENEnsembleClassifier:
-        params["inter_gradient"] = True
-    names = objective(cls, step, **params)
-    assert len(names) >= 4
-    for name in names:
-        step = step_for(cls)
-        with torch.no_grad():  # soft enough for all terms to have slopes
-            for member in step.module:
-                member.last.weight.mul_(0.3)
-        before = [[p.clone() for p in member.parameters()] for member in step.module]
-        optimizer = torch.optim.SGD(step.module.parameters(), lr=1.0)
-        objective(cls, step, **params)[name].backward()
-        optimizer.step()
-        for old, member in zip(before, step.module, strict=True):
-            new = [p.detach() for p in member.parameters()]
-            moved = [not torch.equal(a, b) for a, b in zip(old, new, strict=True)]
-            # soft labels are made from what goes into the last layer
-            assert all(moved[:2] if name == "label_diversity" else moved), name
-
-
-# --- mixed ensembles -----------------------------------------------------------------------
-
-MIXED_SIZES = [(8,), (16, 8), (12, 12, 8)]  # CLDL's members have embeddings of one size
-
-
-@pytest.mark.parametrize("attack", [None, PGD(eps=0.05, n_steps=1)], ids=["clean", "adversarial"])
-@pytest.mark.parametrize("cls", CLASSES)
-def test_mixed_widths(digit_rows, cls, attack):
-    X, X_test, y, _ = digit_rows
-    params = {"attack": attack} if cls is not VanillaEnsembleClassifier else {}
-    estimator = make(
-        cls,
-        module=["mlp"] * 3,
-        module_params=[{"hidden_sizes": sizes} for sizes in MIXED_SIZES],
-        max_epochs=1,
-        **params,
-    )
-    before = weights(fresh(estimator, X, y))
-    estimator.fit(X, y)
-    widths = [
-        tuple(m.out_features for m in member.modules() if isinstance(m, nn.Linear))
-        for member in estimator.estimators_
-    ]
-    assert widths == [(*sizes, 10) for sizes in MIXED_SIZES]
-    after = weights(estimator)
-    assert all(not torch.equal(before[name], after[name]) for name in after)
-    assert np.isfinite(estimator.predict_proba(X_test)).all()
-
-
-def fresh(estimator, X, y):
-    """The same ensemble before its first step."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EnsembleNet, "train_epochs", lambda *args, **kwargs: None)
-        return clone(estimator).fit(X, y)
-
-
-@pytest.mark.parametrize("cls", CLASSES)
-def test_mixed_depths(digit_images, cls):
-    """Residual networks, whose layers for features lie at different places."""
-    X, X_test, y, _ = digit_images
-    params = {"attack": FGSM(eps=0.05)} if cls in ADVERSARIAL else {}
-    if cls in PER_MEMBER:
-        params["n_steps"] = 1
-    if cls is TRSEnsembleClassifier:
-        params["n_inner_steps"] = 1
-    estimator = make(
-        cls,
-        module=["resnet20", "resnet26", "resnet32"],
-        module_params={"width": 2},
-        max_epochs=1,
-        batch_size=16,
-        **params,
-    ).fit(X[:32], y[:32])
-    convolutions = [
-        sum(isinstance(m, nn.Conv2d) for m in e.modules()) for e in estimator.estimators_
-    ]
-    assert convolutions == [19, 25, 31]
-    assert np.isfinite(estimator.history_[-1]["train_loss"])
-    assert np.isfinite(estimator.predict_proba(X_test)).all()

@@ -1,4 +1,4 @@
-"""CEAT's disparity weights and distances."""
+"""CEAT: its disparity weights and distances, and its whole objective."""
 
 import math
 
@@ -6,7 +6,29 @@ import naive_equations as naive
 import numpy as np
 import pytest
 import torch
+from naive_equations import WEIGHT
+from naive_steps import (
+    B,
+    C,
+    check,
+    check_gradients,
+    crafted,
+    cross_entropies,
+    loss_of,
+    make_step,
+    naive_distances,
+    objective,
+    probabilities,
+)
+from small_estimators import make, same_weights
+from torch import nn
 
+from robust_ensembles import (
+    AdversarialEnsembleClassifier,
+    CEATEnsembleClassifier,
+    CollaborativeCalibration,
+)
+from robust_ensembles.attacks import PGD
 from robust_ensembles.losses import disparity_weights, squared_distance, weighted_distance
 
 PEERS = ["pair_sum", "pair_mean", "range", "exp_pair_mean"]
@@ -100,11 +122,147 @@ def test_distance_flows_into_both_sides():
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_weighted_distance(weighted, normalize):
-    weights, distances = 1 + uniform(3, 5), uniform(3, 5, seed=1)
-    sample_weight = torch.tensor([0.5, 2.0, 0.0, 1.0, 1.5]) if weighted else None
+    weights, distances = 1 + uniform(3, 4), uniform(3, 4, seed=1)
+    sample_weight = WEIGHT if weighted else None
     found = weighted_distance(weights, distances, sample_weight, normalize=normalize)
     expected = 0.0
     for w, d in zip(weights.numpy(), distances.numpy(), strict=True):
         w = w / np.mean(w) if normalize else w
         expected += naive.batch_mean(list(w * d), sample_weight)
     assert float(found) == pytest.approx(expected, abs=1e-10)
+
+
+# --- the objective ---------------------------------------------------------------------------
+
+ATTACK = PGD(eps=0.2, n_steps=3)
+CEAT_OPTIONS = [
+    {},
+    {"lam_exp": 0.5, "mu_exp": 4.0},
+    {"peers": "pair_mean"},
+    {"peers": "range"},
+    {"peers": "exp_pair_mean"},
+    {"distance_on": "logits"},
+    {"distance_reduce": "mean"},
+    {"stop_gradient_clean": True},
+    {"normalize_weights": True},
+    {"clean_cross_entropy": True},
+    {"attack_target": "member"},
+]
+
+
+def naive_ceat(step, x_adv, options, *, lam=2.0, mu=3.0):
+    expected = {
+        "adversarial_cross_entropy": sum(cross_entropies(step, x_adv)),
+        **naive_distances(step, x_adv, lam=lam, mu=mu, **options),
+    }
+    if options.get("clean_cross_entropy"):
+        expected["clean_cross_entropy"] = sum(cross_entropies(step))
+    return expected
+
+
+@pytest.mark.parametrize("options", CEAT_OPTIONS, ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("n_members", [1, 3, 4])
+def test_objective(n_members, weighted, options):
+    step = make_step(n_members, weighted=weighted)
+    x_adv = crafted(step, ATTACK, options.get("attack_target", "ensemble"))
+    found = objective(CEATEnsembleClassifier, step, attack=ATTACK, lam=2.0, mu=3.0, **options)
+    check(found, naive_ceat(step, x_adv, options))
+
+
+def test_defaults():
+    """lam and mu of 1 and 5, the exponents tied to them; the calibration has the same."""
+    step = make_step(3)
+    found = objective(CEATEnsembleClassifier, step, attack=ATTACK)
+    check(found, naive_ceat(step, crafted(step, ATTACK, "ensemble"), {}, lam=1.0, mu=5.0))
+    ceat, own = CEATEnsembleClassifier().get_params(), CollaborativeCalibration().get_params()
+    assert own == {name: ceat[name] for name in own}
+
+
+@pytest.mark.parametrize("options", CEAT_OPTIONS, ids=str)
+def test_trains_members_by_their_own_losses(options):
+    """d L_m / d theta_j = 0: a member is not taught to agree with its peers."""
+    step = make_step(4, weighted=True)
+    x_adv = crafted(step, ATTACK, options.get("attack_target", "ensemble"))
+    on_logits = options.get("distance_on") == "logits"
+    reduce = torch.mean if options.get("distance_reduce") == "mean" else torch.sum
+    found = objective(CEATEnsembleClassifier, step, attack=ATTACK, lam=2.0, mu=3.0, **options)
+    total, y, one_hot = loss_of(found), step.y, nn.functional.one_hot(step.y, C).double()
+
+    def weights(inputs, tau):
+        h = probabilities(step, inputs)[:, range(B), y]
+        found = naive.disparity_weights(h, tau, options.get("peers", "pair_sum"))
+        if options.get("normalize_weights"):
+            found = found / found.mean(axis=1, keepdims=True)
+        return torch.from_numpy(found)
+
+    def distance(a, b):
+        return reduce((a - b) ** 2, dim=-1)
+
+    clean, hostile = (
+        weights(None, options.get("lam_exp", 2.0)),
+        weights(x_adv, options.get("mu_exp", 3.0)),
+    )
+    for m, member in enumerate(step.module):
+        z, z_adv = member(step.x), member(torch.from_numpy(x_adv[m]))
+        p, p_adv = (z, z_adv) if on_logits else (z.softmax(-1), z_adv.softmax(-1))
+        anchor = p.detach() if options.get("stop_gradient_clean") else p
+        per_sample = -z_adv.log_softmax(-1)[range(B), y]
+        per_sample = per_sample + 2.0 * clean[m] * distance(p, one_hot)
+        per_sample = per_sample + 3.0 * hostile[m] * distance(p_adv, anchor)
+        if options.get("clean_cross_entropy"):
+            per_sample = per_sample - z.log_softmax(-1)[range(B), y]
+        own = (per_sample * step.sample_weight).mean()
+        check_gradients(total, own, member)
+
+
+# --- the same by other means -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n_estimators", "lam", "mu"), [(3, 1.0, 5.0), (4, 5.0, 1.0), (3, 0.3, 0.0)]
+)
+def test_calibrated_adversarial_training_is_ceat(digit_rows, n_estimators, lam, mu):
+    """To the bit."""
+    X, _, y, _ = digit_rows
+    params = {"attack": PGD(eps=0.05, n_steps=2), "n_estimators": n_estimators, "max_epochs": 1}
+    calibration = CollaborativeCalibration(lam, mu)
+    plugged_in = make(AdversarialEnsembleClassifier, calibration=calibration, **params).fit(X, y)
+    ceat = make(CEATEnsembleClassifier, lam=lam, mu=mu, **params).fit(X, y)
+    assert same_weights(plugged_in, ceat)
+
+
+@pytest.mark.parametrize("craft_bn", [None, "train", "eval"])
+def test_without_its_terms_it_is_adversarial_training(digit_images, craft_bn):
+    """BatchNorm's running statistics included."""
+    X, _, y, _ = digit_images
+    X, y = X[:32], y[:32]
+    settings = {
+        "module": "resnet20",
+        "module_params": {"width": 4},
+        "max_epochs": 1,
+        "batch_size": 16,
+        "craft_bn": craft_bn,
+    }
+    plain = make(AdversarialEnsembleClassifier, **settings).fit(X, y)
+    ceat = make(CEATEnsembleClassifier, lam=0, mu=0, **settings).fit(X, y)
+    assert same_weights(plain, ceat)
+    assert not same_weights(plain, make(CEATEnsembleClassifier, mu=0, **settings).fit(X, y))
+
+
+# --- refused ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_estimators", [1, 2])
+def test_without_peers_warns(untrained, digit_rows, n_estimators):
+    X, _, y, _ = digit_rows
+    for method in ("fit", "partial_fit"):
+        estimator = make(CEATEnsembleClassifier, n_estimators=n_estimators)
+        with pytest.warns(UserWarning, match="no member has two peers.*Use 3 or more") as seen:
+            getattr(estimator, method)(X, y)
+        assert seen[0].filename == __file__
+
+
+def test_no_released_code(rejects, digit_rows):
+    X, _, y, _ = digit_rows
+    rejects(make(CEATEnsembleClassifier, formulation="released"), X, y, "no code was released")

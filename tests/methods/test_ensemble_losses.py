@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from naive_equations import random
 
 from robust_ensembles.losses import (
     batch_mean,
@@ -16,11 +17,6 @@ from robust_ensembles.losses import (
     pair_cosines,
     safe_norm,
 )
-
-
-def random(*shape, seed=0, scale=1.0):
-    generator = torch.Generator().manual_seed(seed)
-    return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("n_members", [1, 2, 3, 5])

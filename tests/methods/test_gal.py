@@ -1,20 +1,16 @@
-"""GAL against the equation in plain loops, and at arrangements with known cosines."""
+"""GAL: against the equation in plain loops, at known cosines, and its whole objective."""
 
 import math
 
 import naive_equations as naive
+import numpy as np
 import pytest
 import torch
+from naive_equations import FORMULATIONS, MEMBERS, random, with_weights
+from naive_steps import check, cross_entropies, loss_gradients, make_step, objective, shorten
 
+from robust_ensembles import GALEnsembleClassifier
 from robust_ensembles.losses import gal_regularizer
-
-MEMBERS = [2, 3, 4, 5]
-WEIGHT = torch.tensor([0.5, 2.0, 0.0, 1.5], dtype=torch.float64)
-
-
-def random(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def simplex(n_members):
@@ -23,7 +19,7 @@ def simplex(n_members):
     return (corners - 1 / n_members)[:, None]
 
 
-@pytest.mark.parametrize("weight", [None, WEIGHT], ids=["unweighted", "weighted"])
+@with_weights
 @pytest.mark.parametrize("scale", [1.0, 1e-5])
 @pytest.mark.parametrize("eps_mode", ["torch2", "torch1"])
 @pytest.mark.parametrize("n_members", MEMBERS)
@@ -53,11 +49,10 @@ def test_sign_counts():
     assert float(gal_regularizer(torch.cat([g, g]))) == pytest.approx(1)
 
 
-def test_lengths_do_not_count_and_members_are_interchangeable():
+def test_lengths_do_not_count():
     g = random(4, 4, 6)
     lengths = torch.tensor([1e-4, 3.0, 50.0, 1.0], dtype=torch.float64).view(4, 1, 1)
     torch.testing.assert_close(gal_regularizer(lengths * g), gal_regularizer(g))
-    torch.testing.assert_close(gal_regularizer(g[[2, 0, 3, 1]]), gal_regularizer(g))
 
 
 def test_old_torch_takes_short_gradients_for_orthogonal():
@@ -67,11 +62,34 @@ def test_old_torch_takes_short_gradients_for_orthogonal():
     assert float(damped) == pytest.approx(math.log(3), abs=1e-5)
 
 
-def test_weight_zero_removes_a_sample():
-    g = random(3, 4, 6)
-    changed = g.clone()
-    changed[:, 2] = random(3, 6, seed=1)
-    assert gal_regularizer(g, sample_weight=WEIGHT) == gal_regularizer(
-        changed, sample_weight=WEIGHT
-    )
-    assert gal_regularizer(g) != gal_regularizer(changed)
+# --- the objective ---------------------------------------------------------------------------
+
+
+def naive_gal(step, *, reduce="mean", lam=0.5, mode="torch2"):
+    alignment = naive.gal_regularizer(loss_gradients(step), mode, step.sample_weight)
+    losses = cross_entropies(step)
+    total = sum(losses) if reduce == "sum" else np.mean(losses)
+    return {"cross_entropy": total, "gradient_alignment": lam * alignment}
+
+
+@pytest.mark.parametrize("options", [{}, {"cross_entropy_reduce": "sum"}], ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("n_members", [2, 3, 4])
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+def test_objective(formulation, n_members, weighted, options):
+    step = make_step(n_members, weighted=weighted)
+    found = objective(GALEnsembleClassifier, step, formulation=formulation, lam=0.7, **options)
+    reduce = options.get("cross_entropy_reduce", "mean")
+    check(found, naive_gal(step, reduce=reduce, lam=0.7))
+
+
+def test_defaults():
+    step = make_step(3)
+    check(objective(GALEnsembleClassifier, step), naive_gal(step))
+
+
+@pytest.mark.parametrize("mode", ["torch1", "torch2"])
+def test_short_gradients(mode):
+    step = shorten(make_step(3, weighted=True))
+    found = objective(GALEnsembleClassifier, step, cos_eps_mode=mode)
+    check(found, naive_gal(step, mode=mode), 1e-5)

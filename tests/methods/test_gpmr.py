@@ -1,21 +1,17 @@
-"""GPMR against the equations in plain loops, in both formulations."""
+"""GPMR: against the equations in plain loops, in both formulations, and its whole objective."""
 
 import naive_equations as naive
+import numpy as np
 import pytest
 import torch
+from naive_equations import FORMULATIONS, MEMBERS, random, with_weights
+from naive_steps import check, cross_entropies, loss_gradients, make_step, objective
 
-from robust_ensembles.losses import gal_regularizer, gpmr_regularizer, trs_similarity
+from robust_ensembles import GPMREnsembleClassifier
+from robust_ensembles.losses import gpmr_regularizer
 
-MEMBERS = [2, 3, 4, 5]
-FORMULATIONS = ["paper", "released"]
-WEIGHT = torch.tensor([0.5, 2.0, 0.0, 1.5], dtype=torch.float64)
 DIRECTION = {"lambda_div": 1.0, "lambda_eq": 0.0}
 MAGNITUDE = {"lambda_div": 0.0, "lambda_eq": 1.0}
-
-
-def random(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def simplices(n_members, n_samples):
@@ -26,7 +22,7 @@ def simplices(n_members, n_samples):
     return (lengths * (corners @ rotations)).transpose(0, 1)
 
 
-@pytest.mark.parametrize("weight", [None, WEIGHT], ids=["unweighted", "weighted"])
+@with_weights
 @pytest.mark.parametrize("formulation", FORMULATIONS)
 @pytest.mark.parametrize("n_members", MEMBERS)
 def test_regularizer(n_members, formulation, weight):
@@ -90,26 +86,28 @@ def test_known_values(formulation):
     assert float(found) == pytest.approx(1 / 4)
 
 
+# --- the objective ---------------------------------------------------------------------------
+
+
+def naive_gpmr(step, formulation="paper", *, div=0.04, eq=10.0):
+    g, weight = loss_gradients(step), step.sample_weight
+    return {
+        "cross_entropy": np.mean(cross_entropies(step)),
+        "direction": naive.gpmr_regularizer(g, div, 0.0, formulation, weight),
+        "magnitude": naive.gpmr_regularizer(g, 0.0, eq, formulation, weight),
+    }
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("n_members", [2, 3, 4])
 @pytest.mark.parametrize("formulation", FORMULATIONS)
-def test_members_are_interchangeable(formulation):
-    g = random(4, 4, 6)
-    terms = {"lambda_div": 0.1, "lambda_eq": 1.0, "formulation": formulation}
-    found = gpmr_regularizer(g[[2, 0, 3, 1]], **terms)
-    torch.testing.assert_close(found, gpmr_regularizer(g, **terms))
+def test_objective(formulation, n_members, weighted):
+    step = make_step(n_members, weighted=weighted)
+    params = {"formulation": formulation, "lambda_div": 0.7, "lambda_eq": 5.0}
+    found = objective(GPMREnsembleClassifier, step, **params)
+    check(found, naive_gpmr(step, formulation, div=0.7, eq=5.0))
 
 
-@pytest.mark.parametrize("terms", [DIRECTION, MAGNITUDE], ids=["direction", "magnitude"])
-def test_weight_zero_removes_a_sample(terms):
-    g = random(3, 4, 6)
-    changed = g.clone()
-    changed[:, 2] = random(3, 6, seed=1)
-    values = [gpmr_regularizer(v, sample_weight=WEIGHT, **terms) for v in (g, changed)]
-    assert values[0] == values[1]
-    assert gpmr_regularizer(g, **terms) != gpmr_regularizer(changed, **terms)
-
-
-def test_single_member_has_nothing_to_compare():
-    g = torch.ones(1, 3, 4)
-    assert gpmr_regularizer(g, lambda_div=1.0, lambda_eq=1.0) == 0
-    assert gal_regularizer(g) == 0
-    assert trs_similarity(g) == 0
+def test_defaults():
+    step = make_step(3)
+    check(objective(GPMREnsembleClassifier, step), naive_gpmr(step))

@@ -1,4 +1,4 @@
-"""NCEn against the equations in plain loops, in both formulations."""
+"""NCEn: against the equations in plain loops, in both formulations, and its whole objective."""
 
 import math
 
@@ -6,25 +6,19 @@ import naive_equations as naive
 import numpy as np
 import pytest
 import torch
+from naive_equations import FORMULATIONS, MEMBERS, random, with_weights
+from naive_steps import check, cross_entropy, gradients_of, logits_of, make_step, objective, samples
 
+from robust_ensembles import NCEnEnsembleClassifier
 from robust_ensembles.losses import gradient_correlations, nceen_regularizer
 
-MEMBERS = [2, 3, 4, 5]
-FORMULATIONS = ["paper", "released"]
 
-
-def random(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-@pytest.mark.parametrize("weighted", [False, True])
+@with_weights
 @pytest.mark.parametrize("norm_sign", [1, -1])
 @pytest.mark.parametrize("formulation", FORMULATIONS)
 @pytest.mark.parametrize("n_members", MEMBERS)
-def test_regularizer(n_members, formulation, norm_sign, weighted):
+def test_regularizer(n_members, formulation, norm_sign, weight):
     g = random(n_members, 4, 6)
-    weight = torch.tensor([0.5, 2.0, 0.0, 1.5], dtype=torch.float64) if weighted else None
     for lambdas in [(1.0, 0.0), (0.0, 1.0), (0.06, 0.04)]:
         found = nceen_regularizer(
             g,
@@ -87,15 +81,6 @@ def test_rescaling_all_gradients_changes_nothing(factor):
         torch.testing.assert_close(found, expected, atol=1e-8, rtol=0)
 
 
-@pytest.mark.parametrize("formulation", FORMULATIONS)
-def test_invariances(formulation):
-    g = random(4, 4, 6)
-    lambdas = {"lambda_cos": 0.3, "lambda_norm": 0.2, "formulation": formulation}
-    permuted = nceen_regularizer(g[[2, 3, 0, 1]], **lambdas)
-    torch.testing.assert_close(permuted, nceen_regularizer(g, **lambdas))
-    assert nceen_regularizer(g[:1], **lambdas) == 0
-
-
 def test_equal_gradients():
     """c_i = 1 and u_i = 0: (k - 1) and log(k (k - 1))."""
     g = random(1, 4, 6).expand(4, 4, 6)
@@ -112,3 +97,47 @@ def test_sign_of_the_norm_term():
     assert nceen_regularizer(g, **terms) < nceen_regularizer(even, **terms)
     balanced = nceen_regularizer(even, norm_sign=-1, **terms)
     assert nceen_regularizer(g, norm_sign=-1, **terms) > balanced
+
+
+# --- the objective ---------------------------------------------------------------------------
+
+
+def naive_ncen(step, formulation="paper", *, cos=0.06, norm=0.04, sign=1, on_probabilities=False):
+    def loss(member, x, y):
+        z = logits_of(member, x)
+        return cross_entropy(naive.softmax(z) if on_probabilities else z, y)
+
+    g, weight = gradients_of(step, loss), step.sample_weight
+    losses = [[loss(m, x, y) for x, y, _ in samples(step)] for m in step.module]
+    return {
+        "cross_entropy": np.mean([naive.batch_mean(row, weight) for row in losses]),
+        "direction": naive.ncen_regularizer(g, cos, 0.0, formulation, sign, weight),
+        "magnitude": naive.ncen_regularizer(g, 0.0, norm, formulation, sign, weight),
+    }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"norm_sign": -1}, {"ce_on_probabilities": True}, {"ce_on_probabilities": False}],
+    ids=str,
+)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("n_members", [1, 2, 4])
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+def test_objective(formulation, n_members, weighted, options):
+    step = make_step(n_members, weighted=weighted)
+    params = {"formulation": formulation, "lambda_cos": 0.7, "lambda_norm": 0.4, **options}
+    expected = naive_ncen(
+        step,
+        formulation,
+        cos=0.7,
+        norm=0.4,
+        sign=options.get("norm_sign", 1),
+        on_probabilities=options.get("ce_on_probabilities", formulation == "released"),
+    )
+    check(objective(NCEnEnsembleClassifier, step, **params), expected)
+
+
+def test_defaults():
+    step = make_step(3)
+    check(objective(NCEnEnsembleClassifier, step), naive_ncen(step))

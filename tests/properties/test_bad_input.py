@@ -188,51 +188,6 @@ def test_members_that_disagree_on_classes(digit_rows):
     rejects(make(module=module), X, y, "member 1.*returns 7 classes, y has 10")
 
 
-@pytest.mark.parametrize("n_estimators", [1, 2])
-def test_ceat_without_peers_warns(digit_rows, monkeypatch, n_estimators):
-    X, _, y, _ = digit_rows
-    monkeypatch.setattr(EnsembleNet, "train_epochs", lambda *args, **kwargs: None)
-    for method in ("fit", "partial_fit"):
-        estimator = make(CEATEnsembleClassifier, n_estimators=n_estimators)
-        with pytest.warns(UserWarning, match="no member has two peers.*Use 3 or more") as seen:
-            getattr(estimator, method)(X, y)
-        assert seen[0].filename == __file__
-
-
-def test_ceat_has_no_released_code(digit_rows):
-    X, _, y, _ = digit_rows
-    rejects(make(CEATEnsembleClassifier, formulation="released"), X, y, "no code was released")
-
-
-@pytest.mark.parametrize("cls", ADVERSARIAL)
-@pytest.mark.parametrize(
-    ("params", "match"),
-    [
-        ({"attack__eps": -0.1}, "PGD: eps must be .* >= 0.*-0.1"),
-        ({"attack__targeted": True}, "targeted=False"),
-        ({"attack__norm": "linff"}, "Did you mean 'linf'"),
-        ({"attack__n_steps": 0}, "n_steps must be at least 1"),
-        ({"attack": "pgd"}, "attack"),
-        ({"attack_target": "members"}, "attack_target"),
-    ],
-)
-def test_attack(digit_rows, cls, params, match):
-    X, _, y, _ = digit_rows
-    rejects(make(cls).set_params(**params), X, y, match)
-
-
-@pytest.mark.parametrize("cls", ADVERSARIAL)
-@pytest.mark.parametrize("again", ["partial_fit", "warm_start"])
-def test_attack_that_is_changed_later(digit_rows, monkeypatch, cls, again):
-    X, _, y, _ = digit_rows
-    with monkeypatch.context() as patch:
-        patch.setattr(EnsembleNet, "train_epochs", lambda *args, **kwargs: None)
-        estimator = make(cls, attack=PGD(), warm_start=True).fit(X, y)
-    estimator.set_params(attack__eps=-1.0)
-    with pytest.raises(ValueError, match="eps must be"):
-        estimator.fit(X, y) if again == "warm_start" else estimator.partial_fit(X, y)
-
-
 @pytest.mark.parametrize(
     ("params", "match", "error"),
     [
@@ -388,33 +343,6 @@ def test_too_large_for_float32(digit_rows, trained):
         trained.predict(X)
 
 
-def test_cldl_needs_a_final_linear_layer(digit_images):
-    X, _, y, _ = digit_images
-
-    class Convolution(nn.Sequential):
-        def __init__(self, n_classes):
-            super().__init__(nn.Conv2d(1, n_classes, 8), nn.Flatten())
-
-    estimator = make(CLDLEnsembleClassifier, module=Convolution)
-    rejects(estimator, X, y, "ends in a linear layer.*Convolution has no nn.Linear")
-
-
-@pytest.mark.parametrize(
-    ("n_estimators", "classes", "most"), [(3, 3, 2), (2, 2, 1), (10, 10, 9), (4, 3, 2)]
-)
-def test_adp_needs_more_classes_than_members(digit_rows, n_estimators, classes, most):
-    X, _, y, _ = digit_rows
-    match = f"n_estimators={n_estimators} .*{classes} classes.*n_estimators={most} or fewer"
-    rejects(make(ADPEnsembleClassifier, n_estimators=n_estimators), X, y % classes, match)
-
-
-def test_adp_with_just_enough_classes(digit_rows, monkeypatch):
-    X, _, y, _ = digit_rows
-    monkeypatch.setattr(EnsembleNet, "train_epochs", lambda *args, **kwargs: None)
-    for n in (1, 2, 3):
-        make(ADPEnsembleClassifier, n_estimators=n).fit(X, y % (n + 1))
-
-
 @pytest.mark.parametrize(
     ("cls", "least", "match"),
     [
@@ -433,61 +361,6 @@ def test_too_few_members(digit_rows, monkeypatch, cls, least, match):
         rejects(make(cls, n_estimators=n), X, y, message)
     monkeypatch.setattr(EnsembleNet, "train_epochs", lambda *args, **kwargs: None)
     make(cls, n_estimators=least).fit(X, y)
-
-
-@pytest.mark.parametrize("cls", DISTILLING)
-@pytest.mark.parametrize(
-    ("layers", "match"),
-    [
-        (["clasifier"], "member 0 .MLP.*Did you mean 'classifier'"),
-        (["features.0", "feature.0"], "Did you mean 'features.0'"),
-        ([["classifier"], ["classifier"], ["classifer"]], "member 2 .*Did you mean 'classifier'"),
-        ([["classifier"]] * 2, "lists for 2 members, the ensemble has 3"),
-        ([["classifier"], ["classifier"], []], "member 2 .* has no layer"),
-        ([], "no layer"),
-    ],
-)
-def test_layers(digit_rows, cls, layers, match):
-    X, _, y, _ = digit_rows
-    rejects(make(cls, layers=layers), X, y, match)
-
-
-@pytest.mark.parametrize("cls", DISTILLING)
-def test_layers_that_give_no_features(digit_rows, cls):
-    X, _, y, _ = digit_rows
-
-    class Spare(nn.Module):
-        def __init__(self, n_classes):
-            super().__init__()
-            self.used, self.unused = nn.Linear(64, n_classes), nn.Linear(64, 3)
-
-        def forward(self, x):
-            return self.used(x)
-
-    match = r"does not call 'unused'.*usable are \['used'\]"
-    rejects(make(cls, module=Spare, layers=["used", "unused"]), X, y, match)
-
-
-@pytest.mark.parametrize("cls", DISTILLING)
-def test_network_without_layers_to_distil_from(digit_rows, cls):
-    X, _, y, _ = digit_rows
-
-    class Bare(nn.Module):
-        def __init__(self, n_classes):
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(64, n_classes))
-
-        def forward(self, x):
-            return x @ self.weight
-
-    rejects(make(cls, module=Bare), X, y, r"member 0 \(Bare\) has no layer.*name one or more")
-
-
-def test_cldl_needs_one_embedding_size(digit_rows):
-    X, _, y, _ = digit_rows
-    params = [{"hidden_sizes": (size,)} for size in (8, 8, 4)]
-    estimator = make(CLDLEnsembleClassifier, module=["mlp"] * 3, module_params=params)
-    rejects(estimator, X, y, r"\[8, 8, 4\]")
 
 
 def test_not_fitted(digit_rows):

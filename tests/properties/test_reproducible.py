@@ -132,16 +132,3 @@ def test_memory_is_freed_by_reference_counts(digit_rows, cls, event):
     dead = [weakref.ref(estimator), weakref.ref(estimator.estimators_[0])]
     del estimator
     assert [reference() for reference in dead] == [None, None]
-
-
-@pytest.mark.parametrize("module", ["mlp", "resnet20"])
-@pytest.mark.parametrize("craft_bn", [None, "train", "eval"])
-def test_ceat_without_its_terms_is_adversarial_training(digit_images, module, craft_bn):
-    """BatchNorm's running statistics included."""
-    X, _, y, _ = digit_images
-    X, y = X[:32], y[:32]
-    settings = {"module": module, "max_epochs": 1, "batch_size": 16, "craft_bn": craft_bn}
-    plain = make(AdversarialEnsembleClassifier, **settings).fit(X, y)
-    ceat = make(CEATEnsembleClassifier, lam=0, mu=0, **settings).fit(X, y)
-    assert same_weights(plain, ceat)
-    assert not same_weights(plain, make(CEATEnsembleClassifier, mu=0, **settings).fit(X, y))
