@@ -6,17 +6,15 @@ import numpy as np
 import pytest
 import torch
 from skorch.callbacks import Callback
-from small_estimators import CLASSES, make
+from small_estimators import CLASSES, every_class, make, make_full
 from torch import nn
 
 from robust_ensembles import (
     AdversarialEnsembleClassifier,
-    CollaborativeCalibration,
     GALEnsembleClassifier,
     VanillaEnsembleClassifier,
 )
 from robust_ensembles._system import tell_once
-from robust_ensembles.attacks import PGD
 from robust_ensembles.training import TECHNIQUES, resolve_acceleration
 
 CPU = torch.device("cpu")
@@ -58,7 +56,7 @@ def images(n):
     return rng.random((n, 1, 8, 8), dtype=np.float32), np.arange(n) % 5
 
 
-def trained(classifier, accelerate, *, n, epochs, **params):
+def trained(cls, accelerate, *, n, epochs, **params):
     X, y = images(n)
     settings = {
         "module": ResidualNet,
@@ -68,7 +66,7 @@ def trained(classifier, accelerate, *, n, epochs, **params):
         "max_epochs": epochs,
         "n_estimators": 3,
     }
-    return make(classifier, accelerate=accelerate, **{**settings, **params}).fit(X, y)
+    return make_full(cls, accelerate=accelerate, **{**settings, **params}).fit(X, y)
 
 
 def assert_close(a, b, tolerance):
@@ -79,9 +77,9 @@ def gradients(estimator):
     return [p.grad for p in estimator.module_.parameters()]
 
 
-@pytest.mark.parametrize("classifier", CLASSES)
-def test_a_step_is_that_of_plain_torch(classifier):
-    plain, fast = (trained(classifier, a, n=16, epochs=1) for a in ("none", "auto"))
+@every_class
+def test_a_step_is_that_of_plain_torch(cls):
+    plain, fast = (trained(cls, a, n=16, epochs=1) for a in ("none", "auto"))
     assert fast.net_.techniques > {"channels_last", "fused_optimizer"}
     assert plain.net_.techniques == frozenset()
     for term in plain.history_[-1]:
@@ -92,18 +90,18 @@ def test_a_step_is_that_of_plain_torch(classifier):
     assert_close(*buffers, 1e-10)
 
 
-@pytest.mark.parametrize("classifier", CLASSES)
-def test_twenty_steps_are_those_of_plain_torch(classifier):
-    plain, fast = (trained(classifier, a, n=160, epochs=2) for a in ("none", "auto"))
+@every_class
+def test_twenty_steps_are_those_of_plain_torch(cls):
+    plain, fast = (trained(cls, a, n=160, epochs=2) for a in ("none", "auto"))
     assert_close(fast.module_.state_dict(), plain.module_.state_dict(), 1e-8)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("classifier", CLASSES)
-def test_twenty_steps_on_cuda_are_those_of_plain_torch(classifier):
+@pytest.mark.parametrize("cls", CLASSES)
+def test_twenty_steps_on_cuda_are_those_of_plain_torch(cls):
     options = {"n": 160, "epochs": 2, "device": "cuda"}
-    plain, fast = (trained(classifier, a, **options) for a in ("none", "auto"))
+    plain, fast = (trained(cls, a, **options) for a in ("none", "auto"))
     assert_close(fast.module_.state_dict(), plain.module_.state_dict(), 1e-8)
 
 
@@ -113,14 +111,6 @@ def test_each_technique_alone(technique, optimizer):
     options = {"optimizer": optimizer, "optimizer_params": None, "n": 48, "epochs": 2}
     plain, fast = (trained(GALEnsembleClassifier, a, **options) for a in ("none", technique))
     assert fast.net_.techniques == {technique}
-    assert_close(fast.module_.state_dict(), plain.module_.state_dict(), 1e-8)
-
-
-def test_with_adversarial_training_and_calibration_beside():
-    options = {"attack": PGD(eps=0.02, n_steps=2), "calibration": CollaborativeCalibration()}
-    plain, fast = (
-        trained(GALEnsembleClassifier, a, n=32, epochs=2, **options) for a in ("none", "auto")
-    )
     assert_close(fast.module_.state_dict(), plain.module_.state_dict(), 1e-8)
 
 
@@ -171,13 +161,11 @@ def test_subnormal_numbers_are_flushed_in_the_fit_alone():
         torch.set_flush_denormal(False)
 
 
-@pytest.mark.parametrize("classifier", CLASSES)
-def test_bfloat16_learns_about_the_same(classifier):
+@every_class
+def test_bfloat16_learns_about_the_same(cls):
     settings = {"n": 48, "epochs": 2, "module": "lenet5", "optimizer": "adam"}
     settings |= {"optimizer_params": None, "lr": 0.001}
-    full, mixed = (
-        trained(classifier, "auto", precision=p, **settings) for p in ("float32", "bfloat16")
-    )
+    full, mixed = (trained(cls, "auto", precision=p, **settings) for p in ("float32", "bfloat16"))
     assert all(p.dtype == torch.float32 for p in mixed.module_.parameters())
     losses = [clf.history_[-1, "train_loss"] for clf in (full, mixed)]
     assert losses[0] != losses[1]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.metrics import accuracy_score
-from small_estimators import CLASSES, make, same_weights
+from small_estimators import CLASSES, every_class, make, make_full, same_weights
 
 from robust_ensembles import AdversarialEnsembleClassifier, VanillaEnsembleClassifier
 from robust_ensembles.attacks import FGSM, PGD
@@ -149,11 +149,11 @@ def test_read_only_memory_map(digit_rows, fitted, tmp_path):
     PGD(eps=0.1, n_steps=1).generate(fitted, mapped[:10], y[:10])
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@every_class
 @pytest.mark.parametrize("how", ["pickle", "joblib"])
 def test_round_trip(digit_rows, cls, how, tmp_path):
     X, X_test, y, _ = digit_rows
-    estimator = make(cls, train_split=0.2).fit(X, y)
+    estimator = make_full(cls, train_split=0.2).fit(X, y)
     if how == "pickle":
         loaded = pickle.loads(pickle.dumps(estimator))
     else:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from small_estimators import CLASSES, make, same_weights, weights
+from small_estimators import every_class, make, same_weights, weights
 from torch import nn
 
 from robust_ensembles import VanillaEnsembleClassifier
@@ -69,7 +69,7 @@ def test_no_finite_value_before(digit_rows):
         make(lr=1e30).fit(X, y)
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@every_class
 @pytest.mark.parametrize("batch_size", [32, 1000])
 def test_huge_learning_rate(digit_rows, cls, batch_size):
     """With one batch an epoch, the weights from the start of epoch 2 are no good."""

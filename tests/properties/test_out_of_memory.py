@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from skorch.callbacks import Callback, LRScheduler
-from small_estimators import CLASSES, RaiseAt, make, same_weights
+from small_estimators import RaiseAt, every_class, make_full, same_weights
 from torch import nn
 from torch.optim.lr_scheduler import LinearLR
 
@@ -80,7 +80,7 @@ def data(digit_rows):
 
 def small(cls=VanillaEnsembleClassifier, **params):
     settings = {"module": Limited, "augmentation": GaussianNoise(0.1), "train_split": 0.2}
-    return make(cls, **{**settings, **params})
+    return make_full(cls, **{**settings, **params})
 
 
 def same(first, second):
@@ -246,7 +246,7 @@ def test_other_messages(message):
 # --- batch_size="auto" -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@every_class
 def test_same_as_with_that_size_from_the_start(data, memory, cls):
     """Including the state of the optimizer, of BatchNorm and of schedules."""
     callbacks = [LRScheduler(LinearLR, start_factor=0.5, total_iters=3)]
@@ -369,12 +369,6 @@ def test_memory_is_freed_by_reference_counts(data, memory):
         assert [reference() for reference in dead] == [None] * len(dead)
     finally:
         gc.enable()
-
-
-@pytest.mark.parametrize("batch_size", [0, -1, 1.5, "large", None])
-def test_bad_sizes(data, batch_size):
-    with pytest.raises(ValueError, match="batch_size"):
-        small(batch_size=batch_size).fit(*data)
 
 
 # --- predictions -------------------------------------------------------------------------------

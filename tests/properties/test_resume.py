@@ -17,11 +17,12 @@ import pytest
 import torch
 from skorch.callbacks import Callback, Checkpoint, EarlyStopping, LRScheduler
 from skorch.dataset import ValidSplit
-from small_estimators import CLASSES, RaiseAt, make, same_weights
+from small_estimators import RaiseAt, every_class, make, make_full, same_weights
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from robust_ensembles import (
+    AdversarialEnsembleClassifier,
     CLDLEnsembleClassifier,
     DVERGEEnsembleClassifier,
     FASTENEnsembleClassifier,
@@ -83,15 +84,15 @@ def same(first, second):
 # --- the same result ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@every_class
 def test_to_the_bit(data, steps, tmp_path, cls):
     """Interrupted in the second, the third and the last epoch; 4 steps make an epoch."""
-    expected = make(cls, **SETTINGS).fit(*data)
+    expected = make_full(cls, **SETTINGS).fit(*data)
     checkpointed = {**SETTINGS, "checkpoint_dir": tmp_path}
     for at in (6, 7, 6):
-        interrupted(steps, make(cls, **checkpointed), data, at)
+        interrupted(steps, make_full(cls, **checkpointed), data, at)
     steps.plan()
-    resumed = make(cls, **checkpointed).fit(*data)
+    resumed = make_full(cls, **checkpointed).fit(*data)
     assert steps.count == 4
     assert same(resumed, expected)
 
@@ -319,7 +320,7 @@ def test_pretrained(data, steps, tmp_path, pretrained, at, random_state):
     ],
 )
 def test_other_parameters(data, tmp_path, change, message):
-    cls = CLASSES[1]  # adversarial training
+    cls = AdversarialEnsembleClassifier
     make(cls, checkpoint_dir=tmp_path, **SETTINGS).fit(*data)
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
     with pytest.raises(ValueError, match=message) as info:

@@ -6,7 +6,7 @@ import torch
 from sklearn.base import clone
 from skorch.callbacks import Callback, Checkpoint, EarlyStopping, EpochScoring, LRScheduler
 from skorch.dataset import ValidSplit
-from small_estimators import CLASSES, RaiseAt, column, make, same_weights, weights
+from small_estimators import RaiseAt, column, every_class, make, make_full, same_weights, weights
 
 from robust_ensembles import TRSEnsembleClassifier
 
@@ -20,7 +20,10 @@ TERMS = {
     "DVERGEEnsembleClassifier": {"distilled_cross_entropy"},
     "TRSEnsembleClassifier": {"cross_entropy", "similarity", "smoothness"},
     "LAFEDEnsembleClassifier": {"smoothed_cross_entropy"},
-    "FASTENEnsembleClassifier": {"perturbed_cross_entropy", "intra_model", "inter_model"},
+    "FASTENEnsembleClassifier": {
+        *("perturbed_cross_entropy", "intra_model", "inter_model"),
+        *("adversarial_cross_entropy", "natural_distance", "adversarial_distance"),
+    },
     "NCEnEnsembleClassifier": {"cross_entropy", "direction", "magnitude"},
     "CEATEnsembleClassifier": {
         "adversarial_cross_entropy",
@@ -30,10 +33,10 @@ TERMS = {
 }
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@every_class
 def test_history(digit_rows, cls):
     X, _, y, _ = digit_rows
-    estimator = make(cls).fit(X, y)
+    estimator = make_full(cls).fit(X, y)
     names = TERMS[cls.__name__]
     terms = {name: column(estimator, f"train_{name}") for name in names}
     np.testing.assert_allclose(column(estimator, "train_loss"), sum(terms.values()), rtol=1e-6)
@@ -51,18 +54,18 @@ def test_each_fit_starts_anew(digit_rows):
     assert same_weights(estimator, make().fit(X, y))
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@every_class
 def test_epochs_add_up(digit_rows, cls):
     """3 at once, 1 + 2 by warm_start, and 3 by partial_fit are the same to the bit."""
     X, _, y, _ = digit_rows
     # TRS's schedule is laid out over max_epochs
     options = {"delta_final": 0.01} if cls is TRSEnsembleClassifier else {}
-    expected = make(cls, max_epochs=3, **options).fit(X, y)
-    warm = make(cls, max_epochs=1, warm_start=True, **options).fit(X, y)
+    expected = make_full(cls, max_epochs=3, **options).fit(X, y)
+    warm = make_full(cls, max_epochs=1, warm_start=True, **options).fit(X, y)
     assert warm.n_iter_ == 1
     warm.set_params(max_epochs=2).fit(X, y)
     # FASTEN's memory outlives a call only where training is meant to go on
-    partial = make(cls, max_epochs=77, warm_start=True, **options)
+    partial = make_full(cls, max_epochs=77, warm_start=True, **options)
     for epoch in (1, 2, 3):
         assert partial.partial_fit(X, y).n_iter_ == epoch
     assert warm.n_iter_ == partial.n_iter_ == expected.n_iter_ == 3
@@ -82,7 +85,7 @@ def test_partial_fit_with_classes(digit_rows):
         estimator.partial_fit(X, y, classes=range(11))
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@every_class
 def test_weight_zero_is_absence(digit_rows, cls):
     X, X_test, y, y_test = digit_rows
     for options, weight in [
@@ -96,11 +99,11 @@ def test_weight_zero_is_absence(digit_rows, cls):
         assert (predicted == y_test)[y_test != 3].mean() > 0.5
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@every_class
 def test_scale_of_weights_does_not_matter(digit_rows, cls):
     X, _, y, _ = digit_rows
-    plain = make(cls, max_epochs=1).fit(X, y)
-    weighted = make(cls, max_epochs=1).fit(X, y, sample_weight=np.full(200, 7.0))
+    plain = make_full(cls, max_epochs=1).fit(X, y)
+    weighted = make_full(cls, max_epochs=1).fit(X, y, sample_weight=np.full(200, 7.0))
     for name, expected in weights(plain).items():
         torch.testing.assert_close(weights(weighted)[name], expected, rtol=1e-4, atol=1e-5)
 

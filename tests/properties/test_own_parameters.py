@@ -1,11 +1,10 @@
-"""Searches over every hyper-parameter that a method has of its own."""
-
-from dataclasses import fields
+"""Every hyper-parameter that a method has of its own can be set, cloned and searched over."""
 
 import numpy as np
 import pytest
-from sklearn.model_selection import GridSearchCV
-from small_estimators import ADVERSARIAL, CLASSES, make
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV, ParameterGrid
+from small_estimators import CLASSES, every_class, make
 
 from robust_ensembles import (
     ADPEnsembleClassifier,
@@ -23,7 +22,6 @@ from robust_ensembles import (
     VanillaEnsembleClassifier,
 )
 from robust_ensembles.attacks import FGSM
-from robust_ensembles.estimators.parameters import EnsembleParameters
 
 FORMULATION = {"formulation": ["paper", "released"]}
 COSINES = {"cos_eps_mode": ["torch1", "torch2"]}
@@ -144,35 +142,49 @@ GRIDS = {
         "clean_cross_entropy": [False, True],
     },
 }
-CASES = [(cls, name) for cls in CLASSES for name in GRIDS[cls]]
+
+FOLD = np.arange(40), np.arange(40)  # every sample, for training and for the score
+
+
+def with_parts(cls):
+    """An estimator that has every part whose parameters can be set through it."""
+    small = {"max_epochs": 1, "module_params": {"hidden_sizes": (8,)}}
+    parts = {
+        "attack": FGSM(eps=0.05),
+        "calibration": CollaborativeCalibration(),
+        "pretrained": make(**small),
+    }
+    own = cls().get_params(deep=False)
+    return make(cls, **small, **{name: part for name, part in parts.items() if name in own})
 
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_grids_are_complete(cls):
-    common = {field.name for field in fields(EnsembleParameters)}
+    common = set(VanillaEnsembleClassifier().get_params(deep=False)) - set(FORMULATION)
     own = set(cls().get_params(deep=False)) - common
     assert own == {name for name in GRIDS[cls] if "__" not in name}
 
 
-@pytest.mark.parametrize(("cls", "name"), CASES)
-def test_search(digit_rows, cls, name):
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize("cls", CLASSES)
+def test_every_value_is_taken(digit_rows, cls):
+    """By a clone too, as searches make them, and up to the first step of a fit."""
     X, y = digit_rows[0][:40], np.arange(40) % 4
-    params = {"max_epochs": 1, "module_params": {"hidden_sizes": (8,)}}
-    if cls in ADVERSARIAL or name.startswith(("attack", "calibration", "regularize")):
-        params["attack"] = FGSM(eps=0.05)
-    if name.startswith("calibration__"):
-        params["calibration"] = CollaborativeCalibration()
-    if name.startswith("pretrained__"):
-        params["pretrained"] = make(**params)
-    values = GRIDS[cls][name]
-    search = GridSearchCV(
-        make(cls, **params),
-        {name: values},
-        cv=2,
-        scoring="accuracy",
-        error_score="raise",
-    ).fit(X, y)
-    assert len(search.cv_results_["params"]) == len(values)
+    for name, values in GRIDS[cls].items():
+        for value in values:
+            estimator = clone(with_parts(cls)).set_params(**{name: value})
+            estimator = clone(estimator).fit(X, y)
+            assert repr(estimator.get_params()[name]) == repr(value)
+
+
+@every_class
+def test_search(digit_rows, cls):
+    """Over one after the other, each value fitted and scored."""
+    X, y = digit_rows[0][:40], np.arange(40) % 4
+    grid = [{name: values} for name, values in GRIDS[cls].items()]
+    search = GridSearchCV(with_parts(cls), grid, cv=[FOLD], scoring="accuracy", error_score="raise")
+    search.fit(X, y)
+    assert len(search.cv_results_["params"]) == len(ParameterGrid(grid))
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
-    chosen = search.best_estimator_.get_params()[name]
-    assert repr(chosen) == repr(search.best_params_[name])
+    for name, value in search.best_params_.items():
+        assert repr(search.best_estimator_.get_params()[name]) == repr(value)
