@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from skorch.callbacks import Callback
-from small_estimators import make, same_weights
+from small_estimators import covered, make, make_full, same_weights
 from torch import nn
 
 from robust_ensembles import (
@@ -27,13 +27,6 @@ from robust_ensembles import (
 from robust_ensembles.inspection import RobustnessReport, robustness_report
 from robust_ensembles.persistence import load
 from robust_ensembles.training import GaussianNoise, locked
-
-
-@pytest.fixture
-def data(digit_rows):
-    X, _, y, _ = digit_rows
-    return X, y
-
 
 # --- callbacks ---------------------------------------------------------------------------------
 
@@ -124,7 +117,7 @@ def whole(history):
         ("on_batch_end", SystemExit),
     ],
 )
-def test_callback_that_raises(data, event, error, tmp_path):
+def test_callback_that_raises(data, reference, event, error, tmp_path):
     """In the second epoch of 4 steps each, where the event has one."""
     raised = error("on purpose")
     call = {"on_train_begin": 1, "on_train_end": 1}.get(event, 2 if "epoch" in event else 6)
@@ -145,21 +138,22 @@ def test_callback_that_raises(data, event, error, tmp_path):
     estimator.save(tmp_path / "saved")
     assert same_weights(load(tmp_path / "saved", module=Convolutional, callbacks=None), estimator)
     again = estimator.fit(*data)  # the callback has raised for the last time
-    assert same_weights(again, make(CLDLEnsembleClassifier, **settings).fit(*data))
+    assert same_weights(again, reference(CLDLEnsembleClassifier, **settings))
 
 
-@pytest.mark.parametrize("cls", [GALEnsembleClassifier, *CRAFTING])
+@pytest.mark.parametrize("cls", covered([GALEnsembleClassifier, *CRAFTING]))
 def test_attacks_and_copies_of_forwards(data, cls):
     """Interrupted within a step; with BatchNorm, so that the attacks' modes are told apart."""
     settings = {"module": Convolutional, "batch_size": 50}
-    estimator = make(cls, callbacks=[Raises("on_grad_computed", OnPurposeError(), 6)], **settings)
+    raising = Raises("on_grad_computed", OnPurposeError(), 6)
+    estimator = make_full(cls, callbacks=[raising], **settings)
     before = global_state()
     with pytest.raises(OnPurposeError):
         estimator.fit(*data)
     assert global_state() == before
     left_behind(estimator)
     assert estimator.n_iter_ == 1
-    assert same_weights(estimator.fit(*data), make(cls, **settings).fit(*data))
+    assert same_weights(estimator.fit(*data), make_full(cls, **settings).fit(*data))
 
 
 @pytest.mark.parametrize("event", ["on_batch_end", "on_epoch_end"])

@@ -52,12 +52,6 @@ def torch_mlp():
     )
 
 
-@pytest.fixture(scope="module")
-def data(digit_rows):
-    X, _, y, _ = digit_rows
-    return X, y
-
-
 def tensors(X, y):
     return TensorDataset(torch.from_numpy(X), torch.from_numpy(y))
 
@@ -70,14 +64,14 @@ def assert_same_fit(first, second):
         assert getattr(first, name) == getattr(second, name)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize(
-    ("cls", "params"),
+    ("cls", "params", "num_workers"),
     [
-        (VanillaEnsembleClassifier, {"train_split": 0.2}),
-        (CEATEnsembleClassifier, {"augmentation": [NoisyCopies(0.05)]}),
-        (DVERGEEnsembleClassifier, {"pretrained": 1}),
-        (FASTENEnsembleClassifier, {"class_weight": "balanced"}),
+        (VanillaEnsembleClassifier, {"train_split": 0.2}, 0),
+        (CEATEnsembleClassifier, {"augmentation": [NoisyCopies(0.05)]}, 2),
+        (DVERGEEnsembleClassifier, {"pretrained": 1}, 2),
+        (FASTENEnsembleClassifier, {"class_weight": "balanced"}, 0),
+        (FASTENEnsembleClassifier, {"train_split": 0.2}, 2),
     ],
 )
 def test_same_as_the_array(cls, params, num_workers, data, children):
@@ -120,10 +114,10 @@ def test_images_of_bytes(digit_images):
         clf.score(X_test)
 
 
-def test_where_labels_come_from(data):
+def test_where_labels_come_from(data, reference):
     X, y = data
     names = np.array(list("abcdefghij"))[y]
-    expected, named = make().fit(X, y), make().fit(X, names)
+    expected, named = reference(), make().fit(X, names)
     items = list(zip(X, y.tolist(), strict=True))
     same = [
         Items(items),
@@ -205,10 +199,10 @@ def test_training_goes_on(data):
     assert_same_fit(on_dataset, on_array)
 
 
-def test_checkpoints(data, tmp_path):
+def test_checkpoints(data, reference, tmp_path):
     X, y = data
     settings = {"max_epochs": 4, "checkpoint_dir": tmp_path}
-    expected = make(max_epochs=4).fit(X, y)
+    expected = reference(max_epochs=4)
     reads = iter(range(900))
 
     def seventh():
@@ -290,9 +284,9 @@ def test_memory_maps_are_not_copied(dtype, tmp_path, data):
     assert peak < size / 4
 
 
-def test_attacks_want_arrays(data):
+def test_attacks_want_arrays(data, reference):
     X, y = data
-    clf, dataset = make().fit(X, y), tensors(X, y)
+    clf, dataset = reference(), tensors(X, y)
     for ask in (
         lambda: FGSM().generate(clf, dataset, y),
         lambda: robust_accuracy_score(clf, dataset, y, attack=PGD(eps=0.1)),

@@ -47,12 +47,16 @@ def terminate():
 # --- in one process ----------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def expected(data):
+    return small_search(None).fit(*data)
+
+
 @pytest.mark.parametrize(
     ("action", "error"), [(press_control_c, KeyboardInterrupt), (terminate, SystemExit)]
 )
-def test_goes_on(data, steps, tmp_path, action, error):
+def test_continues(data, expected, steps, tmp_path, action, error):
     """Interrupted in the last epoch of the third fit, and in the second of the last."""
-    expected = small_search(None).fit(*data)
     search = small_search(tmp_path)
     done = 2 * 12 + 8
     steps.plan(done + 2, action)

@@ -72,12 +72,6 @@ def memory(monkeypatch):
     return Memory
 
 
-@pytest.fixture
-def data(digit_rows):
-    X, _, y, _ = digit_rows
-    return X, y
-
-
 def small(cls=VanillaEnsembleClassifier, **params):
     settings = {"module": Limited, "augmentation": GaussianNoise(0.1), "train_split": 0.2}
     return make_full(cls, **{**settings, **params})

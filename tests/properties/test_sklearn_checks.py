@@ -3,7 +3,7 @@
 import pytest
 from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import estimator_checks_generator, parametrize_with_checks
-from small_estimators import CLASSES, COVERING, make
+from small_estimators import CLASSES, COVERING, make_full
 
 from robust_ensembles import ADPEnsembleClassifier, CLDLEnsembleClassifier
 
@@ -18,7 +18,7 @@ OPTIONS = {
 
 
 def small(cls):
-    return make(cls, lr=0.05, max_epochs=8, batch_size=64, **OPTIONS.get(cls, {}))
+    return make_full(cls, lr=0.05, max_epochs=8, batch_size=64, **OPTIONS.get(cls, {}))
 
 
 def with_checks(classes):

@@ -93,7 +93,7 @@ def test_weight_zero_is_absence(digit_rows, cls):
         ({"class_weight": {3: 0.0}}, None),
         ({"class_weight": {3: 0.0}}, np.ones(len(y))),
     ]:
-        estimator = make(cls, max_epochs=8, **options).fit(X, y, sample_weight=weight)
+        estimator = make_full(cls, max_epochs=8, **options).fit(X, y, sample_weight=weight)
         predicted = estimator.predict(X_test)
         assert not (predicted == 3).any()
         assert (predicted == y_test)[y_test != 3].mean() > 0.5
