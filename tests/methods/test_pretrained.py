@@ -4,24 +4,20 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
-from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback
-from small_estimators import RaiseAt, make, same_weights, weights
+from small_estimators import FEATURE_SPACE, RaiseAt, covered, make, same_weights, weights
 
 from robust_ensembles import (
     DVERGEEnsembleClassifier,
-    FASTENEnsembleClassifier,
     GALEnsembleClassifier,
-    LAFEDEnsembleClassifier,
     VanillaEnsembleClassifier,
 )
 from robust_ensembles.training import EnsembleNet
 
-CLASSES = [DVERGEEnsembleClassifier, LAFEDEnsembleClassifier, FASTENEnsembleClassifier]
-N_STEPS = {"n_steps": 1}
+feature_space = pytest.mark.parametrize("cls", covered(FEATURE_SPACE))
 
 
 class AtStart(Callback):
@@ -36,7 +32,7 @@ class AtStart(Callback):
 
 
 def method(cls=DVERGEEnsembleClassifier, **params):
-    return make(cls, **{**N_STEPS, **params})
+    return make(cls, **{"n_steps": 1, **params})
 
 
 def same(state, estimator):
@@ -69,15 +65,7 @@ def trainings(monkeypatch):
 # --- what the members start from -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", CLASSES)
-def test_none(digit_rows, trainings, cls):
-    X, _, y, _ = digit_rows
-    estimator = method(cls).fit(X, y)
-    assert estimator.pretrained_ is None
-    assert len(trainings) == 1
-
-
-@pytest.mark.parametrize("cls", CLASSES)
+@feature_space
 def test_epochs(digit_rows, trainings, cls):
     """A vanilla ensemble with the same settings comes first."""
     X, _, y, _ = digit_rows
@@ -93,14 +81,13 @@ def test_epochs(digit_rows, trainings, cls):
     assert len(estimator.history_) == 2
     assert {name: getattr(first, name) for name in settings} == settings
     assert first.module_params == estimator.module_params
-    assert first.lr_milestones is None
-    assert first.callbacks is None
+    assert first.lr_milestones is first.callbacks is None
     (state,) = start.seen
     assert same(state, first)
     assert not same_weights(estimator, first)
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@feature_space
 def test_unfitted(digit_rows, trainings, cls):
     """It is cloned, and trained on the same data."""
     X, _, y, _ = digit_rows
@@ -116,7 +103,7 @@ def test_unfitted(digit_rows, trainings, cls):
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("cls", CLASSES)
+@feature_space
 def test_fitted(digit_rows, trainings, source, cls, frozen):
     """It gives its weights and stays as it is."""
     X, X_test, y, _ = digit_rows
@@ -149,15 +136,14 @@ def test_buffers_are_copied(digit_images):
     assert same(state, source)
 
 
-@pytest.mark.parametrize("kind", ["epochs", "unfitted", "fitted", "frozen"])
-@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("kind", ["epochs", "unfitted", "fitted"])
+@feature_space
 def test_to_the_bit(digit_rows, source, cls, kind):
     X, _, y, _ = digit_rows
 
     def pretrained():
         unfitted = make(random_state=None, max_epochs=1)
-        options = {"epochs": 1, "unfitted": unfitted, "fitted": source}
-        return options.get(kind) or FrozenEstimator(source)
+        return {"epochs": 1, "unfitted": unfitted, "fitted": source}[kind]
 
     first, again, other = (
         method(cls, pretrained=pretrained(), max_epochs=1, random_state=seed).fit(X, y)
@@ -167,20 +153,15 @@ def test_to_the_bit(digit_rows, source, cls, kind):
     assert same_weights(first.pretrained_, again.pretrained_)
     assert not same_weights(first, other)
     # a source that names no seed of its own depends on the seed of the whole
-    assert same_weights(first.pretrained_, other.pretrained_) == (kind in ("fitted", "frozen"))
+    assert same_weights(first.pretrained_, other.pretrained_) == (kind == "fitted")
 
 
-def test_members_begin_apart(digit_rows):
-    X, _, y, _ = digit_rows
-    members = method(pretrained=1).fit(X, y).pretrained_.estimators_
-    first = [member.classifier.weight for member in members]
-    assert not torch.equal(first[0], first[1])
-
-
-def test_global_random_state_stays(digit_rows):
+def test_members_begin_apart_and_the_global_state_stays(digit_rows):
     X, _, y, _ = digit_rows
     state = torch.get_rng_state()
-    method(pretrained=make(max_epochs=1), max_epochs=1).fit(X, y)
+    members = method(pretrained=1, max_epochs=1).fit(X, y).pretrained_.estimators_
+    first = [member.classifier.weight for member in members]
+    assert not torch.equal(first[0], first[1])
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -207,6 +188,7 @@ def test_weights_count_once(digit_rows, monkeypatch):
     assert list(estimator.pretrained_.classes_) == ["few", "many"]
 
 
+@pytest.mark.usefixtures("untrained")
 def test_images_and_their_box(digit_images):
     """The source sees X as the method does."""
     X, _, y, _ = digit_images
@@ -219,27 +201,18 @@ def test_images_and_their_box(digit_images):
 # --- in searches ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", CLASSES)
-def test_frozen_in_a_search(digit_rows, trainings, source, cls):
-    """Searches clone: only what is frozen stays fitted."""
+@pytest.mark.parametrize("frozen", [True, False])
+def test_searches(digit_rows, trainings, source, frozen):
+    """They clone: only what is frozen stays fitted; else each fold has a source of its own."""
     X, _, y, _ = digit_rows
     before = weights(source)
-    estimator = method(cls, pretrained=FrozenEstimator(source), max_epochs=1)
-    search = GridSearchCV(
-        estimator, {"lr": [0.001, 0.01]}, cv=2, scoring="accuracy", error_score="raise"
-    ).fit(X, y)
-    assert [name for name, _ in trainings] == [cls.__name__.partition("Ens")[0]] * 5
-    assert search.best_estimator_.pretrained_ is source
+    pretrained = FrozenEstimator(source) if frozen else source
+    estimator = method(pretrained=pretrained, max_epochs=1)
+    search = GridSearchCV(estimator, {"lr": [0.001, 0.01]}, cv=2, error_score="raise").fit(X, y)
+    trained = ["DVERGE"] if frozen else ["Vanilla", "DVERGE"]
+    assert [name for name, _ in trainings] == trained * 5
+    assert (search.best_estimator_.pretrained_ is source) == frozen
     assert same(before, source)
-
-
-def test_not_frozen_in_a_search(digit_rows, trainings, source):
-    """A new source for each fold, from its own part of the data."""
-    X, _, y, _ = digit_rows
-    estimator = method(pretrained=source, max_epochs=1)
-    search = GridSearchCV(estimator, {"lr": [0.001]}, cv=2, error_score="raise").fit(X, y)
-    assert [name for name, _ in trainings] == ["Vanilla", "DVERGE"] * 3
-    assert search.best_estimator_.pretrained_ is not source
 
 
 def test_parameters_of_the_source(digit_rows):
@@ -260,10 +233,6 @@ def test_search_over_the_source(digit_rows):
 # --- what does not fit ---------------------------------------------------------------------
 
 
-def never(*args, **kwargs):
-    pytest.fail("training began")
-
-
 MISFITS = [
     ({"n_estimators": 4}, "member 3 is nothing here and MLP there.*same n_estimators"),
     ({"n_estimators": 2}, "member 2 is MLP here and nothing there"),
@@ -275,54 +244,42 @@ MISFITS = [
 
 @pytest.mark.parametrize("kind", ["unfitted", "fitted", "frozen"])
 @pytest.mark.parametrize(("params", "match"), MISFITS, ids=str)
-@pytest.mark.parametrize("cls", CLASSES)
-def test_other_architecture(digit_rows, monkeypatch, cls, params, match, kind):
+@feature_space
+def test_other_architecture(rejects, digit_rows, cls, params, match, kind):
     """Told before anything is trained, the source included."""
     X, _, y, _ = digit_rows
-    source = make(**params)
-    ours = {}
-    if params.get("module") == "lenet5":
-        ours = {"module": "mlp", "input_shape": (1, 8, 8)}
-    with monkeypatch.context() as patch:
-        patch.setattr(EnsembleNet, "train_epochs", lambda *args, **kwargs: None)
-        if kind != "unfitted":
-            source.fit(X, y)
-    monkeypatch.setattr(EnsembleNet, "train_epochs", never)
-    pretrained = FrozenEstimator(source) if kind == "frozen" else source
-    estimator = method(cls, pretrained=pretrained, **ours)
-    with pytest.raises(ValueError, match=f"(?s)pretrained.*{match}"):
-        estimator.fit(X, y)
-    with pytest.raises(NotFittedError):
-        estimator.predict(X)
+    pretrained = make(**params)
+    if kind != "unfitted":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(EnsembleNet, "train_epochs", lambda *args, **kwargs: None)
+            pretrained.fit(X, y)
+    if kind == "frozen":
+        pretrained = FrozenEstimator(pretrained)
+    lenet = params.get("module") == "lenet5"
+    ours = {"module": "mlp", "input_shape": (1, 8, 8)} if lenet else {}
+    rejects(method(cls, pretrained=pretrained, **ours), X, y, f"(?s)pretrained.*{match}")
 
 
-@pytest.mark.parametrize("cls", CLASSES)
-def test_other_classes(digit_rows, monkeypatch, source, cls):
+@feature_space
+def test_other_classes(rejects, digit_rows, source, cls):
     X, _, y, _ = digit_rows
-    monkeypatch.setattr(EnsembleNet, "train_epochs", never)
     estimator = method(cls, pretrained=source)
     for labels in (y + 1, y.astype(str)):
-        with pytest.raises(ValueError, match=r"pretrained knows the classes.*train it on the same"):
-            estimator.fit(X, labels)
+        rejects(estimator, X, labels, "pretrained knows the classes.*train it on the same")
     few = y < 7
-    with pytest.raises(ValueError, match="pretrained"):
-        estimator.fit(X[few], y[few])
-    with pytest.raises(NotFittedError):
-        estimator.predict(X)
+    rejects(estimator, X[few], y[few], "pretrained")
 
 
-def test_frozen_something_else(digit_rows, monkeypatch):
+def test_frozen_something_else(rejects, digit_rows):
     X, _, y, _ = digit_rows
-    monkeypatch.setattr(EnsembleNet, "train_epochs", never)
-    frozen = FrozenEstimator(LogisticRegression())
-    with pytest.raises(TypeError, match="ensemble of this package; got LogisticRegression"):
-        method(pretrained=frozen).fit(X, y)
+    estimator = method(pretrained=FrozenEstimator(LogisticRegression()))
+    rejects(estimator, X, y, "ensemble of this package; got LogisticRegression", TypeError)
 
 
 # --- more training -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@feature_space
 def test_partial_fit_pretrains_once(digit_rows, trainings, cls):
     X, _, y, _ = digit_rows
     start, name = AtStart(), cls.__name__.partition("Ens")[0]
@@ -334,7 +291,7 @@ def test_partial_fit_pretrains_once(digit_rows, trainings, cls):
     assert not same(start.seen[1], estimator.pretrained_)
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@feature_space
 def test_warm_start_pretrains_once(digit_rows, trainings, cls):
     X, _, y, _ = digit_rows
     estimator = method(cls, pretrained=2, warm_start=True, max_epochs=1)
@@ -348,7 +305,7 @@ def test_warm_start_pretrains_once(digit_rows, trainings, cls):
     assert [name for name, _ in trainings].count("Vanilla") == 2
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@feature_space
 @pytest.mark.parametrize("event", ["on_batch_end", "on_epoch_end"])
 def test_interrupted_pretraining(digit_rows, cls, event):
     """What was learned so far is used, and training goes on from there."""
