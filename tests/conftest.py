@@ -5,9 +5,11 @@ import signal
 
 import pytest
 import torch
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import train_test_split
 
 from robust_ensembles.datasets import load_digits_images
+from robust_ensembles.training import EnsembleNet
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -49,6 +51,30 @@ def digit_rows(digit_images):
     """The same as rows of 64 features."""
     X_train, X_test, y_train, y_test = digit_images
     return X_train.reshape(200, 64), X_test.reshape(100, 64), y_train, y_test
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Fits go as far as the first step."""
+    monkeypatch.setattr(EnsembleNet, "train_epochs", lambda *args, **kwargs: None)
+
+
+@pytest.fixture
+def rejects(monkeypatch):
+    """An estimator that refuses X and y before it trains."""
+
+    def train(*args, **kwargs):
+        pytest.fail("training began")
+
+    monkeypatch.setattr(EnsembleNet, "train_epochs", train)
+
+    def check(estimator, X, y, match, error=ValueError, **fit_params):
+        with pytest.raises(error, match=match):
+            estimator.fit(X, y, **fit_params)
+        with pytest.raises(NotFittedError):
+            estimator.predict(X)
+
+    return check
 
 
 @pytest.fixture
