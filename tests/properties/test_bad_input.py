@@ -234,7 +234,7 @@ def test_sample_weight(rejects, digit_rows, weight, match):
         ({"class_weight": "balance"}, "class_weight", ValueError),
         ({"class_weight": dict.fromkeys(range(10), 0.0)}, "positive weight", ValueError),
         ({"class_weight": {3: -1.0}}, "class_weight must not be negative", ValueError),
-        ({"callbacks": object()}, "callbacks", ValueError),
+        ({"callbacks": slice(3)}, "callbacks", ValueError),
         ({"checkpoint_dir": 3}, "checkpoint_dir", ValueError),
     ],
     ids=str,
