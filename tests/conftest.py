@@ -49,22 +49,3 @@ def digit_rows(digit_images):
     """The same as rows of 64 features."""
     X_train, X_test, y_train, y_test = digit_images
     return X_train.reshape(200, 64), X_test.reshape(100, 64), y_train, y_test
-
-
-@pytest.fixture
-def small_images(monkeypatch):
-    """Reproductions of the papers' tables take small synthetic images."""
-    from small_reproduction import synthetic  # finds the benchmarks, which a test puts on the path
-
-    from benchmarks.reproduce import _data
-
-    monkeypatch.setattr(_data, "load", synthetic)
-
-
-@pytest.fixture
-def results(tmp_path, monkeypatch):
-    """Where they write."""
-    from benchmarks import _report
-
-    monkeypatch.setattr(_report, "RESULTS", tmp_path / "results")
-    return tmp_path / "results" / "reproduce"

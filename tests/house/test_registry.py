@@ -16,7 +16,7 @@ from robust_ensembles.metrics import attack_from_name
 from robust_ensembles.persistence.values import OBJECTS, NotStorableError, encode
 from robust_ensembles.training import TECHNIQUES, resolve_acceleration
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 METHODS = _registry.methods()
 ATTACKS = _registry.attacks()
 
