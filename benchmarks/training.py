@@ -121,8 +121,8 @@ def write(rows: list[dict[str, Any]], setting: Setting) -> None:
             f"{setting.rounds} rounds in which all take turns, {_command.threads()}; times "
             "faster than the released way as the median (lowest to highest) ratio of a round. "
             "The released way is `benchmarks/_released_steps.py`: the same loss, gradients and "
-            "update (`tests/test_benchmarks.py`), computed as the released trainers compute "
-            "them. The other columns are the estimator's own net with that `accelerate`, "
+            "update (`tests/benchmarks/test_benchmarks.py`), computed as the released trainers "
+            "compute them. The other columns are the estimator's own net with that `accelerate`, "
             "formulation `released`. Mebibytes: most memory of a step beside what was there "
             "before. Adversarial: PGD-10 with the batch's statistics. Random images, Adam."
         ),

@@ -75,22 +75,3 @@ def rejects(monkeypatch):
             estimator.predict(X)
 
     return check
-
-
-@pytest.fixture
-def small_images(monkeypatch):
-    """Reproductions of the papers' tables take small synthetic images."""
-    from small_reproduction import synthetic  # finds the benchmarks, which a test puts on the path
-
-    from benchmarks.reproduce import _data
-
-    monkeypatch.setattr(_data, "load", synthetic)
-
-
-@pytest.fixture
-def results(tmp_path, monkeypatch):
-    """Where they write."""
-    from benchmarks import _report
-
-    monkeypatch.setattr(_report, "RESULTS", tmp_path / "results")
-    return tmp_path / "results" / "reproduce"

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from shares import FAST, SLOW
 
 # the helpers that take files of models apart
-sys.path.append(str(Path(__file__).parents[1] / "persistence"))
+sys.path.append(str(Path(__file__).parents[1] / "state"))
 
 _COMMON = {
     "deadline": None,  # a first example builds caches; `no_hang` watches instead

@@ -3,26 +3,18 @@
 import hashlib
 import json
 import math
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from small_reproduction import TINY, fill, planned, synthetic, task
 
-ROOT = Path(__file__).parents[1]
-if not (ROOT / "benchmarks").exists():
-    pytest.skip("the benchmarks are not in the source distribution", allow_module_level=True)
-sys.path.insert(0, str(ROOT))
-
-from small_reproduction import TINY, fill, planned, synthetic, task  # noqa: E402
-
-from benchmarks import _store  # noqa: E402
-from benchmarks.reproduce import (  # noqa: E402
+from benchmarks import _store
+from benchmarks.reproduce import (
     __main__ as command,
 )
-from benchmarks.reproduce import (  # noqa: E402
+from benchmarks.reproduce import (
     _cells,
     _costs,
     _data,
@@ -34,14 +26,14 @@ from benchmarks.reproduce import (  # noqa: E402
     _run,
     _units,
 )
-from benchmarks.reproduce._budget import Budget  # noqa: E402
-from benchmarks.reproduce._networks import SoftmaxInTraining  # noqa: E402
-from benchmarks.reproduce._published import Column  # noqa: E402
-from robust_ensembles import NCEnEnsembleClassifier, VanillaEnsembleClassifier  # noqa: E402
-from robust_ensembles.datasets import load_digits_images, load_fashion_mnist  # noqa: E402
-from robust_ensembles.exceptions import DatasetNotFoundError  # noqa: E402
-from robust_ensembles.modules import CifarResNet  # noqa: E402
-from robust_ensembles.protocols import cldl_split  # noqa: E402
+from benchmarks.reproduce._budget import Budget
+from benchmarks.reproduce._networks import SoftmaxInTraining
+from benchmarks.reproduce._published import Column
+from robust_ensembles import NCEnEnsembleClassifier, VanillaEnsembleClassifier
+from robust_ensembles.datasets import load_digits_images, load_fashion_mnist
+from robust_ensembles.exceptions import DatasetNotFoundError
+from robust_ensembles.modules import CifarResNet
+from robust_ensembles.protocols import cldl_split
 
 TABLES = [(paper, name) for paper in _published.PAPERS for name in _published.names(paper)]
 pytestmark = pytest.mark.usefixtures("one_thread")

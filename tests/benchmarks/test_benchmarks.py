@@ -1,19 +1,12 @@
 """The benchmarks of speed: the reference computes what the estimators do, and all of them run."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
-if not (ROOT / "benchmarks").exists():
-    pytest.skip("the benchmarks are not in the source distribution", allow_module_level=True)
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import _report, _timing, files_entered, overhead, roofline, scaling, training  # noqa: E402
-from benchmarks._cases import (  # noqa: E402
+from benchmarks import _report, _timing, files_entered, overhead, roofline, scaling, training
+from benchmarks._cases import (
     METHODS,
     NETWORKS,
     Network,
@@ -21,7 +14,7 @@ from benchmarks._cases import (  # noqa: E402
     make_estimator,
     random_batch,
 )
-from robust_ensembles.modules import LeNet5, default_module  # noqa: E402
+from robust_ensembles.modules import LeNet5, default_module
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = {"tiny": NETWORKS["tiny"], "lenet5": Network(LeNet5, (1, 12, 12), 6)}

@@ -1,26 +1,18 @@
 """Reproduction of the papers' tables: work that is shared, and done once."""
 
 import json
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 from threading import Barrier, BrokenBarrierError
 
 import pytest
+from small_reproduction import TINY, synthetic, task
 
-ROOT = Path(__file__).parents[1]
-if not (ROOT / "benchmarks").exists():
-    pytest.skip("the benchmarks are not in the source distribution", allow_module_level=True)
-sys.path.insert(0, str(ROOT))
-
-from small_reproduction import TINY, synthetic, task  # noqa: E402
-
-from benchmarks import _report, _store  # noqa: E402
-from benchmarks.reproduce import _cells, _costs, _data, _plan, _run, _training  # noqa: E402
-from robust_ensembles import VanillaEnsembleClassifier, recipes  # noqa: E402
-from robust_ensembles.datasets import load_digits_images  # noqa: E402
-from robust_ensembles.exceptions import NonFiniteLossError  # noqa: E402
+from benchmarks import _report, _store
+from benchmarks.reproduce import _cells, _costs, _data, _plan, _run, _training
+from robust_ensembles import VanillaEnsembleClassifier, recipes
+from robust_ensembles.datasets import load_digits_images
+from robust_ensembles.exceptions import NonFiniteLossError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

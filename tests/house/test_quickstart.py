@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("matplotlib")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 METHODS = ["Vanilla", "CLDL", "NCEn", "CEAT"]
 TINY = ["--n-train", "96", "--n-test", "30", "--epochs", "1"]
 

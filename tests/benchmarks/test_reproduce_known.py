@@ -1,24 +1,17 @@
 """Reproduction of the papers' tables: a run goes on from the result of another machine."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from small_reproduction import TINY, fill, task
 
-ROOT = Path(__file__).parents[1]
-if not (ROOT / "benchmarks").exists():
-    pytest.skip("the benchmarks are not in the source distribution", allow_module_level=True)
-sys.path.insert(0, str(ROOT))
-
-from small_reproduction import TINY, fill, task  # noqa: E402
-
-from benchmarks import _store  # noqa: E402
-from benchmarks.reproduce import __main__ as command  # noqa: E402
-from benchmarks.reproduce import _known, _run, _training  # noqa: E402
-from robust_ensembles import VanillaEnsembleClassifier  # noqa: E402
-from robust_ensembles.datasets import load_digits_images  # noqa: E402
+from benchmarks import _store
+from benchmarks.reproduce import __main__ as command
+from benchmarks.reproduce import _known, _run, _training
+from robust_ensembles import VanillaEnsembleClassifier
+from robust_ensembles.datasets import load_digits_images
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_images")
 METHODS = ["GAL", "CLDL(3,2,4)"]
@@ -140,7 +133,9 @@ def test_the_command_goes_on_from_a_result(result, results, tmp_path):
 
 
 def test_every_committed_result_can_be_gone_on_from():
-    files = sorted((ROOT / "benchmarks" / "results" / "reproduce").glob("*.json"))
+    files = sorted(
+        (Path(__file__).parents[2] / "benchmarks" / "results" / "reproduce").glob("*.json")
+    )
     assert len(files) >= 5
     for path in files:
         known = _known._read(path)

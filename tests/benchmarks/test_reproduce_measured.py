@@ -2,25 +2,17 @@
 
 import json
 import math
-import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from small_reproduction import TINY, planned, task
 
-ROOT = Path(__file__).parents[1]
-if not (ROOT / "benchmarks").exists():
-    pytest.skip("the benchmarks are not in the source distribution", allow_module_level=True)
-sys.path.insert(0, str(ROOT))
-
-from small_reproduction import TINY, planned, task  # noqa: E402
-
-from benchmarks import _report  # noqa: E402
-from benchmarks.reproduce import _measured, _plan, _run, _tables, _units  # noqa: E402
-from benchmarks.reproduce._cells import Cells, Unit  # noqa: E402
-from benchmarks.reproduce._published import Column  # noqa: E402
+from benchmarks import _report
+from benchmarks.reproduce import _measured, _plan, _run, _tables, _units
+from benchmarks.reproduce._cells import Cells, Unit
+from benchmarks.reproduce._published import Column
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_images")
 

@@ -17,7 +17,7 @@ from robust_ensembles.persistence.values import OBJECTS, encode
 from robust_ensembles.state.values import NotStorableError
 from robust_ensembles.training import TECHNIQUES, resolve_acceleration
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 METHODS = _registry.methods()
 ATTACKS = _registry.attacks()
 

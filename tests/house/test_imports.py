@@ -14,7 +14,7 @@ import pytest
 import robust_ensembles
 from robust_ensembles import _registry, recipes
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "sklearn", "skorch", "pandas", "torchvision", "numpy", "scipy", "rich"}
 # public rooms are those of the API reference
 ROOMS = {path.stem for path in (ROOT / "docs" / "api").glob("*.rst")} - {"index", "ensembles"}

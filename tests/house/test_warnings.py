@@ -20,7 +20,7 @@ from robust_ensembles._checks import warn
 from robust_ensembles.attacks import FGSM
 from robust_ensembles.persistence import load
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SMALL = {
     "module": "mlp",
     "module_params": {"hidden_sizes": (3,)},

@@ -2,23 +2,16 @@
 
 import itertools
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from small_reproduction import TINY, fill, task
 
-ROOT = Path(__file__).parents[1]
-if not (ROOT / "benchmarks").exists():
-    pytest.skip("the benchmarks are not in the source distribution", allow_module_level=True)
-sys.path.insert(0, str(ROOT))
-
-from small_reproduction import TINY, fill, task  # noqa: E402
-
-from benchmarks.reproduce import _drawing, _figures, _measured, _plan, _run  # noqa: E402
-from benchmarks.reproduce._published import Column  # noqa: E402
-from robust_ensembles.attacks import MIM  # noqa: E402
+from benchmarks.reproduce import _drawing, _figures, _measured, _plan, _run
+from benchmarks.reproduce._published import Column
+from robust_ensembles.attacks import MIM
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_images")
 

@@ -12,7 +12,7 @@ import pytest
 
 import robust_ensembles
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "robust_ensembles"
 
 
@@ -125,7 +125,7 @@ def test_source_distribution_holds_what_a_developer_needs(distributions):
         "Makefile",
         ".ci/run",
         "examples/quickstart.py",
-        "tests/test_packaging.py",
+        "tests/house/test_packaging.py",
         "robust_ensembles/py.typed",
     }
     assert wanted <= sdist

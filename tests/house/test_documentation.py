@@ -22,7 +22,7 @@ from robust_ensembles.datasets import load_fashion_mnist
 from robust_ensembles.exceptions import DatasetNotFoundError
 from robust_ensembles.recipes import METHODS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PACKAGES = ["", *(room for room in robust_ensembles._ROOMS if room != "exceptions")]
 # made by the build
@@ -282,7 +282,7 @@ def test_the_data_parallel_example_runs(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", WITH_CODE, ids=name_of)
 def test_the_code_of_a_page_runs_in_its_order(path, tmp_path):
-    # with foolbox, which is installed for some tests only: tests/test_packaging.py
+    # with foolbox, which is installed for some tests only: tests/house/test_packaging.py
     blocks = [block for block in python_blocks(path) if "import foolbox" not in block]
     assert len(blocks) == len(python_blocks(path)) - (path.name == "comparison.md")
     done = run(["-c", "\n".join(blocks)], tmp_path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "robust_ensembles"
+PACKAGE = Path(__file__).parents[2] / "robust_ensembles"
 
 # what everyone may import
 GROUND = {
