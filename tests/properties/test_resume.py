@@ -11,6 +11,7 @@ import sys
 import threading
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -400,8 +401,10 @@ def test_data_are_hashed_once(data, tmp_path, monkeypatch):
         return describe(*args)
 
     monkeypatch.setattr(base, "describe_fit", counted)
-    monkeypatch.setattr(identity, "current_ranks", object)
-    monkeypatch.setattr(identity, "check_same", lambda about, explain: calls.append(about["X"]))
+    several = SimpleNamespace(
+        is_single=False, check_same=lambda about, explain: calls.append(about["X"])
+    )
+    monkeypatch.setattr(identity, "current_strategy", lambda: several)
     make(checkpoint_dir=tmp_path, **{**SETTINGS, "max_epochs": 1}).fit(*data)
     assert len(calls) == 2  # one description, one comparison
 
