@@ -168,7 +168,7 @@ def test_a_technique_of_second_order():
 class Own(PGD):
     """A user's attack, which derives from ours."""
 
-    n_looks: int = 3
+    n_queries: int = 3  # of something else than the module
 
 
 class Odd(Attack):
