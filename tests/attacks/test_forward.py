@@ -1,150 +1,17 @@
-"""Attacks leave no trace: not on the module, not on the global random numbers."""
+"""How attacks run a module: frozen, in minibatches, in smaller ones where memory runs out."""
 
-import numpy as np
 import pytest
 import torch
-from small_models import uniform, with_the_others
+from small_models import BOUNDED, linear, quick, random, uniform
 from torch import nn
 
-from robust_ensembles.attacks import (
-    APGD,
-    FAB,
-    FGSM,
-    MIM,
-    MORA,
-    PGD,
-    AutoAttack,
-    CarliniWagnerL2,
-    DeepFool,
-    EnsembleAutoAttack,
-    External,
-    Square,
-    TargetedAPGD,
-    Transfer,
-    UniformNoise,
-    WorstCase,
-    is_broken,
-)
-from robust_ensembles.attacks.engine.forward import frozen
-from robust_ensembles.modules import Ensemble
-
-ATTACKS = {
-    "fgsm": FGSM(),
-    "pgd": PGD(n_restarts=2),
-    "pgd-l2": PGD(norm="l2"),
-    "mim": MIM(),
-    "noise": UniformNoise(),
-    "unseeded": PGD(random_state=None),
-    "worst": WorstCase([FGSM(), PGD()]),
-    "apgd": APGD(n_steps=5, random_state=None),
-    "apgd-targeted": TargetedAPGD(n_steps=5),
-    "mora": MORA(n_steps=5),
-    "fab": FAB(n_steps=5),
-    "deepfool": DeepFool(n_steps=5),
-    "carlini-wagner": CarliniWagnerL2(n_steps=5, n_searches=2),
-    "square": Square(n_queries=5, norm="l2"),
-    "autoattack": AutoAttack(n_queries=2),
-    "ensemble-autoattack": EnsembleAutoAttack(n_queries=2),
-    "transfer": Transfer(nn.Linear(5, 3), PGD(n_steps=3)),
-    "external": External(function=lambda module, x, y: x + module(x).sum() * 0, eps=0.1),
-    "is_broken": is_broken,
-}
-ATTACKS = with_the_others(ATTACKS)
-
-
-class Moody(nn.Module):
-    """Dropout, BatchNorm, a buffer that each forward replaces, and a fuse."""
-
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3)
-        )
-        self.register_buffer("calls", torch.zeros(()))
-        self.register_buffer("nothing", None)
-        self.fuse = None
-
-    def forward(self, x):
-        self.calls = self.calls + 1
-        if self.fuse is not None and len(x) > 1:  # a single sample is tried first
-            raise self.fuse
-        return self.layers(x)
-
-
-@pytest.fixture
-def module():
-    """In training mode, with one member and one BatchNorm frozen, in two ways."""
-    members = [Moody(), Moody()]
-    module = Ensemble(members).train()
-    members[0].layers[1].eval()
-    members[1].layers[0].requires_grad_(False)
-    return module
-
-
-@pytest.fixture
-def x():
-    return uniform(6, 5, dtype=torch.float32)
-
-
-@pytest.fixture
-def y():
-    return torch.arange(6) % 3
-
-
-def state(module):
-    training = {name: m.training for name, m in module.named_modules()}
-    required = {name: p.requires_grad for name, p in module.named_parameters()}
-    values = {name: value.clone() for name, value in module.state_dict().items()}
-    return training, required, values
-
-
-def assert_same_state(module, before):
-    training, required, values = state(module)
-    assert training == before[0]
-    assert required == before[1]
-    assert values.keys() == before[2].keys()
-    for name, value in values.items():
-        assert torch.equal(value, before[2][name]), name
-    assert all(parameter.grad is None for parameter in module.parameters())
-
-
-@pytest.mark.parametrize("name", ATTACKS)
-def test_module_is_put_back(name, module, x, y):
-    before = state(module)
-    ATTACKS[name](module, x, y)
-    assert_same_state(module, before)
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("boom")])
-@pytest.mark.parametrize("name", ATTACKS)
-def test_module_is_put_back_after_an_error(name, error, module, x, y):
-    before = state(module)
-    module[1].fuse = error
-    with pytest.raises(error if isinstance(error, type) else type(error)):
-        ATTACKS[name](module, x, y)
-    assert_same_state(module, before)
-
-
-def test_the_module_itself_survives_a_frozen_submodule(module):
-    """Eval inside train stays eval, and train inside eval stays train."""
-    module.eval()
-    module[0].layers[2].train()
-    before = state(module)
-    with frozen(module):
-        assert not any(m.training for m in module.modules())
-        assert not any(p.requires_grad for p in module.parameters())
-    assert_same_state(module, before)
-
-
-def test_attacked_in_eval_mode(module, x, y):
-    """Dropout and batch statistics would make the results differ from run to run."""
-    first = PGD(eps=0.3)(module, x, y)
-    module.eval()
-    assert torch.equal(PGD(eps=0.3)(module, x, y), first)
+from robust_ensembles.attacks import FAB, PGD, CarliniWagnerL2, TargetedAPGD, is_broken
+from robust_ensembles.attacks.engine.forward import Minibatches, frozen
 
 
 @pytest.mark.parametrize("mode", ["eval", "train_frozen_stats", "train"])
-def test_craft_modes(mode, x):
+def test_craft_modes(mode):
+    x = uniform(6, 5, dtype=torch.float32)
     module = nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 2)).train()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     with frozen(module, mode):
@@ -159,26 +26,123 @@ def test_craft_modes(mode, x):
     assert module.training
 
 
-def test_parameters_shared_by_two_members(x, y):
-    shared = nn.Linear(5, 3)
-    shared.bias.requires_grad_(False)
-    module = Ensemble([shared, shared])
-    before = state(module)
-    PGD()(module, x, y)
-    assert_same_state(module, before)
+def test_modes_of_parts_are_put_back():
+    """Eval inside train stays eval, and train inside eval stays train."""
+    module = nn.Sequential(nn.Sequential(nn.Dropout()).eval(), nn.Dropout().eval(), nn.Linear(2, 2))
+    module[2].bias.requires_grad_(False)
+    before = [part.training for part in module.modules()]
+    with frozen(module):
+        assert not any(part.training for part in module.modules())
+        assert not any(p.requires_grad for p in module.parameters())
+    assert [part.training for part in module.modules()] == before
+    assert [p.requires_grad for p in module.parameters()] == [True, False]
 
 
-@pytest.mark.parametrize("name", ATTACKS)
-def test_global_random_numbers_are_not_touched(name, module, x, y):
-    torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
-    ATTACKS[name](module, x, y)
-    assert torch.equal(torch.get_rng_state(), torch_before)
-    numpy_after = np.random.get_state()  # noqa: NPY002
-    assert all(np.array_equal(a, b) for a, b in zip(numpy_before, numpy_after, strict=True))
+class Cramped(nn.Module):
+    """Runs out of memory above a number of samples."""
+
+    def __init__(self, n_samples, error, n_classes=3):
+        super().__init__()
+        self.n_samples, self.error, self.batches = n_samples, error, []
+        self.layers = nn.Sequential(nn.Flatten(), linear(random(128, n_classes) / 128**0.5))
+
+    def forward(self, x):
+        self.batches.append(len(x))
+        if len(x) > self.n_samples:
+            raise self.error
+        return self.layers(x)
 
 
-def test_works_without_gradients_enabled(module, x, y):
-    expected = PGD(eps=0.3)(module, x, y)
-    with torch.no_grad():
-        assert torch.equal(PGD(eps=0.3)(module, x, y), expected)
-    assert torch.is_grad_enabled()
+OUT_OF_MEMORY = {
+    "cuda": torch.OutOfMemoryError("CUDA out of memory"),
+    "cpu": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+}
+
+
+every_error = pytest.mark.parametrize("error", OUT_OF_MEMORY.values(), ids=OUT_OF_MEMORY)
+
+
+class TestOutOfMemory:
+    @pytest.mark.parametrize("cls", [*BOUNDED, CarliniWagnerL2])
+    def test_smaller_batches(self, cls, caplog):
+        attack = quick(cls, 4, eps=0.1)
+        module, x = Cramped(100, OUT_OF_MEMORY["cuda"]), uniform(24, 2, 8, 8)
+        y = module(x).argmax(dim=1)
+        expected = attack(module, x, y)
+        module.n_samples, module.batches = 7, []
+        torch.testing.assert_close(attack(module, x, y), expected, rtol=0, atol=1e-9)
+        assert module.batches[:4] == [1, 24, 12, 6]  # a single sample is tried first
+        assert max(module.batches[3:]) <= 6
+        messages = [r.getMessage() for r in caplog.records]
+        assert len(messages) == 2
+        assert "going on with 6" in messages[-1]
+
+    @every_error
+    def test_who_says_it(self, error):
+        module, x = Cramped(3, error), uniform(5, 2, 8, 8)
+        PGD(eps=1e-9, n_steps=1)(module, x, module.layers(x).argmax(dim=1))
+        assert module.batches[:4] == [1, 5, 2, 2]
+
+    @every_error
+    def test_not_even_one_sample(self, error):
+        module, x = Cramped(0, error), uniform(5, 2, 8, 8)
+        with pytest.raises(RuntimeError, match=r"memory"):
+            PGD()(module, x, torch.zeros(5, dtype=torch.int64))
+        assert module.batches == [1]
+
+    def test_other_errors_go_up_at_once(self):
+        module, x = Cramped(1, RuntimeError("boom")), uniform(5, 2, 8, 8)
+        with pytest.raises(RuntimeError, match="boom"):
+            PGD()(module, x, torch.zeros(5, dtype=torch.int64))
+        assert module.batches == [1, 5]
+
+    def test_training_batches_stay_whole(self):
+        """Their statistics are those of all samples."""
+        module, x = Cramped(3, OUT_OF_MEMORY["cuda"]), uniform(5, 2, 8, 8)
+        y = torch.zeros(5, dtype=torch.int64)
+        with pytest.raises(torch.OutOfMemoryError):
+            PGD().craft(module, x, y, box=None, seed=0)
+
+
+class TestMinibatches:
+    def test_parts_in_order(self):
+        x, y, sizes = torch.arange(10.0), torch.arange(10), []
+
+        def function(x, y):
+            sizes.append(len(x))
+            return x * 2, y + 1
+
+        doubled, more = Minibatches(4).map(function, x, y)
+        assert sizes == [4, 4, 2]
+        assert torch.equal(doubled, 2 * x)
+        assert torch.equal(more, y + 1)
+
+    @pytest.mark.parametrize("size", [None, 3])
+    def test_no_samples(self, size):
+        (found,) = Minibatches(size).map(lambda x: (x[:, :2],), torch.zeros(0, 4))
+        assert found.shape == (0, 2)
+
+    def test_survivors_of_many_batches_share_one(self):
+        """Late in an attack few samples are left, and small batches are slow."""
+        module = Cramped(100, OUT_OF_MEMORY["cuda"])
+        x = uniform(24, 2, 8, 8)
+        y = module(x).argmax(dim=1)
+        module.batches = []
+        attack = PGD(eps=0.05, n_steps=10, batch_size=5)
+        broken = is_broken(module, attack(module, x, y), y)
+        left = (~broken).nonzero().squeeze(1)
+        assert len((left // 5).unique()) > 1
+        assert module.batches[:6] == [1, 5, 5, 5, 5, 4]
+        assert module.batches[-4:-1] == [len(left)] * 3
+
+
+def test_walks_towards_several_classes_go_side_by_side():
+    x = uniform(4, 2, 8, 8)
+    # two wrong classes; nine: one, then eight more of all four samples
+    for n_classes, sizes in ((3, {4}), (10, {4, 32})):
+        module = Cramped(100, OUT_OF_MEMORY["cuda"], n_classes)
+        y = module(x).argmax(dim=1)
+        for attack in (TargetedAPGD(eps=1e-6, n_steps=2), FAB(eps=1e-6, n_steps=2)):
+            module.batches = []
+            attack(module, x, y)
+            assert set(module.batches[1:]) == sizes
