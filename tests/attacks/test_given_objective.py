@@ -105,7 +105,11 @@ def test_labels_reach_the_objective():
     def cross_entropy(log_proba, reference, y):
         return -log_proba.gather(1, y[:, None]).squeeze(1)
 
-    for attack in (PGD(eps=EPS), APGD(eps=EPS, n_steps=9, n_restarts=3), Square(eps=EPS)):
+    for attack in (
+        PGD(eps=EPS),
+        APGD(eps=EPS, n_steps=9, n_restarts=3),
+        Square(eps=EPS, n_queries=100),
+    ):
         attack.set_params(loss="cross_entropy")
         given = InnerObjective(cross_entropy, x)
         found = attack.craft(module, x, y, box=None, seed=1, objective=given)

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from small_models import ensemble, labelled, uniform
+from small_models import uniform
 from torch import nn
 
 from robust_ensembles._system import log_once
@@ -20,14 +20,10 @@ from robust_ensembles.attacks import (
     Square,
     TargetedAPGD,
     base,
-    fab,
     is_broken,
 )
-from robust_ensembles.attacks import apgd as momentum
-from robust_ensembles.attacks.engine.balls import LinfBall, water_filling
 from robust_ensembles.attacks.engine.fast_eval import FastEval, observe, plain_layers
-from robust_ensembles.attacks.engine.forward import Minibatches, frozen
-from robust_ensembles.attacks.minimum_norm import Nearest
+from robust_ensembles.attacks.engine.forward import frozen
 from robust_ensembles.modules import Ensemble, LeNet5, ResNet20
 
 ATTACKS = {
@@ -379,183 +375,3 @@ def test_external_attacks_see_the_module_itself():
     External(function=look, eps=0.1)(module, x, y)
     assert seen
     assert not any(seen)
-
-
-class Cramped(nn.Module):
-    """Runs out of memory above a number of samples."""
-
-    def __init__(self, n_samples, error):
-        super().__init__()
-        self.n_samples, self.error, self.batches = n_samples, error, []
-        self.layers = settle(nn.Sequential(nn.Flatten(), nn.Linear(128, 3)))
-
-    def forward(self, x):
-        self.batches.append(len(x))
-        if len(x) > self.n_samples:
-            raise self.error
-        return self.layers(x)
-
-
-OUT_OF_MEMORY = {
-    "cuda": torch.OutOfMemoryError("CUDA out of memory"),
-    "cpu": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
-}
-
-
-class TestOutOfMemory:
-    @pytest.mark.parametrize("error", OUT_OF_MEMORY.values(), ids=list(OUT_OF_MEMORY))
-    @pytest.mark.parametrize("attack", [*ATTACKS.values(), CarliniWagnerL2(n_steps=3)])
-    def test_smaller_batches(self, attack, error, caplog):
-        module, x = Cramped(100, error), uniform(24, 2, 8, 8)
-        y = module(x).argmax(dim=1)
-        expected = attack(module, x, y)
-        module.n_samples, module.batches = 7, []
-        torch.testing.assert_close(attack(module, x, y), expected, rtol=0, atol=1e-9)
-        assert module.batches[:4] == [1, 24, 12, 6]  # a single sample is tried first
-        assert max(module.batches[3:]) <= 6
-        messages = [r.getMessage() for r in caplog.records]
-        assert len(messages) == 2
-        assert "going on with 6" in messages[-1]
-
-    @pytest.mark.parametrize("error", OUT_OF_MEMORY.values(), ids=list(OUT_OF_MEMORY))
-    def test_not_even_one_sample(self, error):
-        module, x = Cramped(0, error), uniform(5, 2, 8, 8)
-        with pytest.raises(RuntimeError, match=r"memory"):
-            PGD()(module, x, torch.zeros(5, dtype=torch.int64))
-        assert module.batches == [1]
-
-    def test_other_errors_go_up_at_once(self):
-        module, x = Cramped(1, RuntimeError("boom")), uniform(5, 2, 8, 8)
-        with pytest.raises(RuntimeError, match="boom"):
-            PGD()(module, x, torch.zeros(5, dtype=torch.int64))
-        assert module.batches == [1, 5]
-
-    def test_training_batches_stay_whole(self):
-        """Their statistics are those of all samples."""
-        module, x = Cramped(3, OUT_OF_MEMORY["cuda"]), uniform(5, 2, 8, 8)
-        y = torch.zeros(5, dtype=torch.int64)
-        with pytest.raises(torch.OutOfMemoryError):
-            PGD().craft(module, x, y, box=None, seed=0)
-
-
-class TestPasses:
-    def test_parts_in_order(self):
-        x, y, sizes = torch.arange(10.0), torch.arange(10), []
-
-        def function(x, y):
-            sizes.append(len(x))
-            return x * 2, y + 1
-
-        doubled, more = Minibatches(4).map(function, x, y)
-        assert sizes == [4, 4, 2]
-        assert torch.equal(doubled, 2 * x)
-        assert torch.equal(more, y + 1)
-
-    @pytest.mark.parametrize("size", [None, 3])
-    def test_no_samples(self, size):
-        (found,) = Minibatches(size).map(lambda x: (x[:, :2],), torch.zeros(0, 4))
-        assert found.shape == (0, 2)
-
-    def test_survivors_of_many_batches_share_one(self):
-        """Late in an attack few samples are left, and small batches are slow."""
-        module = Cramped(100, OUT_OF_MEMORY["cuda"])
-        x = uniform(24, 2, 8, 8)
-        y = module(x).argmax(dim=1)
-        module.batches = []
-        attack = PGD(eps=0.05, n_steps=10, batch_size=5)
-        broken = is_broken(module, attack(module, x, y), y)
-        left = (~broken).nonzero().squeeze(1)
-        assert len((left // 5).unique()) > 1
-        assert module.batches[:6] == [1, 5, 5, 5, 5, 4]
-        assert module.batches[-4:-1] == [len(left)] * 3
-
-
-class TestFilling:
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    def test_holds_the_amount(self, dtype):
-        speed, room = uniform(30, 50, seed=1, dtype=dtype), uniform(30, 50, seed=2, dtype=dtype)
-        speed[:, ::7], room[:, ::5] = 0, 0
-        amount = uniform(30, seed=3, dtype=dtype) * room.sum(dim=1) / 2
-        lam = water_filling(speed, room, amount)
-        held = torch.minimum(lam[:, None] * speed, room).sum(dim=1)
-        torch.testing.assert_close(held, amount)
-
-    def test_by_hand(self):
-        speed = torch.tensor([[1.0, 2.0, 0.0]]).repeat(5, 1)
-        room = torch.tensor([[3.0, 1.0, 9.0]]).repeat(5, 1)
-        amount = torch.tensor([0.0, 1.2, 3.0, 4.0, 4.1])
-        expected = torch.tensor([0.0, 0.4, 2.0, 3.0, torch.inf])
-        torch.testing.assert_close(water_filling(speed, room, amount), expected)
-        endless = torch.full_like(room, torch.inf)
-        torch.testing.assert_close(water_filling(speed, endless, amount), amount / 3)
-        assert water_filling(0 * speed, room, amount[:1].expand(5)).tolist() == [0.0] * 5
-        assert water_filling(0 * speed, room, amount)[1:].isinf().all()
-
-
-class TestSideBySide:
-    """Few samples walk towards several classes in one batch."""
-
-    @pytest.fixture
-    def rows(self):
-        module = ensemble(n_features=6, n_classes=6)
-        x, y = labelled(module, 40)
-        return module, x, y
-
-    @pytest.mark.parametrize(
-        "attack",
-        [
-            TargetedAPGD(eps=0.04, n_steps=15, n_restarts=2),
-            APGD(eps=0.03, n_steps=1, n_restarts=6),
-            APGD(eps=0.04, n_steps=15, n_restarts=4),
-            APGD(eps=0.2, norm="l1", n_steps=30, n_restarts=3),
-            MORA(eps=0.04, n_steps=8),
-        ],
-    )
-    @pytest.mark.parametrize("stop_when_broken", [True, False])
-    def test_same_examples(self, attack, stop_when_broken, rows, monkeypatch):
-        found = attack(*rows, stop_when_broken=stop_when_broken)
-        monkeypatch.setattr(momentum, "SIDE_BY_SIDE", 1)
-        expected = attack(*rows, stop_when_broken=stop_when_broken)
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
-        broken = is_broken(rows[0], expected, rows[2])
-        assert broken.any()
-        assert not broken.all()
-
-    @pytest.mark.parametrize("n_restarts", [1, 2])
-    def test_same_decisions_of_fab(self, n_restarts, rows, monkeypatch):
-        attack = FAB(eps=0.04, n_steps=15, n_restarts=n_restarts)
-        broken, nearest = [], []
-        for width in (64, 1):
-            monkeypatch.setattr(fab, "SIDE_BY_SIDE", width)
-            broken.append(is_broken(rows[0], attack(*rows), rows[2]))
-            nearest.append(attack(*rows, stop_when_broken=False))
-        assert torch.equal(*broken)
-        assert broken[0].any()
-        assert not broken[0].all()
-        torch.testing.assert_close(*nearest, rtol=0, atol=1e-9)
-
-    def test_in_one_batch(self):
-        module = Cramped(100, OUT_OF_MEMORY["cuda"])
-        x = uniform(4, 2, 8, 8)
-        y = module(x).argmax(dim=1)
-        for attack in (TargetedAPGD(eps=1e-6, n_steps=2), FAB(eps=1e-6, n_steps=2)):
-            module.batches = []
-            attack(module, x, y)  # two wrong classes
-            assert set(module.batches[1:]) == {4}
-        module = Cramped(100, OUT_OF_MEMORY["cuda"])
-        module.layers = settle(nn.Sequential(nn.Flatten(), nn.Linear(128, 10)))
-        y = module(x).argmax(dim=1)
-        for attack in (TargetedAPGD(eps=1e-6, n_steps=2), FAB(eps=1e-6, n_steps=2)):
-            module.batches = []
-            attack(module, x, y)  # nine: one, then eight more of all four samples
-            assert set(module.batches[1:]) == {4, 32}
-
-    def test_several_offers_for_a_sample(self):
-        ball = LinfBall(torch.zeros(3, 2), 1.0, None)
-        nearest = Nearest(ball, enough=0.0)
-        index = torch.tensor([0, 0, 0, 1, 0, 2])
-        x = torch.tensor([[0.5, 0], [0.3, 0], [0.4, 0], [0.2, 0], [0.1, 0], [0.9, 0.0]])
-        broken = torch.tensor([True, True, True, True, False, False])
-        nearest.offer(index, x, broken)
-        assert nearest.x[:, 0].tolist() == pytest.approx([0.3, 0.2, 0.0])
-        assert nearest.distance.tolist() == pytest.approx([0.3, 0.2, float("inf")])

@@ -22,6 +22,7 @@ from robust_ensembles.attacks import (
 from robust_ensembles.modules import Ensemble
 
 ATTACKS = [attack for attack in BOUNDED if attack not in (Square, UniformNoise)]
+few_and_many = pytest.mark.parametrize(("n_features", "n_samples"), [(2, 1), (3, 12), (100, 5)])
 
 
 def binary_problem(n_features, n_samples, norm, distance):
@@ -36,13 +37,14 @@ def binary_problem(n_features, n_samples, norm, distance):
 
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize(("n_features", "n_samples"), [(2, 1), (3, 64), (17, 5), (100, 33)])
+@few_and_many
 def test_binary(attack, norm, n_features, n_samples):
     module, x, y = binary_problem(n_features, n_samples, norm, distance=0.7)
     assert not is_broken(module, x, y).any()
     for eps, expected in [(0.7 * 0.9999, False), (0.7 * 1.0001, True)]:
         # a fixed step turns towards the gradient by a fifth of the angle
         steps = {"n_steps": 60} if issubclass(attack, (PGD, CW)) else {}
+        steps |= {"n_steps": 20} if attack is MORA else {}
         x_adv = attack(eps=eps, norm=norm, **steps)(module, x, y)
         assert (is_broken(module, x_adv, y) == expected).all(), eps
 
@@ -61,7 +63,7 @@ def test_every_loss_on_equal_members(loss, n_members):
 
 
 @pytest.mark.parametrize("attack", [APGD, TargetedAPGD])
-@pytest.mark.parametrize(("n_features", "n_samples"), [(2, 1), (3, 64), (17, 5), (100, 33)])
+@few_and_many
 def test_l1(attack, n_features, n_samples):
     """The coordinate of the largest weight should take all; sparse steps come within a third.
 
@@ -79,12 +81,12 @@ NEAREST = {
     "deepfool": (DeepFool(eps=0.1), 1e-4),
     "deepfool-l2": (DeepFool(eps=0.1, norm="l2"), 1e-4),
     # Adam only comes near
-    "carlini-wagner": (CarliniWagnerL2(eps=0.1, n_steps=150, n_searches=5, lr=0.02), 0.02),
+    "carlini-wagner": (CarliniWagnerL2(eps=0.1, n_steps=100, n_searches=4, lr=0.03), 0.02),
 }
 
 
 @pytest.mark.parametrize("name", NEAREST)
-@pytest.mark.parametrize(("n_features", "n_samples"), [(2, 1), (3, 64), (17, 5), (100, 33)])
+@few_and_many
 def test_minimum_norm(name, n_features, n_samples):
     """Whatever eps is, the nearest example on a linear model is at the closed-form distance."""
     attack, tolerance = NEAREST[name]
@@ -116,10 +118,10 @@ def boundary_distances(weight, x, y, norm):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize(("n_features", "n_classes"), [(2, 3), (20, 5), (100, 10)])
+@pytest.mark.parametrize(("n_features", "n_classes"), [(2, 3), (20, 5)])
 def test_multi_class(norm, n_features, n_classes):
     """Nothing reaches below the nearest boundary; a targeted walk reaches just beyond it."""
-    weight, x = random(n_features, n_classes, seed=1), random(6, n_features, seed=2)
+    weight, x = random(n_features, n_classes, seed=1), random(4, n_features, seed=2)
     module, y = linear(weight), (x @ weight).argmax(dim=1)
     nearest = boundary_distances(weight, x, y, norm).min(dim=1)
     for i in range(len(x)):
@@ -132,12 +134,3 @@ def test_multi_class(norm, n_features, n_classes):
         x_adv = beyond(module, x_i, target)
         assert is_broken(module, x_adv, target, targeted=True).all()
         assert is_broken(module, x_adv, y_i).all()
-
-
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_image_shaped_samples(attack):
-    module, x, y = binary_problem(12, 4, "l2", distance=0.2)
-    images = x.view(4, 3, 2, 2)
-    flat = attack(eps=0.201, norm="l2")(module, x, y)
-    found = attack(eps=0.201, norm="l2")(torch.nn.Sequential(torch.nn.Flatten(), module), images, y)
-    torch.testing.assert_close(found.flatten(1), flat, rtol=0, atol=1e-12)

@@ -7,19 +7,25 @@ from sklearn.base import clone
 from small_models import ensemble, labelled
 
 from robust_ensembles.attacks import (
+    APGD,
     BIM,
     CW,
     FAB,
     FGSM,
     MIM,
+    MORA,
     PGD,
     AutoAttack,
+    External,
     Square,
+    TargetedAPGD,
+    Transfer,
     UniformNoise,
     WorstCase,
 )
 
 NAN = float("nan")
+OTHER = ensemble(seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +64,32 @@ def problem():
         (WorstCase([]), "at least one attack"),
         (WorstCase([FGSM(), PGD(eps=-1)]), "PGD: eps"),
         (WorstCase([FGSM(), FGSM(targeted=True)]), "all targeted or all untargeted"),
+        (PGD(aggregation=3), r"aggregation=3 .* the ensemble has 3: 0 to 2"),
+        *(
+            (PGD(aggregation=a), "PGD: aggregation must be one of")
+            for a in (-1, "mean_logit", 0.5, None)
+        ),
+        (APGD(n_steps=0), "APGD: n_steps must be at least 1"),
+        (APGD(n_restarts=0), "APGD: n_restarts must be at least 1"),
+        (APGD(n_gradients=0), "APGD: n_gradients must be at least 1"),
+        (APGD(rho=0.0), "rho must be above 0 and at most 1"),
+        (TargetedAPGD(n_target_classes=0), "n_target_classes must be at least 1"),
+        (TargetedAPGD(targeted=True), "TargetedAPGD is untargeted"),
+        (FAB(n_steps=0), "FAB: n_steps must be at least 1"),
+        (FAB(targeted=True), "FAB is untargeted"),
+        (Square(n_queries=0), "n_queries must be at least 1"),
+        (Square(p_init=0), "p_init must be above 0 and at most 1"),
+        (AutoAttack(version="fast"), "AutoAttack: version must be one of"),
+        (AutoAttack(eps=-1), "APGD: eps must be"),
+        (MORA(shares=()), "MORA"),
+        (MORA(shares=(1.5,)), "MORA"),
+        (MORA(aggregation=0), "MORA"),
+        (MORA(targeted=True), "MORA"),
+        (MORA(n_steps=0), "MORA"),
+        (Transfer([], PGD()), "a surrogate and an attack at least"),
+        (Transfer(OTHER, []), "a surrogate and an attack at least"),
+        (Transfer(OTHER, PGD(eps=-1)), "PGD: eps"),
+        (Transfer(OTHER, [PGD(), PGD(targeted=True)]), "all targeted or all untargeted"),
     ],
 )
 def test_parameters(attack, message, problem):
@@ -65,9 +97,18 @@ def test_parameters(attack, message, problem):
         attack(*problem)
 
 
-def test_worst_case_of_something_else(problem):
-    with pytest.raises(TypeError, match="'pgd' is no attack"):
-        WorstCase(["pgd"])(*problem)
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        (WorstCase(["pgd"]), "'pgd' is no attack"),
+        (Transfer(OTHER, "pgd20"), "'p' cannot be run"),
+        (Transfer(OTHER, WorstCase([PGD()])), "to its last step"),
+        (External(function="pgd", eps=0.1), "function must be callable"),
+    ],
+)
+def test_no_attacks(attack, message, problem):
+    with pytest.raises(TypeError, match=message):
+        attack(*problem)
 
 
 def test_worst_case_checks_parts_that_have_nothing_to_do(problem):
