@@ -13,7 +13,8 @@ from robust_ensembles._registry import Technique
 from robust_ensembles.attacks import FGSM, MORA, PGD, Attack, External, Transfer
 from robust_ensembles.inspection.report import cost
 from robust_ensembles.metrics import attack_from_name
-from robust_ensembles.persistence.values import OBJECTS, NotStorableError, encode
+from robust_ensembles.persistence.values import OBJECTS, encode
+from robust_ensembles.state.values import NotStorableError
 from robust_ensembles.training import TECHNIQUES, resolve_acceleration
 
 ROOT = Path(__file__).parents[2]
