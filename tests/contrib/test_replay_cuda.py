@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from members import gal_loss, looped_logits
 from replaying import Replays, fitted, network
 from torch import nn
 
@@ -18,9 +19,7 @@ from robust_ensembles import (
 from robust_ensembles.attacks.engine.ascent import Objective
 from robust_ensembles.contrib.cuda_graph import CudaGraphRecorder, Replayed
 from robust_ensembles.contrib.vmap import vectorized_logits
-from robust_ensembles.losses import gal_regularizer, member_cross_entropy
 from robust_ensembles.modules import Ensemble
-from robust_ensembles.training import input_gradients
 
 pytestmark = [
     pytest.mark.gpu,
@@ -53,16 +52,6 @@ def n_launches(function, *inputs):
             torch.cuda.synchronize()
         events = profile.key_averages()
     return sum(event.count for event in events if "LaunchKernel" in event.key)
-
-
-def gal_loss(logits_of, module, x, y):
-    leaves = [x.clone().requires_grad_() for _ in module]
-    losses = member_cross_entropy(logits_of(module, leaves), y)
-    return losses.mean() + 0.5 * gal_regularizer(input_gradients(losses, leaves))
-
-
-def looped_logits(module, inputs):
-    return torch.stack([member(x) for member, x in zip(module, inputs, strict=True)])
 
 
 @pytest.mark.parametrize(

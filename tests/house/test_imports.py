@@ -3,39 +3,25 @@
 import ast
 import inspect
 import json
-import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from fresh_process import ROOT, run_python
 
 import robust_ensembles
 from robust_ensembles import _registry, recipes
 
-ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "sklearn", "skorch", "pandas", "torchvision", "numpy", "scipy", "rich"}
 # public rooms are those of the API reference
 ROOMS = {path.stem for path in (ROOT / "docs" / "api").glob("*.rst")} - {"index", "ensembles"}
 
 
-def python(code, *arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-W", "error", *arguments, "-c", code],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 def loaded_by(code):
-    """Modules that a new process has loaded after some code."""
-    done = python(f"{code}\nimport json, sys\nprint(json.dumps(list(sys.modules)))")
+    """Modules that a new process has loaded at each call of `note` in some code."""
+    head = "import json, sys\nseen = []\ndef note(): seen.append(list(sys.modules))\n"
+    done = run_python("-c", f"{head}{code}\nprint(json.dumps(seen))")
     assert done.returncode == 0, done.stderr
-    return set(json.loads(done.stdout.splitlines()[-1]))
+    return [set(modules) for modules in json.loads(done.stdout.splitlines()[-1])]
 
 
 def own(modules):
@@ -43,16 +29,56 @@ def own(modules):
 
 
 def test_the_package_alone_loads_next_to_nothing():
-    modules = loaded_by("import robust_ensembles\nrobust_ensembles.__version__")
+    [modules] = loaded_by("import robust_ensembles\nrobust_ensembles.__version__\nnote()")
     assert modules & HEAVY == set()
     assert own(modules) == {"robust_ensembles._version"}
 
 
-def test_an_estimator_loads_neither_searches_nor_data_frames_of_ours():
-    """scikit-learn itself imports pandas where it is installed, and skorch the searches."""
-    modules = loaded_by("from robust_ensembles import CEATEnsembleClassifier")
-    assert "torchvision" not in modules
-    assert {name.split(".")[1] for name in own(modules)} & {
+COMMANDS = {
+    "--help": 0,
+    "--version": 0,
+    "train --help": 0,
+    "evaluate --help": 0,
+    "report --help": 0,
+    "recipes --help": 0,
+    "": 2,
+    "train": 2,
+    "train digits --method nonsense -o m": 2,
+    "evaluate m digits --eps nonsense": 2,
+}
+
+
+def test_help_and_errors_in_arguments_come_without_torch():
+    code = (
+        "from robust_ensembles.__main__ import main\n"
+        f"for line, status in {COMMANDS}.items():\n"
+        "    try:\n        main(line.split())\n"
+        "    except SystemExit as end:\n        assert end.code == status, line\n"
+        "    note()"
+    )
+    for line, modules in zip(COMMANDS, loaded_by(code), strict=True):
+        assert modules & HEAVY == set(), line
+
+
+def test_rooms_load_lazily_and_only_what_is_used():
+    """A pickle in a process that has loaded none of ours, an estimator, then each room.
+
+    scikit-learn itself imports pandas where it is installed, and skorch the searches.
+    """
+    pickled = pickle.dumps(robust_ensembles.GALEnsembleClassifier(lam=0.25))
+    code = (
+        f"import pickle, skorch\nnote()\nassert pickle.loads({pickled!r}).lam == 0.25\nnote()\n"
+        "from robust_ensembles import CEATEnsembleClassifier\nnote()\nimport robust_ensembles\n"
+        f"for room in {sorted(ROOMS)}:\n"
+        "    vars(robust_ensembles).pop(room, None)  # else a loaded one would be found\n"
+        "    name = getattr(robust_ensembles, room).__name__\n"
+        "    assert name == f'robust_ensembles.{room}'\nnote()"
+    )
+    skorch_alone, unpickled, estimator, rooms = loaded_by(code)
+    assert own(skorch_alone) == set()
+    assert "robust_ensembles.estimators.gal" in unpickled
+    assert "torchvision" not in estimator
+    unused = [
         "_cli",
         "datasets",
         "inspection",
@@ -61,39 +87,10 @@ def test_an_estimator_loads_neither_searches_nor_data_frames_of_ours():
         "persistence",
         "protocols",
         "recipes",
-    } == set()
-    skorch_alone = loaded_by("import skorch")
-    assert {"pandas", "sklearn.model_selection"} & modules <= skorch_alone
-
-
-@pytest.mark.parametrize("room", sorted(ROOMS))
-def test_rooms_load_lazily(room):
-    code = f"import robust_ensembles\nassert robust_ensembles.{room}.__name__"
-    assert f"robust_ensembles.{room}" in loaded_by(code)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "status"),
-    [
-        (["--help"], 0),
-        (["--version"], 0),
-        (["train", "--help"], 0),
-        (["evaluate", "--help"], 0),
-        (["report", "--help"], 0),
-        (["recipes", "--help"], 0),
-        ([], 2),
-        (["train"], 2),
-        (["train", "digits", "--method", "nonsense", "-o", "m"], 2),
-        (["evaluate", "m", "digits", "--eps", "nonsense"], 2),
-    ],
-    ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else None,
-)
-def test_help_and_errors_in_arguments_come_without_torch(arguments, status):
-    code = (
-        "import sys\nfrom robust_ensembles.__main__ import main\n"
-        f"try:\n    main({arguments})\nexcept SystemExit as end:\n    assert end.code == {status}"
-    )
-    assert loaded_by(code) & HEAVY == set()
+    ]
+    assert {name.split(".")[1] for name in own(estimator)} & set(unused) == set()
+    assert {"pandas", "sklearn.model_selection"} & estimator <= skorch_alone
+    assert {f"robust_ensembles.{room}" for room in ROOMS} <= rooms
 
 
 def test_choices_of_the_command_line():
@@ -133,13 +130,9 @@ def test_a_class_is_one_object_wherever_it_is_asked_for(name):
     assert pickle.loads(pickle.dumps(cls)) is cls
 
 
-def test_a_pickle_loads_in_a_process_that_has_loaded_nothing():
-    estimator = robust_ensembles.GALEnsembleClassifier(lam=0.25)
-    code = f"import pickle\nassert pickle.loads({pickle.dumps(estimator)!r}).lam == 0.25"
-    assert "robust_ensembles.estimators.gal" in loaded_by(code)
-
-
 def test_everything_is_imported_by_a_star():
-    assert "robust_ensembles.estimators.gal" in loaded_by(
-        "from robust_ensembles import *\nassert GALEnsembleClassifier and __version__"
-    )
+    names = {}
+    exec("from robust_ensembles import *", names)
+    assert {name: names[name] for name in robust_ensembles.__all__} == {
+        name: getattr(robust_ensembles, name) for name in robust_ensembles.__all__
+    }

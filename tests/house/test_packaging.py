@@ -1,18 +1,16 @@
 """What a user gets: the wheel, the source distribution, and a README whose code runs."""
 
-import os
 import re
 import subprocess
 import sys
 import tarfile
 import zipfile
-from pathlib import Path
 
 import pytest
+from fresh_process import ROOT, run_python
 
 import robust_ensembles
 
-ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "robust_ensembles"
 
 
@@ -30,21 +28,8 @@ def table(name):
     return rows[2:]
 
 
-def run_code(code, folder, *, warnings="error"):
-    # one thread: more would only wait for those of other tests
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-W", warnings, "-c", code],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
 def test_first_code_of_the_readme_runs_without_a_warning(tmp_path):
-    done = run_code(python_blocks()[0], tmp_path)
+    done = run_python("-c", python_blocks()[0], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     clean, robust = (float(number) for number in re.findall(r"0\.\d{3}", done.stdout))
     assert clean > 0.9
@@ -66,7 +51,7 @@ def test_foolbox_finds_about_what_our_attack_finds(tmp_path):
     first, block = python_blocks("docs/comparison.md")
     assert "import foolbox" in block
     # what foolbox warns of is its own
-    done = run_code("\n".join([first, block]), tmp_path, warnings="default")
+    done = run_python("-c", "\n".join([first, block]), cwd=tmp_path, warnings="default")
     assert done.returncode == 0, done.stderr
     ours, theirs = re.findall(r"^0\.\d+$", done.stdout, re.MULTILINE)
     assert 0.5 < float(ours) < 1

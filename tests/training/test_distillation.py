@@ -1,20 +1,14 @@
-"""Distilled and repelled images, and what they need: pairs of batches, kept perturbations."""
+"""Distilled and repelled images, and the perturbations that are kept for them."""
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Subset
 
 from robust_ensembles.attacks.engine.ascent import StepRule
 from robust_ensembles.attacks.engine.balls import LinfBall
 from robust_ensembles.modules import MLP, Ensemble, ResNet20
 from robust_ensembles.training import (
-    AugmentationPipeline,
     Batch,
-    EnsembleDataset,
-    MiniBatches,
-    NoisyCopies,
     PerturbationMemory,
     TrainingStep,
     distill,
@@ -332,111 +326,3 @@ class TestPerturbationMemory:
         like = torch.empty(2, 3, device="meta")
         kept = PerturbationMemory(5).recall(torch.tensor([0, 1], device="meta"), like=like)
         assert kept.device.type == "meta"
-
-
-NOTHING = AugmentationPipeline(None)
-
-
-def batches(n=23, batch_size=5, *, paired=True, seed=0, augmentation=NOTHING, subsets=()):
-    """Sample i is (i, -i) and has label i."""
-    index = np.arange(n)
-    dataset = EnsembleDataset(np.stack([index, -index], axis=1).astype(np.float32), index)
-    for indices in subsets:
-        dataset = Subset(dataset, indices)
-    return MiniBatches(
-        dataset,
-        batch_size=batch_size,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        seed=seed,
-        augmentation=augmentation,
-        paired=paired,
-    )
-
-
-def one_epoch(iterator, epoch=0):
-    """x, x_target and sample_index of all batches."""
-    iterator.epoch = epoch
-    parts = [(b.x, b.x_target, b.sample_index) for b in iterator]
-    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
-
-
-def shift(x, generator):
-    return x + torch.rand(len(x), 1, generator=generator)
-
-
-class TestPairs:
-    def test_shapes(self):
-        iterator = batches(21)
-        assert [b.x_target.shape for b in iterator] == [b.x.shape for b in iterator]
-        assert len(list(iterator)) == len(iterator) == 4
-
-    def test_another_order_of_the_same_samples(self):
-        x, x_target, _ = one_epoch(batches())
-        assert not torch.equal(x, x_target)
-        order = torch.arange(23.0)
-        for part in (x, x_target):
-            assert torch.equal(part[:, 0].sort().values, order)
-            assert torch.equal(part[:, 1], -part[:, 0])
-
-    def test_reproducible(self):
-        again = batches()
-        one_epoch(again, epoch=1)
-        _, target, _ = one_epoch(batches(), epoch=3)
-        assert torch.equal(one_epoch(again, epoch=3)[1], target)
-        others = [one_epoch(batches(), epoch=4)[1], one_epoch(batches(seed=1), epoch=3)[1]]
-        assert not any(torch.equal(target, other) for other in others)
-
-    def test_x_is_what_it_is_without_pairs(self):
-        for augmentation in (NOTHING, AugmentationPipeline(shift)):
-            alone = batches(paired=False, augmentation=augmentation)
-            for found, expected in zip(batches(augmentation=augmentation), alone, strict=True):
-                assert torch.equal(found.x, expected.x)
-                assert torch.equal(found.y, expected.y)
-                assert torch.equal(found.sample_index, expected.sample_index)
-
-    def test_draws_are_independent(self):
-        """Over many epochs each sample meets all others, itself no more often than they."""
-        iterator = batches(5, 2)
-        meetings = np.zeros((5, 5))
-        for epoch in range(400):
-            x, x_target, _ = one_epoch(iterator, epoch)
-            np.add.at(meetings, (x[:, 0].long().numpy(), x_target[:, 0].long().numpy()), 1)
-        assert meetings.min() > 40  # 80 expected, with a standard deviation of 8
-        assert meetings.max() < 120
-
-    def test_augmented_on_its_own(self):
-        x, x_target, _ = one_epoch(batches(augmentation=AugmentationPipeline(shift)))
-        shifts = [part.sum(dim=1) / 2 for part in (x, x_target)]
-        for part in shifts:
-            assert part.unique().numel() > 15
-        assert (shifts[0] - shifts[1]).abs().min() > 1e-4
-
-    def test_absent_unless_asked_for(self):
-        assert all(batch.x_target is None for batch in batches(paired=False))
-
-    def test_below_a_subset(self):
-        x, x_target, _ = one_epoch(batches(subsets=[[20, 3, 9, 14, 7], [4, 0, 2]]))
-        assert sorted(x[:, 0].tolist()) == sorted(x_target[:, 0].tolist()) == [7, 9, 20]
-
-
-@pytest.mark.parametrize("subsets", [(), ([20, 3, 9, 14, 7],), ([20, 3, 9, 14, 7], [4, 0, 2])])
-@pytest.mark.parametrize("augmentation", [None, NOTHING])
-def test_sample_index(augmentation, subsets):
-    """Rows of the whole data set, whatever part of it the batches are from."""
-    for batch in batches(paired=False, augmentation=augmentation, subsets=subsets):
-        assert batch.sample_index.dtype == torch.int64
-        assert torch.equal(batch.sample_index, batch.x[:, 0].long())
-
-
-@pytest.mark.parametrize("subsets", [(), ([20, 3, 9, 14, 7],)])
-def test_sample_index_of_noisy_copies(subsets):
-    """Copies count as further samples: row i is i, its copy n + i."""
-    copies = NoisyCopies(0.01, clip_values=None)
-    augmentation = AugmentationPipeline([copies, lambda x, _: x + torch.tensor([0.0, 1000.0])])
-    x, x_target, index = one_epoch(batches(augmentation=augmentation, subsets=subsets))
-    is_copy = x[:, 1] < 100
-    assert torch.equal(index, x[:, 0].round().long() + 23 * is_copy)
-    rows = sorted(subsets[0]) if subsets else list(range(23))
-    assert sorted(index.tolist()) == rows + [23 + row for row in rows]
-    assert (x_target[:, 1] < 100).sum() == is_copy.sum()  # targets are copies as often

@@ -15,13 +15,16 @@ from robust_ensembles.training import (
 NOTHING = AugmentationPipeline(None)
 
 
-def batches(n=23, batch_size=5, *, augmentation=NOTHING, weighted=True, seed=0, subset=None):
+def batches(n=23, batch_size=5, *, augmentation=NOTHING, weighted=True, subsets=(), **params):
     """Sample i is (i, -i), has label i, and weight i + 0.5."""
     index = np.arange(n)
     X = np.stack([index, -index], axis=1).astype(np.float32)
     weight = (index + 0.5).astype(np.float32) if weighted else None
-    dataset = EnsembleDataset(X, index, weight)
-    for indices in subset or ():
+    return over(EnsembleDataset(X, index, weight), batch_size, augmentation, subsets, **params)
+
+
+def over(dataset, batch_size, augmentation, subsets=(), *, seed=0, paired=False):
+    for indices in subsets:
         dataset = Subset(dataset, indices)
     return MiniBatches(
         dataset,
@@ -30,12 +33,25 @@ def batches(n=23, batch_size=5, *, augmentation=NOTHING, weighted=True, seed=0, 
         dtype=torch.float32,
         seed=seed,
         augmentation=augmentation,
+        paired=paired,
     )
 
 
 def order(iterator, epoch=0):
     iterator.epoch = epoch
     return torch.cat([batch.y for batch in iterator]).tolist()
+
+
+def one_epoch(iterator, epoch=0):
+    """x, x_target and sample_index of all batches."""
+    iterator.epoch = epoch
+    parts = [(b.x, b.x_target, b.sample_index) for b in iterator]
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+def shift(x, generator):
+    """Both features."""
+    return x + torch.rand(len(x), 1, generator=generator)
 
 
 def test_order_belongs_to_the_epoch():
@@ -73,44 +89,48 @@ def test_no_last_batch_of_one(n, batch_size, sizes, augmentation):
     assert len(iterator) == len(sizes)
 
 
-def test_rows_stay_together():
-    for batch in batches():
+SUBSETS = [(), ([20, 3, 9, 14, 7],), ([20, 3, 9, 14, 7], [4, 0, 2])]
+
+
+@pytest.mark.parametrize("subsets", SUBSETS)
+@pytest.mark.parametrize("augmentation", [None, NOTHING])
+def test_rows_stay_together(augmentation, subsets):
+    """Also in a part of the data set, of which the index says the row of the whole."""
+    for batch in batches(augmentation=augmentation, subsets=subsets):
         y = batch.y.float()
         assert torch.equal(batch.x, torch.stack([y, -y], dim=1))
         assert torch.equal(batch.sample_weight, y + 0.5)
+        assert torch.equal(batch.sample_index, batch.y)
+        assert batch.sample_index.dtype == torch.int64
+        assert batch.x_target is None
     assert all(batch.sample_weight is None for batch in batches(weighted=False))
+    assert order(batches(subsets=SUBSETS[2], batch_size=2, augmentation=None)) == [7, 20, 9]
 
 
-def test_nested_subsets():
-    outer, inner = [20, 3, 9, 14, 7], [4, 0, 2]
-    iterator = batches(subset=[outer, inner], batch_size=2, augmentation=None)
-    assert order(iterator) == [7, 20, 9]
-    for batch in batches(subset=[outer, inner], batch_size=2):
-        assert torch.equal(batch.x[:, 0], batch.y.float())
-        assert torch.equal(batch.sample_weight, batch.y + 0.5)
-
-
-def test_noisy_copies_double_the_epoch():
-    augmentation = AugmentationPipeline([NoisyCopies(0.1, clip_values=None), lambda x, _: x + 1000])
-    iterator = batches(augmentation=augmentation)
+@pytest.mark.parametrize("subsets", SUBSETS[:2])
+def test_noisy_copies_double_the_epoch(subsets):
+    """Copies count as further samples: row i is i, its copy n + i."""
+    copies = NoisyCopies(0.1, clip_values=None)
+    augmentation = AugmentationPipeline([copies, lambda x, _: x + torch.tensor([0.0, 1000.0])])
+    iterator = batches(augmentation=augmentation, subsets=subsets, paired=True)
     seen = list(iterator)
-    x, y = torch.cat([b.x for b in seen]), torch.cat([b.y for b in seen])
-    assert len(iterator) == len(seen) == 9  # the last of 6 samples
-    assert torch.equal(y.bincount(), torch.full((23,), 2))
-    original = x[:, 0] > 900
-    assert torch.equal(x[original, 0], y[original] + 1000.0)
-    assert sorted(y[original].tolist()) == sorted(y[~original].tolist()) == list(range(23))
-    noise = x[~original, 0] - y[~original]
-    assert ((noise != 0) & (noise.abs() < 0.5)).all()
-    sizes = {int((b.x[:, 0] > 900).sum()) for b in seen}
+    assert len(iterator) == len(seen) == (2 if subsets else 9)  # the last of 6 samples
+    y = torch.cat([batch.y for batch in seen])
+    x, x_target, index = one_epoch(iterator)
+    rows = sorted(subsets[0]) if subsets else list(range(23))
+    is_copy = x[:, 1] < 100
+    noise = x[:, 0] - y
+    assert torch.equal(noise != 0, is_copy)
+    assert noise.abs().max() < 0.5
+    assert sorted(y[is_copy].tolist()) == sorted(y[~is_copy].tolist()) == rows
+    assert torch.equal(index, y + 23 * is_copy)
+    assert (x_target[:, 1] < 100).sum() == is_copy.sum()  # targets are copies as often
+    sizes = {int((batch.x[:, 1] < 100).sum()) for batch in seen}
     assert len(sizes) > 1  # mixed into the batches, not appended
 
 
 def test_augmentation_is_drawn_per_epoch():
-    augmentation = AugmentationPipeline(
-        lambda x, g: x + torch.rand(len(x), 1, generator=g)  # shifts both features
-    )
-    iterator = batches(augmentation=augmentation)
+    iterator = batches(augmentation=AugmentationPipeline(shift))
 
     def shifts(epoch):
         iterator.epoch = epoch
@@ -126,13 +146,56 @@ def test_augmentation_is_drawn_per_epoch():
 def test_bytes_become_unit_floats():
     X = np.arange(256, dtype=np.uint8)[:, None]
     dataset = EnsembleDataset(X, np.zeros(256, dtype=np.int64))
-    iterator = MiniBatches(
-        dataset,
-        batch_size=300,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        seed=0,
-        augmentation=None,
-    )
+    iterator = over(dataset, 300, None)
     (batch,) = iterator
     np.testing.assert_array_equal(batch.x.numpy(), X.astype(np.float32) / np.float32(255))
+
+
+def pairs(*args, **params):
+    return batches(*args, paired=True, **params)
+
+
+class TestPairs:
+    """The targets are another order of the same samples."""
+
+    @pytest.mark.parametrize("subsets", [(), SUBSETS[2]])
+    def test_both_have_all_samples(self, subsets):
+        x, x_target, _ = one_epoch(pairs(subsets=subsets))
+        rows = [7, 9, 20] if subsets else list(range(23))
+        for part in (x, x_target):
+            assert sorted(part[:, 0].tolist()) == rows
+            assert torch.equal(part[:, 1], -part[:, 0])
+        assert subsets or not torch.equal(x, x_target)
+        assert [b.x_target.shape for b in pairs(21)] == [b.x.shape for b in pairs(21)]
+
+    def test_the_order_belongs_to_epoch_and_seed(self):
+        again = pairs()
+        one_epoch(again, epoch=1)
+        _, target, _ = one_epoch(pairs(), epoch=3)
+        assert torch.equal(one_epoch(again, epoch=3)[1], target)
+        others = [one_epoch(pairs(), epoch=4)[1], one_epoch(pairs(seed=1), epoch=3)[1]]
+        assert not any(torch.equal(target, other) for other in others)
+
+    def test_x_is_what_it_is_without_pairs(self):
+        for augmentation in (NOTHING, AugmentationPipeline(shift)):
+            alone, paired = (make(augmentation=augmentation) for make in (batches, pairs))
+            for found, expected in zip(paired, alone, strict=True):
+                for name in ("x", "y", "sample_index"):
+                    assert torch.equal(getattr(found, name), getattr(expected, name))
+
+    def test_draws_are_independent(self):
+        """Over many epochs each sample meets all others, itself no more often than they."""
+        iterator = pairs(5, 2)
+        meetings = np.zeros((5, 5))
+        for epoch in range(400):
+            x, x_target, _ = one_epoch(iterator, epoch)
+            np.add.at(meetings, (x[:, 0].long().numpy(), x_target[:, 0].long().numpy()), 1)
+        assert meetings.min() > 40  # 80 expected, with a standard deviation of 8
+        assert meetings.max() < 120
+
+    def test_augmented_on_its_own(self):
+        x, x_target, _ = one_epoch(pairs(augmentation=AugmentationPipeline(shift)))
+        shifts = [part.sum(dim=1) / 2 for part in (x, x_target)]
+        for part in shifts:
+            assert part.unique().numel() > 15
+        assert (shifts[0] - shifts[1]).abs().min() > 1e-4
