@@ -33,17 +33,19 @@ from .engine.noise import RESTART_SHIFT
 # of the papers: the first step in units of eps, and the part of a step that is not inertia
 FIRST_STEP: dict[type[Ball], float] = {LinfBall: 2.0, L2Ball: 2.0, L1Ball: 1.0}
 _MOMENTUM = 0.75
-
 # walks of so many samples in all, or fewer, go side by side: small batches are slow
 SIDE_BY_SIDE = 64
-
-
-class Walk(NamedTuple):
-    """What one walk climbs, its labels, and the number of its random start."""
-
-    climbed: Objective
-    y: Tensor
-    number: int
+# of the paper: the step size is looked at after 22% of the steps, then at intervals shorter by 3%
+# each time, down to 6%
+_FIRST_INTERVAL, _SHRINKAGE, _LEAST_INTERVAL = 0.22, 0.03, 0.06
+# of the paper: radii and parts of the steps before the ball itself; the step size and the
+# sparsity are looked at after each 4% of the steps
+WIDER_BALLS = ((3.0, 0.3), (2.0, 0.3))
+_INTERVAL = 0.04
+# a first step moves a fifth of the coordinates, later ones two thirds of those that differ
+_FIRST_PART, _DENSER = 0.2, 1.5
+# fewer coordinates than this part of before: go on with full steps; else shorten, tenfold at most
+_STILL_SPARSER, _SHORTER, _SHORTEST = 0.95, 1.5, 10.0
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
@@ -151,165 +153,6 @@ class MomentumAttack(BoundedAttack):
         check_finite(gradient)
         loss = torch.stack([e.loss for e in evaluations]).mean(dim=0)
         return Evaluation(loss, gradient, evaluations[-1].broken)
-
-
-@dataclass
-class WalkState:
-    """Where the walks of the active samples stand; all fields have one row per sample.
-
-    `was_halved`, `n_rises` and `n_moved` (how many features were changed) are what APGD's rules
-    for the step size look at.
-    """
-
-    x: Tensor
-    x_before: Tensor
-    loss: Tensor
-    gradient: Tensor
-    broken: Tensor
-    step_size: Tensor
-    x_best: Tensor
-    loss_best: Tensor
-    gradient_best: Tensor
-    loss_at_check: Tensor
-    was_halved: Tensor
-    n_rises: Tensor
-    n_moved: Tensor
-
-    @classmethod
-    def at(cls, ball: Ball, x: Tensor, evaluation: Evaluation) -> WalkState:
-        """The state at the start of the walks."""
-        loss, gradient, broken = evaluation
-        return cls(
-            x=x,
-            x_before=x,
-            loss=loss,
-            gradient=gradient,
-            broken=broken,
-            step_size=torch.full_like(loss, FIRST_STEP[type(ball)] * ball.eps),
-            x_best=x,
-            loss_best=loss,
-            gradient_best=gradient,
-            loss_at_check=loss,
-            was_halved=torch.ones_like(broken),
-            n_rises=torch.zeros_like(loss),
-            n_moved=count_moved(ball, x).to(loss),
-        )
-
-    def __getitem__(self, keep: Tensor) -> WalkState:
-        return WalkState(**{f.name: getattr(self, f.name)[keep] for f in fields(self)})
-
-    def moved(self, x: Tensor, evaluation: Evaluation) -> WalkState:
-        """The state after a step to x."""
-        loss, gradient, broken = evaluation
-        better = loss > self.loss_best
-        wide = per_sample(better, x)
-        return replace(
-            self,
-            x=x,
-            x_before=self.x,
-            loss=loss,
-            gradient=gradient,
-            broken=broken,
-            x_best=torch.where(wide, x, self.x_best),
-            loss_best=torch.where(better, loss, self.loss_best),
-            gradient_best=torch.where(wide, gradient, self.gradient_best),
-            n_rises=self.n_rises + (loss > self.loss),
-        )
-
-
-def count_moved(ball: Ball, x: Tensor) -> Tensor:
-    """How many features of each sample differ from the ball's centre, (n_samples,)."""
-    return (x != ball.x).flatten(1).sum(dim=1)
-
-
-@dataclass
-class End:
-    """Where walks have ended."""
-
-    x: Tensor
-    loss: Tensor
-    broken: Tensor
-
-    @classmethod
-    def of(cls, state: WalkState) -> End:
-        """The ends, if the walks were to end now."""
-        return cls(state.x_best.clone(), state.loss_best.clone(), state.broken.clone())
-
-    def split(self, n_samples: int) -> Iterator[End]:
-        """The ends of walks that went side by side, each of so many samples."""
-        parts = (part.split(n_samples) for part in (self.x, self.loss, self.broken))
-        return map(End, *parts)
-
-    def put(self, active: Tensor, state: WalkState) -> None:
-        """Note the points of the samples that are active."""
-        wide = per_sample(state.broken, state.x)
-        self.x[active] = torch.where(wide, state.x, state.x_best)
-        self.loss[active], self.broken[active] = state.loss_best, state.broken
-
-
-# of the paper: radii and parts of the steps before the ball itself; the step size and the
-# sparsity are looked at after each 4% of the steps
-WIDER_BALLS = ((3.0, 0.3), (2.0, 0.3))
-_INTERVAL = 0.04
-# a first step moves a fifth of the coordinates, later ones two thirds of those that differ
-_FIRST_PART, _DENSER = 0.2, 1.5
-# fewer coordinates than this part of before: go on with full steps; else shorten, tenfold at most
-_STILL_SPARSER, _SHORTER, _SHORTEST = 0.95, 1.5, 10.0
-
-
-def sparse_step(ball: L1Ball, state: WalkState) -> Tensor:
-    """A step along the largest coordinates of the gradient, projected.
-
-    Parameters
-    ----------
-    ball : L1Ball
-    state : WalkState
-        `n_moved` says how many coordinates differed at the last look: all after a random start.
-
-    Returns
-    -------
-    x : Tensor of shape (n_samples, ...)
-    """
-    n_features = ball.x.shape[1:].numel()
-    at_start = state.n_moved >= n_features
-    count = torch.where(at_start, _FIRST_PART * n_features, state.n_moved / _DENSER)
-    direction = ball.sparse(state.gradient, count.clamp_min(1).ceil())
-    return ball.project(state.x + per_sample(state.step_size, state.x) * direction)
-
-
-def adapt_sparsity(ball: L1Ball, state: WalkState, step: int, n_steps: int) -> WalkState:
-    """After each interval: count the coordinates of the best points, and set the step sizes.
-
-    Parameters
-    ----------
-    ball : L1Ball
-    state : WalkState
-    step, n_steps : int
-        Steps taken, of all.
-
-    Returns
-    -------
-    state : WalkState
-    """
-    if step % max(int(_INTERVAL * n_steps), 1):
-        return state
-    full = FIRST_STEP[L1Ball] * ball.eps
-    n_moved = count_moved(ball, state.x_best).to(state.n_moved)
-    sparser = n_moved < _STILL_SPARSER * state.n_moved
-    shorter = (state.step_size / _SHORTER).clamp(full / _SHORTEST, full)
-    wide = per_sample(sparser, state.x)
-    return replace(
-        state,
-        x=torch.where(wide, state.x_best, state.x),
-        gradient=torch.where(wide, state.gradient_best, state.gradient),
-        step_size=torch.where(sparser, torch.full_like(shorter, full), shorter),
-        n_moved=n_moved,
-    )
-
-
-# of the paper: the step size is looked at after 22% of the steps, then at intervals shorter by 3%
-# each time, down to 6%
-_FIRST_INTERVAL, _SHRINKAGE, _LEAST_INTERVAL = 0.22, 0.03, 0.06
 
 
 @_registry.attack(
@@ -469,3 +312,155 @@ def _checkpoints(n_steps: int) -> dict[int, int]:
         length = max(length - shrinkage, least)
         step += length
     return checkpoints
+
+
+class Walk(NamedTuple):
+    """What one walk climbs, its labels, and the number of its random start."""
+
+    climbed: Objective
+    y: Tensor
+    number: int
+
+
+@dataclass
+class WalkState:
+    """Where the walks of the active samples stand; all fields have one row per sample.
+
+    `was_halved`, `n_rises` and `n_moved` (how many features were changed) are what APGD's rules
+    for the step size look at.
+    """
+
+    x: Tensor
+    x_before: Tensor
+    loss: Tensor
+    gradient: Tensor
+    broken: Tensor
+    step_size: Tensor
+    x_best: Tensor
+    loss_best: Tensor
+    gradient_best: Tensor
+    loss_at_check: Tensor
+    was_halved: Tensor
+    n_rises: Tensor
+    n_moved: Tensor
+
+    @classmethod
+    def at(cls, ball: Ball, x: Tensor, evaluation: Evaluation) -> WalkState:
+        """The state at the start of the walks."""
+        loss, gradient, broken = evaluation
+        return cls(
+            x=x,
+            x_before=x,
+            loss=loss,
+            gradient=gradient,
+            broken=broken,
+            step_size=torch.full_like(loss, FIRST_STEP[type(ball)] * ball.eps),
+            x_best=x,
+            loss_best=loss,
+            gradient_best=gradient,
+            loss_at_check=loss,
+            was_halved=torch.ones_like(broken),
+            n_rises=torch.zeros_like(loss),
+            n_moved=count_moved(ball, x).to(loss),
+        )
+
+    def __getitem__(self, keep: Tensor) -> WalkState:
+        return WalkState(**{f.name: getattr(self, f.name)[keep] for f in fields(self)})
+
+    def moved(self, x: Tensor, evaluation: Evaluation) -> WalkState:
+        """The state after a step to x."""
+        loss, gradient, broken = evaluation
+        better = loss > self.loss_best
+        wide = per_sample(better, x)
+        return replace(
+            self,
+            x=x,
+            x_before=self.x,
+            loss=loss,
+            gradient=gradient,
+            broken=broken,
+            x_best=torch.where(wide, x, self.x_best),
+            loss_best=torch.where(better, loss, self.loss_best),
+            gradient_best=torch.where(wide, gradient, self.gradient_best),
+            n_rises=self.n_rises + (loss > self.loss),
+        )
+
+
+def count_moved(ball: Ball, x: Tensor) -> Tensor:
+    """How many features of each sample differ from the ball's centre, (n_samples,)."""
+    return (x != ball.x).flatten(1).sum(dim=1)
+
+
+@dataclass
+class End:
+    """Where walks have ended."""
+
+    x: Tensor
+    loss: Tensor
+    broken: Tensor
+
+    @classmethod
+    def of(cls, state: WalkState) -> End:
+        """The ends, if the walks were to end now."""
+        return cls(state.x_best.clone(), state.loss_best.clone(), state.broken.clone())
+
+    def split(self, n_samples: int) -> Iterator[End]:
+        """The ends of walks that went side by side, each of so many samples."""
+        parts = (part.split(n_samples) for part in (self.x, self.loss, self.broken))
+        return map(End, *parts)
+
+    def put(self, active: Tensor, state: WalkState) -> None:
+        """Note the points of the samples that are active."""
+        wide = per_sample(state.broken, state.x)
+        self.x[active] = torch.where(wide, state.x, state.x_best)
+        self.loss[active], self.broken[active] = state.loss_best, state.broken
+
+
+def sparse_step(ball: L1Ball, state: WalkState) -> Tensor:
+    """A step along the largest coordinates of the gradient, projected.
+
+    Parameters
+    ----------
+    ball : L1Ball
+    state : WalkState
+        `n_moved` says how many coordinates differed at the last look: all after a random start.
+
+    Returns
+    -------
+    x : Tensor of shape (n_samples, ...)
+    """
+    n_features = ball.x.shape[1:].numel()
+    at_start = state.n_moved >= n_features
+    count = torch.where(at_start, _FIRST_PART * n_features, state.n_moved / _DENSER)
+    direction = ball.sparse(state.gradient, count.clamp_min(1).ceil())
+    return ball.project(state.x + per_sample(state.step_size, state.x) * direction)
+
+
+def adapt_sparsity(ball: L1Ball, state: WalkState, step: int, n_steps: int) -> WalkState:
+    """After each interval: count the coordinates of the best points, and set the step sizes.
+
+    Parameters
+    ----------
+    ball : L1Ball
+    state : WalkState
+    step, n_steps : int
+        Steps taken, of all.
+
+    Returns
+    -------
+    state : WalkState
+    """
+    if step % max(int(_INTERVAL * n_steps), 1):
+        return state
+    full = FIRST_STEP[L1Ball] * ball.eps
+    n_moved = count_moved(ball, state.x_best).to(state.n_moved)
+    sparser = n_moved < _STILL_SPARSER * state.n_moved
+    shorter = (state.step_size / _SHORTER).clamp(full / _SHORTEST, full)
+    wide = per_sample(sparser, state.x)
+    return replace(
+        state,
+        x=torch.where(wide, state.x_best, state.x),
+        gradient=torch.where(wide, state.gradient_best, state.gradient),
+        step_size=torch.where(sparser, torch.full_like(shorter, full), shorter),
+        n_moved=n_moved,
+    )

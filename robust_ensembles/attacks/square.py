@@ -21,16 +21,128 @@ from .engine.ascent import Objective
 from .engine.balls import Ball
 from .engine.noise import sample_keys, stream, uniform
 
+# of 10,000 queries, those after which the patches' area is halved
+_HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+_SCHEDULE_QUERIES = 10_000
 _TINY = 1e-12
 
 
-def as_images(x: Tensor) -> Tensor:
-    """Samples as (n, channels, height, width): rows of features are images one pixel high."""
-    if x.ndim == 4:
-        return x
-    # written out, since -1 is ambiguous for no samples at all
-    channels = x.shape[1] if x.ndim == 3 else 1
-    return x.reshape(len(x), channels, 1, x.shape[1:].numel() // channels)
+@_registry.attack(
+    "square",
+    kind="no gradients",
+    paper="Andriushchenko et al. 2020",
+    summary="random search that only needs outputs",
+    count="n_queries",
+)
+@dataclass(kw_only=True, repr=False, eq=False)
+class Square(BoundedAttack):
+    """Random search that changes a patch of pixels at a time and keeps what raises the loss.
+
+    Looks at the outputs of the module only, so it finds out whether gradients mislead. In rows of
+    features a patch is a run of neighbours.
+
+    Parameters
+    ----------
+    n_queries : int, default=5000
+        Outputs looked at for each sample, beside the first two.
+    p_init : float, default=0.8
+        Part of the image that the first patches cover; it shrinks on the paper's schedule.
+
+    References
+    ----------
+    .. [1] M. Andriushchenko, F. Croce, N. Flammarion and M. Hein, "Square Attack: a
+       Query-Efficient Black-Box Adversarial Attack via Random Search", ECCV 2020.
+    """
+
+    n_queries: int = param(5000, count())
+    p_init: float = param(0.8, between(0, 1, closed="right"))
+    loss: str = "cw_margin"
+
+    @property
+    def gradient_free(self) -> bool:
+        """True: nothing need be differentiable."""
+        return True
+
+    def _climbs_anything(self) -> bool:
+        return True
+
+    def count_queries(self, module: nn.Module, X: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Adversarial examples, and how many outputs were looked at to find them.
+
+        Parameters
+        ----------
+        module : nn.Module
+        X : Tensor of shape (n_samples, ...)
+        y : Tensor of shape (n_samples,)
+
+        Returns
+        -------
+        X_adv : Tensor of shape (n_samples, ...)
+            As the attack itself returns them.
+        n_queries : int64 Tensor of shape (n_samples,)
+            1 for samples that are wrong from the start, `n_queries` + 2 for those that withstand.
+        """
+        counted = _Counting(**self.get_params())
+        X_adv = counted(module, X, y)
+        return X_adv, torch.cat(counted.counts).to(X.device)
+
+    def _perturb(
+        self, objective: Objective, ball: Ball, y: Tensor, seed: int, stop_when_broken: bool
+    ) -> Tensor:
+        return self._search(objective, ball, y, seed, stop_when_broken)[0]
+
+    def _search(
+        self, objective: Objective, ball: Ball, y: Tensor, seed: int, stop_when_broken: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Examples, and the numbers of queries."""
+        proposal = PROPOSALS[self.norm](ball, self.eps)
+        keys = sample_keys(ball.x, seed)
+        result = ball.project(ball.x).clone()
+        n_queries = torch.ones_like(y)
+        active = torch.arange(len(y), device=y.device)
+        if stop_when_broken:
+            active = active[~objective.broken(result, y)]
+        x = proposal.start(active, stream(keys[active], 0))
+        loss, broken = objective.look(x, y[active])
+        n_queries[active] += 1
+        for query in range(self.n_queries):
+            if stop_when_broken and broken.any():
+                result[active[broken]] = x[broken]
+                active, x, loss = active[~broken], x[~broken], loss[~broken]
+            if not len(active):
+                return result, n_queries
+            part = self.part(query)
+            proposed = proposal.change(active, x, part, stream(keys[active], query + 1))
+            new_loss, broken = objective.look(proposed, y[active])
+            n_queries[active] += 1
+            # to break and to raise the loss are not the same under every loss
+            better = (new_loss > loss) | (broken & stop_when_broken)
+            x[better], loss = proposed[better], torch.where(better, new_loss, loss)
+        result[active] = x
+        return result, n_queries
+
+    def part(self, query: int) -> float:
+        """Part of the image that a patch covers at a query, counted from 0."""
+        scaled = query / self.n_queries * _SCHEDULE_QUERIES
+        return self.p_init / 2 ** sum(scaled > step for step in _HALVED_AFTER)
+
+
+class _Counting(Square):
+    """Keeps the counts of each batch."""
+
+    def __init__(self, **params: Any) -> None:
+        super().__init__(**params)
+        self.counts: list[Tensor] = []
+
+    def _perturb(
+        self, objective: Objective, ball: Ball, y: Tensor, seed: int, stop_when_broken: bool
+    ) -> Tensor:
+        found, n_queries = self._search(objective, ball, y, seed, stop_when_broken)
+        self.counts.append(n_queries)
+        return found
+
+    def _accelerates(self, stop_when_broken: bool) -> bool:
+        return False  # nothing is done twice then, and each query is one of the module itself
 
 
 class Proposal(ABC):
@@ -154,6 +266,18 @@ class L2Proposal(Proposal):
         return self.ball[index].project(x + (self.eps * delta / length).view_as(x))
 
 
+PROPOSALS: dict[str, type[Proposal]] = {"linf": LinfProposal, "l2": L2Proposal}
+
+
+def as_images(x: Tensor) -> Tensor:
+    """Samples as (n, channels, height, width): rows of features are images one pixel high."""
+    if x.ndim == 4:
+        return x
+    # written out, since -1 is ambiguous for no samples at all
+    channels = x.shape[1] if x.ndim == 3 else 1
+    return x.reshape(len(x), channels, 1, x.shape[1:].numel() // channels)
+
+
 def _signs(u: Tensor) -> Tensor:
     return torch.where(u < 0.5, -1.0, 1.0).to(u.dtype)
 
@@ -182,129 +306,3 @@ def _bump(height: int, width: int, *, like: Tensor) -> Tensor:
         bottom, right = middle[0] + ring + 1, middle[1] + ring + 1
         bump[top:bottom, left:right] += 1 / (ring + 1) ** 2
     return bump / bump.norm()
-
-
-PROPOSALS: dict[str, type[Proposal]] = {"linf": LinfProposal, "l2": L2Proposal}
-
-
-# of 10,000 queries, those after which the patches' area is halved
-_HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-_SCHEDULE_QUERIES = 10_000
-
-
-@_registry.attack(
-    "square",
-    kind="no gradients",
-    paper="Andriushchenko et al. 2020",
-    summary="random search that only needs outputs",
-    count="n_queries",
-)
-@dataclass(kw_only=True, repr=False, eq=False)
-class Square(BoundedAttack):
-    """Random search that changes a patch of pixels at a time and keeps what raises the loss.
-
-    Looks at the outputs of the module only, so it finds out whether gradients mislead. In rows of
-    features a patch is a run of neighbours.
-
-    Parameters
-    ----------
-    n_queries : int, default=5000
-        Outputs looked at for each sample, beside the first two.
-    p_init : float, default=0.8
-        Part of the image that the first patches cover; it shrinks on the paper's schedule.
-
-    References
-    ----------
-    .. [1] M. Andriushchenko, F. Croce, N. Flammarion and M. Hein, "Square Attack: a
-       Query-Efficient Black-Box Adversarial Attack via Random Search", ECCV 2020.
-    """
-
-    n_queries: int = param(5000, count())
-    p_init: float = param(0.8, between(0, 1, closed="right"))
-    loss: str = "cw_margin"
-
-    @property
-    def gradient_free(self) -> bool:
-        """True: nothing need be differentiable."""
-        return True
-
-    def _climbs_anything(self) -> bool:
-        return True
-
-    def count_queries(self, module: nn.Module, X: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Adversarial examples, and how many outputs were looked at to find them.
-
-        Parameters
-        ----------
-        module : nn.Module
-        X : Tensor of shape (n_samples, ...)
-        y : Tensor of shape (n_samples,)
-
-        Returns
-        -------
-        X_adv : Tensor of shape (n_samples, ...)
-            As the attack itself returns them.
-        n_queries : int64 Tensor of shape (n_samples,)
-            1 for samples that are wrong from the start, `n_queries` + 2 for those that withstand.
-        """
-        counted = _Counting(**self.get_params())
-        X_adv = counted(module, X, y)
-        return X_adv, torch.cat(counted.counts).to(X.device)
-
-    def _perturb(
-        self, objective: Objective, ball: Ball, y: Tensor, seed: int, stop_when_broken: bool
-    ) -> Tensor:
-        return self._search(objective, ball, y, seed, stop_when_broken)[0]
-
-    def _search(
-        self, objective: Objective, ball: Ball, y: Tensor, seed: int, stop_when_broken: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Examples, and the numbers of queries."""
-        proposal = PROPOSALS[self.norm](ball, self.eps)
-        keys = sample_keys(ball.x, seed)
-        result = ball.project(ball.x).clone()
-        n_queries = torch.ones_like(y)
-        active = torch.arange(len(y), device=y.device)
-        if stop_when_broken:
-            active = active[~objective.broken(result, y)]
-        x = proposal.start(active, stream(keys[active], 0))
-        loss, broken = objective.look(x, y[active])
-        n_queries[active] += 1
-        for query in range(self.n_queries):
-            if stop_when_broken and broken.any():
-                result[active[broken]] = x[broken]
-                active, x, loss = active[~broken], x[~broken], loss[~broken]
-            if not len(active):
-                return result, n_queries
-            part = self.part(query)
-            proposed = proposal.change(active, x, part, stream(keys[active], query + 1))
-            new_loss, broken = objective.look(proposed, y[active])
-            n_queries[active] += 1
-            # to break and to raise the loss are not the same under every loss
-            better = (new_loss > loss) | (broken & stop_when_broken)
-            x[better], loss = proposed[better], torch.where(better, new_loss, loss)
-        result[active] = x
-        return result, n_queries
-
-    def part(self, query: int) -> float:
-        """Part of the image that a patch covers at a query, counted from 0."""
-        scaled = query / self.n_queries * _SCHEDULE_QUERIES
-        return self.p_init / 2 ** sum(scaled > step for step in _HALVED_AFTER)
-
-
-class _Counting(Square):
-    """Keeps the counts of each batch."""
-
-    def __init__(self, **params: Any) -> None:
-        super().__init__(**params)
-        self.counts: list[Tensor] = []
-
-    def _perturb(
-        self, objective: Objective, ball: Ball, y: Tensor, seed: int, stop_when_broken: bool
-    ) -> Tensor:
-        found, n_queries = self._search(objective, ball, y, seed, stop_when_broken)
-        self.counts.append(n_queries)
-        return found
-
-    def _accelerates(self, stop_when_broken: bool) -> bool:
-        return False  # nothing is done twice then, and each query is one of the module itself
