@@ -185,16 +185,26 @@ class Peak(Callback):
             group["lr"] = float(self.peak_) / 100
 
 
+class InTheGroups(Callback):
+    """A schedule that remembers where it is in the optimizer itself."""
+
+    def on_epoch_end(self, net, **kwargs):
+        for group in net.optimizer_.param_groups:
+            group["seen"] = group.get("seen", 0) + 1
+            group["lr"] = 0.01 / group["seen"]
+
+
 @pytest.mark.parametrize(
     "callback",
     [
+        InTheGroups,
         lambda: LRScheduler("StepLR", step_size=2, gamma=0.1),
         lambda: LRScheduler("ReduceLROnPlateau", monitor="valid_acc", patience=0),
         lambda: LRScheduler(OneCycleLR, max_lr=0.1, total_steps=16, step_every="batch"),
         lambda: LRScheduler("LambdaLR", lr_lambda=lambda epoch: 1 / (1 + epoch)),
         Peak,
     ],
-    ids=["steps", "plateau", "one cycle", "lambda", "own"],
+    ids=["groups", "steps", "plateau", "one cycle", "lambda", "own"],
 )
 def test_schedules(data, steps, tmp_path, callback):
     expected = make(callbacks=[callback()], **SETTINGS).fit(*data)
