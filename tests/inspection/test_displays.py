@@ -61,7 +61,7 @@ DRAWN = {
         {"a": linear(), "b": ensemble()}, X, Y, attacks=["fgsm", "noise"], eps=0.3, **to
     ),
     "regions": lambda **to: DecisionRegionDisplay.from_estimator(
-        linear(), X, Y, attack=FGSM(eps=2.0), sample=7, n_grid=9, **to
+        linear(), X, Y, attack=FGSM(eps=2.0), sample=7, n_grid=5, **to
     ),
 }
 
@@ -283,13 +283,9 @@ def test_regions_of_a_linear_model(norm):
     assert (display.decisions != other.decisions).any()
 
 
-def test_regions_have_the_estimators_labels(digit_rows):
-    rows, test, y, y_test = digit_rows
-    letters = np.array(list("abcdefghij"))
-    clf = VanillaEnsembleClassifier(
-        module_params={"hidden_sizes": (8,)}, n_estimators=2, max_epochs=10, lr=0.01,
-        batch_size=32, device="cpu", random_state=0,
-    ).fit(rows, letters[y])  # fmt: skip
+def test_regions_have_the_estimators_labels(digit_rows, lettered):
+    _, test, _, y_test = digit_rows
+    letters, clf = np.array(list("abcdefghij")), lettered
     sample = np.flatnonzero(clf.predict(test) == letters[y_test])[0]
     display = DecisionRegionDisplay.from_estimator(
         clf, test, letters[y_test], attack=FGSM(eps=0.3), sample=sample, n_grid=5

@@ -122,7 +122,7 @@ def test_interrupt_while_writing(module, data, tmp_path, monkeypatch):
     assert [cell.attack for cell in RobustnessReport.from_json(path).cells] == ["clean"]
 
 
-def test_checks_go_on(module, data, tmp_path, monkeypatch):
+def test_checks_go_on(module, data, tmp_path, monkeypatch, short_walks):
     path, checks, run_check = tmp_path / "report.json", [], _evaluation.run_check
 
     def counted(check, subject):

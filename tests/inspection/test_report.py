@@ -17,8 +17,17 @@ from sklearn.preprocessing import StandardScaler
 from skorch.callbacks import EpochTimer
 
 from robust_ensembles import VanillaEnsembleClassifier
-from robust_ensembles.attacks import FGSM, PGD, External, Square, Transfer, UniformNoise, WorstCase
-from robust_ensembles.inspection import RobustnessReport, robustness_report, sanity
+from robust_ensembles.attacks import (
+    FGSM,
+    PGD,
+    AutoAttack,
+    External,
+    Square,
+    Transfer,
+    UniformNoise,
+    WorstCase,
+)
+from robust_ensembles.inspection import RobustnessReport, robustness_report
 from robust_ensembles.inspection.cells import describe, digest_of_model
 from robust_ensembles.metrics import robust_accuracy_score, robust_mask
 
@@ -57,11 +66,6 @@ def ensemble():
     }
     estimator = VanillaEnsembleClassifier(**settings, n_estimators=2, device="cpu", random_state=7)
     return estimator.fit(DIGITS[:300], LABELS[:300])
-
-
-@pytest.fixture(scope="module")
-def net():
-    return network()
 
 
 def report_of(estimators, *args, **kwargs):
@@ -213,7 +217,7 @@ def test_nothing_could_be_measured(net):
     assert "| failed | none | none |" in report.to_markdown()
 
 
-def test_markdown(net):
+def test_markdown(net, short_walks):
     report = report_of({"plain": net}, ("fgsm", "pgd2"), eps=EPS, sanity_checks=True, n_sanity=5)
     text = report.to_markdown()
     assert "| estimator | n | clean | fgsm | pgd2 | worst | conditional |" in text
@@ -329,35 +333,6 @@ def test_interrupted_in_the_middle(net, tmp_path):
     assert os.listdir(tmp_path) == ["report.json"]
 
 
-def test_interrupted_in_a_check(net, tmp_path, monkeypatch):
-    path = tmp_path / "report.json"
-    ran = []
-
-    def stub(name, interrupts):
-        def check(subject):
-            ran.append(name)
-            if interrupts:
-                raise KeyboardInterrupt
-            return sanity.Finding(passed=True, severity="information", message=name)
-
-        return check
-
-    def run(**interrupts):
-        checks = {name: stub(name, interrupts.get(name)) for name in ("first", "second", "third")}
-        monkeypatch.setattr(sanity, "CHECKS", checks)
-        monkeypatch.setattr("robust_ensembles.inspection.report.CHECKS", checks)
-        return report_of(net, {"pgd": counted()}, path=path, sanity_checks=True)
-
-    with pytest.raises(KeyboardInterrupt):
-        run(second=True)
-    partial = RobustnessReport.from_json(path)
-    assert [f.check for f in partial.findings["Sequential"]] == ["first"]
-    report = run()
-    assert ran == ["first", "second", "second", "third"]
-    assert [f.check for f in report.findings["Sequential"]] == ["first", "second", "third"]
-    assert CountedPGD.calls == 1
-
-
 def test_failed_cells_are_tried_again(net, tmp_path):
     path = tmp_path / "report.json"
     calls = []
@@ -420,6 +395,14 @@ def test_description_of_attacks(net):
 
 
 # the rest
+
+
+@pytest.mark.slow
+def test_a_sound_ensemble_passes_all_checks(ensemble, net):
+    """At the full length of their attacks; see test_sanity."""
+    attacks = {"fgsm": FGSM(eps=EPS), "autoattack": AutoAttack(eps=EPS, n_queries=20)}
+    report = report_of(ensemble, attacks, sanity_checks=True, surrogate=net)
+    assert all(finding.passed for finding in report.findings[type(ensemble).__name__])
 
 
 def test_folder_must_exist(net, tmp_path):

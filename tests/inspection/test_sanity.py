@@ -28,7 +28,8 @@ from robust_ensembles.modules import Ensemble
 
 EPS = 0.1
 X, Y = DIGITS[700:740], LABELS[700:740]
-ATTACKS = {"pgd": PGD(eps=EPS), "apgdt": TargetedAPGD(eps=EPS, n_target_classes=3)}
+pytestmark = pytest.mark.usefixtures("short_walks")
+ATTACKS = {"pgd": PGD(eps=EPS), "apgdt": TargetedAPGD(eps=EPS, n_target_classes=3, n_steps=20)}
 CHEAP = {"fgsm": FGSM(eps=EPS)}
 
 
@@ -53,17 +54,12 @@ def only(monkeypatch, *checks):
 
 
 @pytest.fixture(scope="module")
-def net():
-    return network()
-
-
-@pytest.fixture(scope="module")
 def other_net():
     return network(seed=1)
 
 
 @pytest.fixture(scope="module")
-def rounded_findings(net, other_net):
+def rounded_findings(net, other_net, short_walks):
     return examine(Wrapped(net, rounded), surrogate=other_net)
 
 
@@ -105,7 +101,7 @@ def test_rounding(rounded_findings):
 
 def test_offending_samples_are_named(rounded_findings, net):
     """Those that noise breaks, and no gradient attack."""
-    attacks = ("fgsm", "pgd", "apgd", TargetedAPGD(eps=EPS, n_target_classes=3), "noise20")
+    attacks = ("fgsm", "pgd", "apgd20", ATTACKS["apgdt"], "noise20")
     report = robustness_report(Wrapped(net, rounded), X, Y, attacks, eps=EPS, sanity_checks=False)
     *gradients, noise = [report.masks["Wrapped"][name] for name in report.attacks]
     alone = np.logical_and.reduce(gradients) & ~noise
@@ -218,7 +214,7 @@ def test_hidden_member(net, other_net):
 
 def test_what_mora_finds_alone_is_no_failure_if_it_is_reported(net, other_net, monkeypatch):
     only(monkeypatch, "aggregation_swap", "mora")
-    reported = examine(Hidden(net, other_net), ATTACKS | {"mora": MORA(eps=EPS)})
+    reported = examine(Hidden(net, other_net), ATTACKS | {"mora": MORA(eps=EPS, n_steps=20)})
     assert failed(reported) == {"mora"}
     assert reported["mora"].severity == "information"
 
@@ -239,7 +235,7 @@ def test_transfer_between_estimators(net, other_net, monkeypatch):
 
 def test_standard_attacks(net):
     """Each sample counts as broken if one of the four breaks it, known before or not."""
-    four = [FGSM(eps=EPS), PGD(eps=EPS), APGD(eps=EPS), ATTACKS["apgdt"]]
+    four = [FGSM(eps=EPS), PGD(eps=EPS), APGD(eps=EPS, n_steps=20), ATTACKS["apgdt"]]
     masks = [robust_mask(net, X, Y, attack=attack) for attack in four]
     expected = np.logical_and.reduce(masks)
     assert expected.sum() < np.logical_and.reduce(masks[:3]).sum()

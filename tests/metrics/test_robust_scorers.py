@@ -235,7 +235,7 @@ def test_epoch_scoring_is_not_fooled_by_a_cache(digit_rows):
         EpochScoring(get_robust_scorer("clean"), lower_is_better=False),
     ]
     split = ValidSplit(2, stratified=True)
-    estimator = make(train_split=split, callbacks=callbacks).fit(X, y)
+    estimator = make(train_split=split, callbacks=callbacks, max_epochs=8).fit(X, y)
     _, valid = split(estimator.net_.get_dataset(X, y), y)
     X_valid, y_valid = X[valid.indices], y[valid.indices]
     last = estimator.history_[-1]

@@ -62,9 +62,10 @@ def test_cross_validate(digit_rows):
         assert (scores[key] < scores["clean"]).all()
 
 
-def test_grid_search_through_a_pipeline(digit_rows):
-    """Over mu and the training attack; two processes find what one does."""
-    X, _, y, _ = digit_rows
+@pytest.mark.parametrize("n_jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_grid_search_through_a_pipeline(digit_rows, n_jobs):
+    """Over mu and the training attack; several processes find what one does."""
+    X, y = digit_rows[0][:100], digit_rows[2][:100]
     attack = PGD(eps=0.05, n_steps=1)
     pipeline = Pipeline(
         [("scale", StandardScaler()), ("ceat", make(CEATEnsembleClassifier, attack=attack))]
@@ -80,7 +81,7 @@ def test_grid_search_through_a_pipeline(digit_rows):
             n_jobs=n_jobs,
             error_score="raise",
         ).fit(X, y)
-        for n_jobs in (1, 2)
+        for n_jobs in (1, n_jobs)
     ]
     one, two = (search.cv_results_ for search in searches)
     columns = [name for name in one if "test" in name]
@@ -238,14 +239,13 @@ def test_autoattack_and_transfer_in_a_search(digit_rows):
     scoring = robust_scoring("pgd5", "autoattack20", "transfer", eps=0.15, surrogate=surrogate)
     search = GridSearchCV(
         make(max_epochs=10),
-        {"lr": [0.003, 0.01]},
+        {"lr": [0.01]},
         scoring=scoring,
         refit="worst",
         cv=2,
         error_score="raise",
     )
     results = search.fit(X, y).cv_results_
-    for i in range(2):
-        of = {key: results[f"mean_test_{key}"][i] for key in scoring}
-        assert 0 < of["worst"] <= of["autoattack20"] <= of["pgd5"] < of["clean"]
-        assert of["worst"] <= of["transfer"] <= of["clean"]
+    of = {key: results[f"mean_test_{key}"][0] for key in scoring}
+    assert 0 < of["worst"] <= of["autoattack20"] <= of["pgd5"] < of["clean"]
+    assert of["worst"] <= of["transfer"] <= of["clean"]
