@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
-from small_models import Stepwise, ensemble, linear, random
+from small_models import ensemble, linear, random
 
 from robust_ensembles import VanillaEnsembleClassifier
 from robust_ensembles.attacks import BIM, MIM, PGD, Transfer, WorstCase, is_broken
@@ -42,14 +42,6 @@ def test_examples_go_on_when_the_surrogate_is_fooled(problem):
     expected = BLACK(surrogate, x, y, stop_when_broken=False)
     assert torch.equal(made, expected)
     assert not torch.equal(made, BLACK(surrogate, x, y))
-
-
-def test_target_needs_no_gradient(problem):
-    _, x, _ = problem
-    black_box = Transfer(ensemble(seed=1), BLACK)
-    assert black_box.gradient_free
-    y = (x[:, 0] <= 0.5).long()
-    assert is_broken(Stepwise(), black_box(Stepwise(), x, y), y).any()
 
 
 @pytest.mark.parametrize("same", ["itself", "copy", "member", "whole", "among others"])
