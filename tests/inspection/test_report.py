@@ -58,12 +58,8 @@ def counted(**params):
 
 @pytest.fixture(scope="module")
 def ensemble():
-    settings = {
-        "module": "mlp",
-        "module_params": {"hidden_sizes": (16,)},
-        "max_epochs": 5,
-        "lr": 0.01,
-    }
+    net = {"module": "mlp", "module_params": {"hidden_sizes": (16,)}}
+    settings = {**net, "max_epochs": 5, "lr": 0.01}
     estimator = VanillaEnsembleClassifier(**settings, n_estimators=2, device="cpu", random_state=7)
     return estimator.fit(DIGITS[:300], LABELS[:300])
 
@@ -130,10 +126,9 @@ def test_names_of_attacks(net):
 
 def test_states_what_was_run(ensemble):
     report = report_of(ensemble, ("pgd2",), eps=EPS)
-    name = "VanillaEnsembleClassifier"
-    assert report.estimators[name]["random_state"] == 7
-    assert report.attacks["pgd2"]["params"]["random_state"] == 0
-    assert report.attacks["pgd2"]["params"]["n_steps"] == 2
+    assert report.estimators["VanillaEnsembleClassifier"]["random_state"] == 7
+    params = report.attacks["pgd2"]["params"]
+    assert (params["random_state"], params["n_steps"]) == (0, 2)
     assert report.versions["torch"] == torch.__version__
     assert {"robust_ensembles", "python", "scikit-learn", "skorch", "numpy"} <= set(report.versions)
 
@@ -154,19 +149,13 @@ def test_pipeline_data_frame_and_string_labels(ensemble):
 
 
 def test_round_trip(net, tmp_path):
-    attacks = {
-        "noise": "noise3",
-        "cut": FGSM(eps=EPS),
-        "any": External(function=shifted, eps=1.0),
-    }
+    shifted = External(function=lambda module, x, y: x + 0.01, eps=1.0)
+    attacks = {"noise": "noise3", "cut": FGSM(eps=EPS), "any": shifted}
     models = {"net": net, "cut": Wrapped(net, detached)}
     report = report_of(models, attacks, eps=EPS, sanity_checks=True, n_sanity=4)
     text = report.to_json(tmp_path / "report.json")
-    for again in (
-        RobustnessReport.from_json(text),
-        RobustnessReport.from_json(tmp_path / "report.json"),
-        RobustnessReport.from_json(str(tmp_path / "report.json")),
-    ):
+    path = tmp_path / "report.json"
+    for again in map(RobustnessReport.from_json, (text, path, str(path))):
         assert again == report
         assert again.to_json() == text
         pd.testing.assert_frame_equal(again.to_frame(), report.to_frame())
@@ -178,10 +167,6 @@ def test_round_trip(net, tmp_path):
     other.cells.pop()
     assert other != report
     assert report != "report"
-
-
-def shifted(module, x, y):
-    return x + 0.01
 
 
 @pytest.mark.parametrize("text", ["{}", "{", '{"kind": "other"}'])
@@ -208,13 +193,9 @@ def test_a_gradient_attack_without_gradients_has_no_number(net):
     assert re.search(r"\| Wrapped \| 60 \| [\d.]+ \| failed \| [\d.]+ \|", text)
     assert "(of 1 of 2 attacks)" in text
     assert "`fgsm`: failed: NotDifferentiableError: " in text
-
-
-def test_nothing_could_be_measured(net):
-    report = report_of(Wrapped(net, detached), ("fgsm",), eps=EPS)
-    assert "worst" not in report.masks["Wrapped"]
-    assert report.to_frame()["attack"].tolist() == ["clean", "fgsm"]
-    assert "| failed | none | none |" in report.to_markdown()
+    nothing = report_of(Wrapped(net, detached), ("fgsm",), eps=EPS)
+    assert nothing.to_frame()["attack"].tolist() == ["clean", "fgsm"]
+    assert "| failed | none | none |" in nothing.to_markdown()
 
 
 def test_markdown(net, short_walks):

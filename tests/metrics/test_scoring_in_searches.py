@@ -149,14 +149,6 @@ def test_step_without_a_gradient(digit_rows):
     assert 0 < noisy <= pipeline.score(X_test, y_test)
 
 
-def test_numpy_function_passes_no_gradient(digit_rows):
-    """np.log1p takes tensors, and cuts the graph."""
-    X, X_test, y, y_test = digit_rows
-    pipeline = scaled(FunctionTransformer(np.log1p)).fit(X, y)
-    with pytest.raises(NotDifferentiableError):
-        make_robust_scorer(FGSM())(pipeline, X_test, y_test)
-
-
 def test_pipeline_that_changes_without_training_is_not_stale(digit_rows):
     """A FunctionTransformer learns nothing: set_params takes effect at once."""
     X, X_test, y, y_test = digit_rows
