@@ -3,14 +3,10 @@
 import sys
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from robust_ensembles import VanillaEnsembleClassifier
 from robust_ensembles.attacks import FGSM, PGD, External, UniformNoise, WorstCase
 from robust_ensembles.inspection import (
     AttackComparisonDisplay,
@@ -191,23 +187,6 @@ def test_curves_of_several_with_attacks_that_have_no_eps():
     assert [text.get_text() for text in display.ax_.get_legend().get_texts()] == ["a", "b"]
     RobustnessCurveDisplay.from_estimators(models, X, Y, attack=attack, eps=[0.1])
     assert attack.eps == 0.77
-
-
-def test_curve_of_a_pipeline_on_a_frame(digit_rows):
-    rows, test, y, y_test = digit_rows
-    frame = pd.DataFrame(rows, columns=[f"p{i}" for i in range(64)])
-    clf = VanillaEnsembleClassifier(
-        module_params={"hidden_sizes": (8,)}, n_estimators=2, max_epochs=5, lr=0.01, batch_size=32,
-        device="cpu", random_state=0, clip_values=None,
-    )  # fmt: skip
-    pipeline = make_pipeline(StandardScaler(), clf).fit(frame, y)
-    columns = pd.DataFrame(test, columns=frame.columns)
-    attack = FGSM(clip_values=(0, 1))
-    display = RobustnessCurveDisplay.from_estimator(
-        pipeline, columns, y_test, attack=attack, eps=[0, 0.02, 0.1]
-    )
-    assert display.accuracy[0, 0] == pipeline.score(columns, y_test)
-    assert display.accuracy[0, 0] > display.accuracy[0, 1] > display.accuracy[0, 2]
 
 
 def test_comparison_holds_scores_and_wilsons_intervals():

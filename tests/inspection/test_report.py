@@ -37,19 +37,16 @@ X, Y = DIGITS[700:760], LABELS[700:760]
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class CountedPGD(PGD):
-    """Counts its calls and can be interrupted, in the class: its parameters stay the same."""
+    """Counts its calls, in the class: its parameters stay the same."""
 
     def __call__(self, *args, **kwargs):
-        cls = type(self)
-        cls.calls += 1
-        if cls.calls == cls.interrupted_at:
-            raise KeyboardInterrupt
+        type(self).calls += 1
         return super().__call__(*args, **kwargs)
 
 
 @pytest.fixture(autouse=True)
 def _count_from_zero():
-    CountedPGD.calls, CountedPGD.interrupted_at = 0, None
+    CountedPGD.calls = 0
 
 
 def counted(**params):
@@ -290,28 +287,6 @@ def test_other_data_are_refused(which, net, tmp_path):
         robustness_report(net, X[1:], Y[1:], {"pgd": counted()}, path=path)
     assert CountedPGD.calls == 1
     assert path.read_bytes() == before
-
-
-def test_interrupted_in_the_middle(net, tmp_path):
-    path = tmp_path / "report.json"
-    models = {"a": net, "b": network(seed=1)}
-    attacks = {"one": counted(n_steps=1), "two": counted()}
-    CountedPGD.interrupted_at = 4
-    with pytest.raises(KeyboardInterrupt):
-        report_of(models, attacks, path=path)
-    partial = RobustnessReport.from_json(path)
-    assert [(c.estimator, c.attack) for c in partial.cells] == [
-        *(("a", attack) for attack in ("clean", "one", "two")),
-        *(("b", attack) for attack in ("clean", "one")),
-    ]
-    assert "not measured" in partial.to_markdown()
-    assert "(of 1 of 2 attacks)" in partial.to_markdown()
-    assert partial.to_frame()["error"].fillna("").tolist() == [""] * 6 + ["without two"]
-    done = report_of(models, attacks, path=path)
-    assert CountedPGD.calls == 5
-    fresh = report_of(models, attacks)
-    assert accuracies(done) == accuracies(fresh)
-    assert os.listdir(tmp_path) == ["report.json"]
 
 
 def test_failed_cells_are_tried_again(net, tmp_path):

@@ -13,12 +13,11 @@ from sklearn.model_selection import (
     cross_validate,
 )
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import FunctionTransformer, QuantileTransformer, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.utils.fixes import parse_version
 
 from robust_ensembles import CEATEnsembleClassifier, VanillaEnsembleClassifier
-from robust_ensembles.attacks import FGSM, PGD, UniformNoise, as_torch
-from robust_ensembles.exceptions import NotDifferentiableError
+from robust_ensembles.attacks import FGSM, PGD, as_torch
 from robust_ensembles.metrics import make_robust_scorer, robust_accuracy_score, robust_scoring
 
 EPS = 0.08
@@ -117,38 +116,6 @@ def test_epsilon_is_in_raw_units(digit_rows):
     assert found < scaled_only - 0.1
 
 
-def test_box_of_a_pipeline_is_given(digit_rows):
-    X, X_test, y, y_test = digit_rows
-    pipeline = scaled(StandardScaler()).fit(X, y)
-    free, boxed = (
-        PGD(eps=0.3, n_steps=2, clip_values=box).generate(pipeline, X_test, y_test)
-        for box in (None, (0, 1))
-    )
-    assert free.min() < -0.2
-    assert (boxed.min(), boxed.max()) == (0, 1)
-
-
-def test_step_without_a_gradient(digit_rows):
-    X, X_test, y, y_test = digit_rows
-    pipeline = scaled(QuantileTransformer(n_quantiles=10))
-    search = GridSearchCV(
-        pipeline,
-        {"vanillaensembleclassifier__lr": [0.01]},
-        cv=2,
-        scoring=robust_scoring("fgsm"),
-        refit="worst",
-        error_score="raise",
-    )
-    with pytest.raises(NotDifferentiableError, match="'quantiletransformer'"):
-        search.fit(X, y)
-    pipeline.fit(X, y)
-    clean = robust_scoring("fgsm")["clean"]
-    assert clean(pipeline, X_test, y_test) == pipeline.score(X_test, y_test)
-    noise = UniformNoise(eps=EPS)
-    noisy = robust_accuracy_score(pipeline, X_test, y_test, attack=noise)
-    assert 0 < noisy <= pipeline.score(X_test, y_test)
-
-
 def test_pipeline_that_changes_without_training_is_not_stale(digit_rows):
     """A FunctionTransformer learns nothing: set_params takes effect at once."""
     X, X_test, y, y_test = digit_rows
@@ -211,18 +178,6 @@ def test_weights_that_nobody_asked_for(digit_rows):
         )
         with pytest.raises(ValueError, match="sample_weight"):
             search.fit(X, y, sample_weight=np.ones(200))
-
-
-def test_bad_refit_is_refused_before_any_fit(digit_rows, monkeypatch):
-    X, _, y, _ = digit_rows
-
-    def fail(*args, **kwargs):
-        pytest.fail("training began")
-
-    monkeypatch.setattr(VanillaEnsembleClassifier, "fit", fail)
-    search = GridSearchCV(make(), {"lr": [0.01]}, scoring=robust_scoring("fgsm"), refit="wurst")
-    with pytest.raises(ValueError, match="refit"):
-        search.fit(X, y)
 
 
 def test_autoattack_and_transfer_in_a_search(digit_rows):
