@@ -194,14 +194,6 @@ def test_weights_of_scores(conditional):
             score(weight)
 
 
-def test_tensors_with_a_gradient_are_attacked():
-    x = torch.rand(3, 4, requires_grad=True)
-    adversarial = FGSM(eps=0.1, clip_values=(0, 1))(
-        torch.nn.Linear(4, 3), x, torch.tensor([0, 1, 2])
-    )
-    assert not adversarial.requires_grad
-
-
 def test_networks_that_give_no_logits():
     X = np.zeros((4, 1, 4, 4), dtype=np.float32)
     with pytest.raises(ValueError, match=r"module: member 0 \(ReLU\) returns shape"):

@@ -25,10 +25,7 @@ def short_cascades():
 
             def few(self, n_members=1, attacks=cls.attacks):
                 made = attacks(self, n_members)
-                for part in made:
-                    if hasattr(part, "n_steps"):
-                        part.set_params(n_steps=8)
-                return made
+                return [a.set_params(n_steps=8) if hasattr(a, "n_steps") else a for a in made]
 
             patch.setattr(cls, "attacks", few)
         yield

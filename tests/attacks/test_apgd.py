@@ -76,19 +76,6 @@ def test_returns_the_best_point_not_the_last(problem):
     assert (loss > other + 1e-4).any()
 
 
-@pytest.mark.parametrize("loss", ["margin", "dlr", "member_cross_entropy", "cross_entropy"])
-def test_more_restarts_break_more(problem, loss):
-    """What one walk breaks stays broken, however high the loss of the next."""
-    module, x, y = problem
-    masks = [
-        is_broken(module, APGD(eps=0.13, n_steps=4, n_restarts=n, loss=loss)(module, x, y), y)
-        for n in (1, 2, 6)
-    ]
-    assert (masks[1] | ~masks[0]).all()
-    assert (masks[2] | ~masks[1]).all()
-    assert masks[2].sum() >= masks[0].sum()
-
-
 def test_averages_gradients_of_a_random_module():
     """One noisy gradient points anywhere; the mean of many finds the way."""
 

@@ -55,6 +55,7 @@ def test_step_without_a_twin(steps, digit_rows):
         (pipeline.predict(found) == y_test) & (pipeline.predict(X_test) == y_test)
     )
     assert robust < clean
+    assert robust_scoring("fgsm")["clean"](pipeline, X_test, y_test) == clean
 
 
 def test_forest(forest, digit_rows):

@@ -9,6 +9,7 @@ from small_models import (
     ATTACKS,
     BOUNDED,
     DECLARED,
+    Stepwise,
     assert_inside,
     ensemble,
     labelled,
@@ -18,7 +19,16 @@ from small_models import (
 )
 from torch import nn
 
-from robust_ensembles.attacks import APGD, PGD, CarliniWagnerL2, MinimumNormAttack, is_broken
+from robust_ensembles.attacks import (
+    APGD,
+    FAB,
+    PGD,
+    CarliniWagnerL2,
+    MinimumNormAttack,
+    Transfer,
+    UniformNoise,
+    is_broken,
+)
 from robust_ensembles.modules import Ensemble
 
 pytestmark = pytest.mark.usefixtures("short_cascades")
@@ -43,8 +53,8 @@ def assert_close(found, expected):
 def test_a_sample_does_not_depend_on_its_batch(name):
     module, x, y = problem()
     attack, together = ATTACKS[name], examples(name)
-    broken = is_broken(module, together, y)
-    assert broken[is_broken(module, x, y)].all()
+    broken, already = is_broken(module, together, y), is_broken(module, x, y)
+    assert torch.equal(together[already], x[already])
     assert 5 < broken.sum() < 23  # so that samples leave, and others go on
     order = torch.tensor([20, 3, 11, 0, 7, 8, 22, 5])
     for index in (order, *torch.arange(10).split(7), *torch.tensor([[0], [1], [4]])):
@@ -85,6 +95,47 @@ def test_as_on_the_processor(name, where):
     assert_close(found.cpu(), examples(name))
     broken = is_broken(module, found, y.to(where)).cpu()
     assert torch.equal(broken, is_broken(problem()[0], examples(name), y))
+
+
+@pytest.mark.parametrize("name", [n for n, attack in ATTACKS.items() if attack.gradient_free])
+def test_needs_no_gradient(name):
+    _, x, _ = problem()
+    y = (x[:, 0] <= 0.5).long()
+    attack = ATTACKS[name]
+    if name == "Transfer":  # whose surrogates know three classes
+        attack = Transfer(Stepped(), PGD(eps=0.3, random_start=False))
+    assert 0 < is_broken(Stepwise(), attack(Stepwise(), x, y), y).sum() < len(x)
+
+
+class Stepped(nn.Module):
+    """What `Stepwise` looks at, with a gradient."""
+
+    def forward(self, x):
+        return torch.stack([x[:, 0] - 0.5, 0.5 - x[:, 0]], dim=1)
+
+
+MORE = {
+    "PGD": (PGD(eps=0.13, n_steps=2), "n_restarts"),
+    "UniformNoise": (UniformNoise(eps=0.2), "n_draws"),
+    "FAB": (FAB(eps=0.13, n_steps=2, n_target_classes=1), "n_restarts"),
+    **{
+        f"APGD-{loss}": (APGD(eps=0.13, n_steps=4, loss=loss), "n_restarts")
+        for loss in ("margin", "dlr", "member_cross_entropy", "cross_entropy")
+    },
+}
+
+
+@pytest.mark.parametrize(("attack", "times"), MORE.values(), ids=MORE)
+def test_more_walks_break_more(attack, times):
+    """What one walk breaks stays as it is, however high the loss of the next."""
+    module, x, y = problem()
+    found = [attack.set_params(**{times: n})(module, x, y) for n in (1, 2, 30)]
+    broken = [is_broken(module, x_adv, y) for x_adv in found]
+    for i in (0, 1):
+        assert torch.equal(found[i + 1][broken[i]], found[i][broken[i]])
+    assert broken[0].sum() <= broken[2].sum() < len(x)
+    if times == "n_draws" or type(attack) is PGD:
+        assert broken[0].sum() < broken[2].sum()
 
 
 # ---------------------------------------------------------------- ball, box and numbers

@@ -1,10 +1,8 @@
 """Attacks that climb a function of the outputs and of a reference, against its exact maximum."""
 
-from __future__ import annotations
-
 import pytest
 import torch
-from torch import nn
+from small_models import linear, uniform
 from torch.nn.functional import kl_div, one_hot
 
 from robust_ensembles.attacks import (
@@ -20,22 +18,20 @@ from robust_ensembles.attacks import (
     is_broken,
 )
 from robust_ensembles.attacks.engine.ascent import InnerObjective, Objective, ReferenceObjective
+from robust_ensembles.attacks.engine.balls import LinfBall
 from robust_ensembles.modules import Ensemble
 
 EPS = 0.25
 WEIGHT = torch.tensor([[1.0, -2.0, 0.5, 3.0], [-1.0, 1.0, 0.25, -0.5], [0.5, 0.25, -2.0, 1.0]])
 
 
-def linear(weight=WEIGHT[:2]):
-    layer = nn.Linear(4, len(weight)).double()
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-        layer.bias.zero_()
-    return layer.requires_grad_(False)
+def model(weight=WEIGHT[:2]):
+    """Linear, without a bias."""
+    return linear(weight.T.double()).requires_grad_(False)
 
 
 def samples(n=24):
-    return torch.rand(n, 4, generator=torch.Generator().manual_seed(0)).double() - 0.5
+    return uniform(n, 4) - 0.5
 
 
 def log_proba(module, x):
@@ -72,7 +68,7 @@ def corner(x, away):
 )
 def test_each_sample_climbs_with_its_own_reference(attack):
     """The favoured class is no function of the label, so that rows mixed up would show."""
-    x, module = samples(), linear()
+    x, module = samples(), model()
     favoured = torch.arange(len(x)) % 3 % 2
     y = torch.arange(len(x)) % 2
     given = InnerObjective(favour, one_hot(favoured, 2).double())
@@ -85,12 +81,12 @@ def test_each_sample_climbs_with_its_own_reference(attack):
 
 def test_divergence_from_the_clean_output():
     """It grows on both sides of x: a walk ends in the corner on its own start's side."""
-    x, module = samples(), linear()
+    x, module = samples(), model()
     y = log_proba(module, x).argmax(dim=1)
     given = InnerObjective(divergence, log_proba(module, x))
     attack = PGD(eps=EPS)
     found = attack.craft(module, x, y, box=None, seed=3, objective=given)
-    start = attack._ball(x, None).random_point(3)
+    start = LinfBall(x, EPS, None).random_point(3)
     side = ((start - x) @ (WEIGHT[1] - WEIGHT[0]).double()).sign()
     assert 0 < (side > 0).sum() < len(x)
     torch.testing.assert_close(found, corner(x, side), rtol=0, atol=1e-12)
@@ -98,7 +94,7 @@ def test_divergence_from_the_clean_output():
 
 def test_labels_reach_the_objective():
     """A function that does what the cross-entropy does ends where the cross-entropy ends."""
-    x, module = samples(40), linear(WEIGHT)
+    x, module = samples(40), model(WEIGHT)
     # right at first, and after a walk of APGD's some are left for the next
     y = log_proba(module, x).argmax(dim=1)
 
@@ -117,7 +113,7 @@ def test_labels_reach_the_objective():
 
 
 def test_who_is_broken_is_still_decided_by_labels():
-    x, module = samples(), linear(WEIGHT)
+    x, module = samples(), model(WEIGHT)
     y = torch.arange(len(x)) % 3
     objective = ReferenceObjective(Objective(module, "margin"), InnerObjective(favour, x), y)
     rows = torch.tensor([5, 3, 3, 8, 20, 11, 6, 7])
@@ -128,7 +124,7 @@ def test_who_is_broken_is_still_decided_by_labels():
 
 def test_ensembles_answer_as_deployed():
     """What is climbed sees the log mean probability, and no gradient reaches the reference."""
-    members = [linear(WEIGHT), linear(-WEIGHT[[1, 2, 0]])]
+    members = [model(WEIGHT), model(-WEIGHT[[1, 2, 0]])]
     ensemble, x = Ensemble(members), samples(5)
     reference = torch.ones(5, 3, dtype=torch.float64, requires_grad=True)
     seen = []
@@ -158,4 +154,4 @@ def test_attacks_with_a_loss_of_their_own_refuse_another(attack):
     x = samples(2)
     given = InnerObjective(favour, torch.ones(2, 2).double())
     with pytest.raises(ValueError, match="cannot climb an objective that is given"):
-        attack.craft(linear(), x, torch.tensor([0, 1]), box=None, seed=0, objective=given)
+        attack.craft(model(), x, torch.tensor([0, 1]), box=None, seed=0, objective=given)

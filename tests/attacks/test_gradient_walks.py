@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_models import ensemble, labelled, random
 
-from robust_ensembles.attacks import BIM, CW, FGSM, MIM, PGD, UniformNoise, is_broken
+from robust_ensembles.attacks import BIM, CW, FGSM, MIM, PGD, is_broken
 from robust_ensembles.attacks.engine.balls import NORMS
 
 EPS, STEP = 1 / 16, 1 / 64  # sums of these with a coarse grid are exact
@@ -52,7 +52,7 @@ def test_pgd_takes_every_step(problem, random_start, loss, targeted):
     assert torch.equal(attack(module, x, y, stop_when_broken=False), walk)
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("decay", [0.5, 1.0])
 def test_mim(problem, decay):
     module, x, y = problem
     walk, momentum = x, torch.zeros_like(x)
@@ -64,16 +64,14 @@ def test_mim(problem, decay):
     assert torch.equal(attack(module, x, y, stop_when_broken=False), walk)
 
 
-def test_mim_default_decay_is_one_and_zero_is_bim(problem):
-    module, x, y = problem
-    attacks = [MIM(), MIM(decay=1.0), MIM(decay=0.0), BIM(), MIM(decay=0.9)]
-    results = [
-        attack.set_params(eps=0.5)(module, x, y, stop_when_broken=False) for attack in attacks
-    ]
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[2], results[3])
-    assert not torch.equal(results[0], results[3])
-    assert not torch.equal(results[0], results[4])
+def test_mim_without_memory_is_bim(problem):
+    bim, none, some = (
+        attack(*problem, stop_when_broken=False)
+        for attack in (BIM(eps=0.5), MIM(eps=0.5, decay=0.0), MIM(eps=0.5))
+    )
+    assert torch.equal(bim, none)
+    assert not torch.equal(bim, some)
+    assert MIM().decay == 1
 
 
 def project_by_bisection(x, delta, eps):
@@ -138,28 +136,9 @@ def test_stopping_returns_the_first_broken_iterate(problem):
     assert not torch.equal(found, walks[-1])
 
 
-def test_misclassified_samples_are_returned_as_they_are(problem):
-    module, x, y = problem
-    wrong = (y + 1) % 3
-    for attack in (FGSM(eps=0.2), PGD(eps=0.2), MIM(eps=0.2), UniformNoise(eps=0.2)):
-        assert torch.equal(attack(module, x, wrong), x)
-    reached = PGD(eps=0.2, targeted=True)(module, x, y)
-    assert torch.equal(reached, x)
-
-
-def test_restarts_keep_what_an_earlier_one_broke(problem):
-    module, x, y = problem
-    attack = PGD(eps=0.13, n_steps=2)
-    results = [attack.set_params(n_restarts=n)(module, x, y) for n in (1, 2, 8)]
-    masks = [is_broken(module, result, y) for result in results]
-    for earlier, later in ((0, 1), (1, 2)):
-        broken = masks[earlier]
-        assert torch.equal(results[later][broken], results[earlier][broken])
-    assert masks[0].sum() < masks[2].sum() < len(x)
-
-
 def test_targeted_reaches_its_class(problem):
     module, x, y = problem
+    assert torch.equal(PGD(eps=0.2, targeted=True)(module, x, y), x)  # which is there already
     target = (y + 1) % 3
     for attack in (BIM, MIM, PGD, CW):
         x_adv = attack(eps=1.0, targeted=True)(module, x, target)

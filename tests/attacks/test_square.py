@@ -50,20 +50,6 @@ def test_signs_are_drawn_for_each_sample_and_channel():
     assert set(map(tuple, signs.int().tolist())) == {(1, 1), (1, -1), (-1, 1), (-1, -1)}
 
 
-def test_needs_no_gradient():
-    class Steps(torch.nn.Module):
-        @torch.no_grad()
-        def forward(self, x):
-            z = x.mean(dim=1)
-            return torch.stack([z.round(decimals=1), 1 - z.round(decimals=1)], dim=1)
-
-    x = uniform(30, 8, seed=3)
-    y = Steps()(x).argmax(dim=1)
-    assert Square().gradient_free
-    found = Square(eps=0.2, n_queries=50)(Steps(), x, y)
-    assert is_broken(Steps(), found, y).sum() > 5
-
-
 def test_counts_queries(problem):
     """The count of a sample is the number of outputs that were looked at for it."""
     module, x, y = problem

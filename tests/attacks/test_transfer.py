@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
-from small_models import Stepwise, ensemble, linear, random
+from small_models import ensemble, linear, random
 
 from robust_ensembles import VanillaEnsembleClassifier
 from robust_ensembles.attacks import BIM, MIM, PGD, Transfer, WorstCase, is_broken
-from robust_ensembles.metrics import robust_accuracy_score, robust_mask
+from robust_ensembles.metrics import robust_accuracy_score
 
 BLACK = PGD(eps=0.3, n_steps=8)
 
@@ -44,14 +44,6 @@ def test_examples_go_on_when_the_surrogate_is_fooled(problem):
     assert not torch.equal(made, BLACK(surrogate, x, y))
 
 
-def test_target_needs_no_gradient(problem):
-    _, x, _ = problem
-    black_box = Transfer(ensemble(seed=1), BLACK)
-    assert black_box.gradient_free
-    y = (x[:, 0] <= 0.5).long()
-    assert is_broken(Stepwise(), black_box(Stepwise(), x, y), y).any()
-
-
 @pytest.mark.parametrize("same", ["itself", "copy", "member", "whole", "among others"])
 def test_refuses_the_target(problem, same):
     module, x, y = problem
@@ -65,21 +57,6 @@ def test_refuses_the_target(problem, same):
     }[same]
     with pytest.raises(ValueError, match=r"white-box attack\. Train the surrogate separately"):
         Transfer(surrogate, BLACK)(target, x, y)
-
-
-def test_estimators():
-    X, y = np.random.default_rng(0).random((80, 5), dtype=np.float32), np.arange(80) % 2
-    X[:, 0] = 0.6 * X[:, 0] + 0.4 * y
-    target, surrogate = (
-        VanillaEnsembleClassifier(max_epochs=20, lr=0.01, random_state=seed, device="cpu").fit(X, y)
-        for seed in (0, 1)
-    )
-    black_box = Transfer(surrogate, PGD(eps=0.08))
-    black = robust_mask(target, X, y, attack=black_box)
-    white = robust_mask(target, X, y, attack=PGD(eps=0.08))
-    assert white.sum() <= black.sum() < target.score(X, y) * 80
-    with pytest.raises(ValueError, match="white-box"):
-        robust_accuracy_score(target, X, y, attack=Transfer(target))
 
 
 def test_surrogate_of_other_classes():

@@ -96,6 +96,9 @@ def test_goes_on(module, data, tmp_path, number, error, progress, capsys):
     kept = RobustnessReport.from_json(tmp_path / "report.json")
     assert [cell.attack for cell in kept.cells] == ["clean", "a"]
     assert kept.to_frame()["attack"].tolist() == ["clean", "a", "worst"]
+    assert kept.to_frame()["error"].tolist()[-1] == "without b, c"
+    assert "(of 1 of 3 attacks)" in kept.to_markdown()
+    assert "not measured" in kept.to_markdown()
     assert ran == ["a", "b"]
     report = robustness_report(module, *data, attacks(), **options)
     assert ran == ["a", "b", "b", "c"]
@@ -122,7 +125,7 @@ def test_interrupt_while_writing(module, data, tmp_path, monkeypatch):
     assert [cell.attack for cell in RobustnessReport.from_json(path).cells] == ["clean"]
 
 
-def test_checks_go_on(module, data, tmp_path, monkeypatch):
+def test_checks_go_on(module, data, tmp_path, monkeypatch, short_walks):
     path, checks, run_check = tmp_path / "report.json", [], _evaluation.run_check
 
     def counted(check, subject):

@@ -17,8 +17,17 @@ from sklearn.preprocessing import StandardScaler
 from skorch.callbacks import EpochTimer
 
 from robust_ensembles import VanillaEnsembleClassifier
-from robust_ensembles.attacks import FGSM, PGD, External, Square, Transfer, UniformNoise, WorstCase
-from robust_ensembles.inspection import RobustnessReport, robustness_report, sanity
+from robust_ensembles.attacks import (
+    FGSM,
+    PGD,
+    AutoAttack,
+    External,
+    Square,
+    Transfer,
+    UniformNoise,
+    WorstCase,
+)
+from robust_ensembles.inspection import RobustnessReport, robustness_report
 from robust_ensembles.inspection.cells import describe, digest_of_model
 from robust_ensembles.metrics import robust_accuracy_score, robust_mask
 
@@ -28,19 +37,16 @@ X, Y = DIGITS[700:760], LABELS[700:760]
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class CountedPGD(PGD):
-    """Counts its calls and can be interrupted, in the class: its parameters stay the same."""
+    """Counts its calls, in the class: its parameters stay the same."""
 
     def __call__(self, *args, **kwargs):
-        cls = type(self)
-        cls.calls += 1
-        if cls.calls == cls.interrupted_at:
-            raise KeyboardInterrupt
+        type(self).calls += 1
         return super().__call__(*args, **kwargs)
 
 
 @pytest.fixture(autouse=True)
 def _count_from_zero():
-    CountedPGD.calls, CountedPGD.interrupted_at = 0, None
+    CountedPGD.calls = 0
 
 
 def counted(**params):
@@ -49,19 +55,10 @@ def counted(**params):
 
 @pytest.fixture(scope="module")
 def ensemble():
-    settings = {
-        "module": "mlp",
-        "module_params": {"hidden_sizes": (16,)},
-        "max_epochs": 5,
-        "lr": 0.01,
-    }
+    net = {"module": "mlp", "module_params": {"hidden_sizes": (16,)}}
+    settings = {**net, "max_epochs": 5, "lr": 0.01}
     estimator = VanillaEnsembleClassifier(**settings, n_estimators=2, device="cpu", random_state=7)
     return estimator.fit(DIGITS[:300], LABELS[:300])
-
-
-@pytest.fixture(scope="module")
-def net():
-    return network()
 
 
 def report_of(estimators, *args, **kwargs):
@@ -126,10 +123,9 @@ def test_names_of_attacks(net):
 
 def test_states_what_was_run(ensemble):
     report = report_of(ensemble, ("pgd2",), eps=EPS)
-    name = "VanillaEnsembleClassifier"
-    assert report.estimators[name]["random_state"] == 7
-    assert report.attacks["pgd2"]["params"]["random_state"] == 0
-    assert report.attacks["pgd2"]["params"]["n_steps"] == 2
+    assert report.estimators["VanillaEnsembleClassifier"]["random_state"] == 7
+    params = report.attacks["pgd2"]["params"]
+    assert (params["random_state"], params["n_steps"]) == (0, 2)
     assert report.versions["torch"] == torch.__version__
     assert {"robust_ensembles", "python", "scikit-learn", "skorch", "numpy"} <= set(report.versions)
 
@@ -150,19 +146,13 @@ def test_pipeline_data_frame_and_string_labels(ensemble):
 
 
 def test_round_trip(net, tmp_path):
-    attacks = {
-        "noise": "noise3",
-        "cut": FGSM(eps=EPS),
-        "any": External(function=shifted, eps=1.0),
-    }
+    shifted = External(function=lambda module, x, y: x + 0.01, eps=1.0)
+    attacks = {"noise": "noise3", "cut": FGSM(eps=EPS), "any": shifted}
     models = {"net": net, "cut": Wrapped(net, detached)}
     report = report_of(models, attacks, eps=EPS, sanity_checks=True, n_sanity=4)
     text = report.to_json(tmp_path / "report.json")
-    for again in (
-        RobustnessReport.from_json(text),
-        RobustnessReport.from_json(tmp_path / "report.json"),
-        RobustnessReport.from_json(str(tmp_path / "report.json")),
-    ):
+    path = tmp_path / "report.json"
+    for again in map(RobustnessReport.from_json, (text, path, str(path))):
         assert again == report
         assert again.to_json() == text
         pd.testing.assert_frame_equal(again.to_frame(), report.to_frame())
@@ -174,10 +164,6 @@ def test_round_trip(net, tmp_path):
     other.cells.pop()
     assert other != report
     assert report != "report"
-
-
-def shifted(module, x, y):
-    return x + 0.01
 
 
 @pytest.mark.parametrize("text", ["{}", "{", '{"kind": "other"}'])
@@ -204,16 +190,12 @@ def test_a_gradient_attack_without_gradients_has_no_number(net):
     assert re.search(r"\| Wrapped \| 60 \| [\d.]+ \| failed \| [\d.]+ \|", text)
     assert "(of 1 of 2 attacks)" in text
     assert "`fgsm`: failed: NotDifferentiableError: " in text
+    nothing = report_of(Wrapped(net, detached), ("fgsm",), eps=EPS)
+    assert nothing.to_frame()["attack"].tolist() == ["clean", "fgsm"]
+    assert "| failed | none | none |" in nothing.to_markdown()
 
 
-def test_nothing_could_be_measured(net):
-    report = report_of(Wrapped(net, detached), ("fgsm",), eps=EPS)
-    assert "worst" not in report.masks["Wrapped"]
-    assert report.to_frame()["attack"].tolist() == ["clean", "fgsm"]
-    assert "| failed | none | none |" in report.to_markdown()
-
-
-def test_markdown(net):
+def test_markdown(net, short_walks):
     report = report_of({"plain": net}, ("fgsm", "pgd2"), eps=EPS, sanity_checks=True, n_sanity=5)
     text = report.to_markdown()
     assert "| estimator | n | clean | fgsm | pgd2 | worst | conditional |" in text
@@ -307,57 +289,6 @@ def test_other_data_are_refused(which, net, tmp_path):
     assert path.read_bytes() == before
 
 
-def test_interrupted_in_the_middle(net, tmp_path):
-    path = tmp_path / "report.json"
-    models = {"a": net, "b": network(seed=1)}
-    attacks = {"one": counted(n_steps=1), "two": counted()}
-    CountedPGD.interrupted_at = 4
-    with pytest.raises(KeyboardInterrupt):
-        report_of(models, attacks, path=path)
-    partial = RobustnessReport.from_json(path)
-    assert [(c.estimator, c.attack) for c in partial.cells] == [
-        *(("a", attack) for attack in ("clean", "one", "two")),
-        *(("b", attack) for attack in ("clean", "one")),
-    ]
-    assert "not measured" in partial.to_markdown()
-    assert "(of 1 of 2 attacks)" in partial.to_markdown()
-    assert partial.to_frame()["error"].fillna("").tolist() == [""] * 6 + ["without two"]
-    done = report_of(models, attacks, path=path)
-    assert CountedPGD.calls == 5
-    fresh = report_of(models, attacks)
-    assert accuracies(done) == accuracies(fresh)
-    assert os.listdir(tmp_path) == ["report.json"]
-
-
-def test_interrupted_in_a_check(net, tmp_path, monkeypatch):
-    path = tmp_path / "report.json"
-    ran = []
-
-    def stub(name, interrupts):
-        def check(subject):
-            ran.append(name)
-            if interrupts:
-                raise KeyboardInterrupt
-            return sanity.Finding(passed=True, severity="information", message=name)
-
-        return check
-
-    def run(**interrupts):
-        checks = {name: stub(name, interrupts.get(name)) for name in ("first", "second", "third")}
-        monkeypatch.setattr(sanity, "CHECKS", checks)
-        monkeypatch.setattr("robust_ensembles.inspection.report.CHECKS", checks)
-        return report_of(net, {"pgd": counted()}, path=path, sanity_checks=True)
-
-    with pytest.raises(KeyboardInterrupt):
-        run(second=True)
-    partial = RobustnessReport.from_json(path)
-    assert [f.check for f in partial.findings["Sequential"]] == ["first"]
-    report = run()
-    assert ran == ["first", "second", "second", "third"]
-    assert [f.check for f in report.findings["Sequential"]] == ["first", "second", "third"]
-    assert CountedPGD.calls == 1
-
-
 def test_failed_cells_are_tried_again(net, tmp_path):
     path = tmp_path / "report.json"
     calls = []
@@ -420,6 +351,14 @@ def test_description_of_attacks(net):
 
 
 # the rest
+
+
+@pytest.mark.slow
+def test_a_sound_ensemble_passes_all_checks(ensemble, net):
+    """At the full length of their attacks; see test_sanity."""
+    attacks = {"fgsm": FGSM(eps=EPS), "autoattack": AutoAttack(eps=EPS, n_queries=20)}
+    report = report_of(ensemble, attacks, sanity_checks=True, surrogate=net)
+    assert all(finding.passed for finding in report.findings[type(ensemble).__name__])
 
 
 def test_folder_must_exist(net, tmp_path):

@@ -9,7 +9,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from torch import nn
 
-from robust_ensembles import VanillaEnsembleClassifier
 from robust_ensembles.attacks import (
     FGSM,
     MIM,
@@ -230,38 +229,28 @@ def test_whole_models_of_unlike_dtypes():
     np.testing.assert_allclose(found.values, np.eye(2) / 3, rtol=1e-15)
 
 
-@pytest.fixture(scope="module")
-def fitted(digit_rows):
-    X_train, _, y_train, _ = digit_rows
-    clf = VanillaEnsembleClassifier(
-        module_params={"hidden_sizes": (16,)}, n_estimators=2, max_epochs=10, lr=0.01,
-        batch_size=32, device="cpu", random_state=0,
-    )  # fmt: skip
-    return clf.fit(X_train, np.array(list("abcdefghij"))[y_train])
-
-
-def test_estimators_and_pipelines(digit_rows, fitted):
+def test_estimators_and_pipelines(digit_rows, lettered):
     _, x, _, y = digit_rows
     y = np.array(list("abcdefghij"))[y]
-    before = {name: value.clone() for name, value in fitted.module_.state_dict().items()}
+    before = {name: value.clone() for name, value in lettered.module_.state_dict().items()}
     # a Pipeline does not know the box of raw X
     attack = PGD(eps=0.1, n_steps=3, clip_values=(0, 1))
-    direct = matrix(fitted, x, y, attack=attack)
+    direct = matrix(lettered, x, y, attack=attack)
     scaler = MinMaxScaler().fit(np.array([[0.0] * 64, [1.0] * 64]))
-    piped = matrix(make_pipeline(scaler, fitted), x, y, attack=attack)
+    piped = matrix(make_pipeline(scaler, lettered), x, y, attack=attack)
     np.testing.assert_array_equal(direct.values, piped.values)
     assert (np.diag(direct.values) > direct.values[[0, 1], [1, 0]]).all()
-    assert all(torch.equal(before[k], v) for k, v in fitted.module_.state_dict().items())
-    right = fitted.member_predict_proba(x).argmax(axis=2) == np.searchsorted(fitted.classes_, y)
+    assert all(torch.equal(before[k], v) for k, v in lettered.module_.state_dict().items())
+    right = lettered.member_predict_proba(x).argmax(axis=2) == np.searchsorted(lettered.classes_, y)
     assert (direct.n_samples == right.all(axis=0).sum()).all()
 
 
-def test_uint8_that_means_two_things(digit_rows, fitted):
+def test_uint8_that_means_two_things(digit_rows, lettered):
     _, x, _, y = digit_rows
     y = np.array(list("abcdefghij"))[y]
     images = (255 * x).astype(np.uint8)
     scaler = MinMaxScaler().fit(np.array([[0.0] * 64, [255.0] * 64]))
-    models = {"direct": fitted, "piped": make_pipeline(scaler, fitted)}
+    models = {"direct": lettered, "piped": make_pipeline(scaler, lettered)}
     with pytest.raises(ValueError, match="two units"):
         matrix(models, images, y, attack=FGSM(eps=0.1))
 

@@ -13,12 +13,11 @@ from sklearn.model_selection import (
     cross_validate,
 )
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import FunctionTransformer, QuantileTransformer, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.utils.fixes import parse_version
 
 from robust_ensembles import CEATEnsembleClassifier, VanillaEnsembleClassifier
-from robust_ensembles.attacks import FGSM, PGD, UniformNoise, as_torch
-from robust_ensembles.exceptions import NotDifferentiableError
+from robust_ensembles.attacks import FGSM, PGD, as_torch
 from robust_ensembles.metrics import make_robust_scorer, robust_accuracy_score, robust_scoring
 
 EPS = 0.08
@@ -62,9 +61,10 @@ def test_cross_validate(digit_rows):
         assert (scores[key] < scores["clean"]).all()
 
 
-def test_grid_search_through_a_pipeline(digit_rows):
-    """Over mu and the training attack; two processes find what one does."""
-    X, _, y, _ = digit_rows
+@pytest.mark.parametrize("n_jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_grid_search_through_a_pipeline(digit_rows, n_jobs):
+    """Over mu and the training attack; several processes find what one does."""
+    X, y = digit_rows[0][:100], digit_rows[2][:100]
     attack = PGD(eps=0.05, n_steps=1)
     pipeline = Pipeline(
         [("scale", StandardScaler()), ("ceat", make(CEATEnsembleClassifier, attack=attack))]
@@ -80,7 +80,7 @@ def test_grid_search_through_a_pipeline(digit_rows):
             n_jobs=n_jobs,
             error_score="raise",
         ).fit(X, y)
-        for n_jobs in (1, 2)
+        for n_jobs in (1, n_jobs)
     ]
     one, two = (search.cv_results_ for search in searches)
     columns = [name for name in one if "test" in name]
@@ -114,46 +114,6 @@ def test_epsilon_is_in_raw_units(digit_rows):
         pipeline[1], pipeline[0].transform(raw), y_test, attack=PGD(eps=EPS, n_steps=5)
     )
     assert found < scaled_only - 0.1
-
-
-def test_box_of_a_pipeline_is_given(digit_rows):
-    X, X_test, y, y_test = digit_rows
-    pipeline = scaled(StandardScaler()).fit(X, y)
-    free, boxed = (
-        PGD(eps=0.3, n_steps=2, clip_values=box).generate(pipeline, X_test, y_test)
-        for box in (None, (0, 1))
-    )
-    assert free.min() < -0.2
-    assert (boxed.min(), boxed.max()) == (0, 1)
-
-
-def test_step_without_a_gradient(digit_rows):
-    X, X_test, y, y_test = digit_rows
-    pipeline = scaled(QuantileTransformer(n_quantiles=10))
-    search = GridSearchCV(
-        pipeline,
-        {"vanillaensembleclassifier__lr": [0.01]},
-        cv=2,
-        scoring=robust_scoring("fgsm"),
-        refit="worst",
-        error_score="raise",
-    )
-    with pytest.raises(NotDifferentiableError, match="'quantiletransformer'"):
-        search.fit(X, y)
-    pipeline.fit(X, y)
-    clean = robust_scoring("fgsm")["clean"]
-    assert clean(pipeline, X_test, y_test) == pipeline.score(X_test, y_test)
-    noise = UniformNoise(eps=EPS)
-    noisy = robust_accuracy_score(pipeline, X_test, y_test, attack=noise)
-    assert 0 < noisy <= pipeline.score(X_test, y_test)
-
-
-def test_numpy_function_passes_no_gradient(digit_rows):
-    """np.log1p takes tensors, and cuts the graph."""
-    X, X_test, y, y_test = digit_rows
-    pipeline = scaled(FunctionTransformer(np.log1p)).fit(X, y)
-    with pytest.raises(NotDifferentiableError):
-        make_robust_scorer(FGSM())(pipeline, X_test, y_test)
 
 
 def test_pipeline_that_changes_without_training_is_not_stale(digit_rows):
@@ -220,32 +180,19 @@ def test_weights_that_nobody_asked_for(digit_rows):
             search.fit(X, y, sample_weight=np.ones(200))
 
 
-def test_bad_refit_is_refused_before_any_fit(digit_rows, monkeypatch):
-    X, _, y, _ = digit_rows
-
-    def fail(*args, **kwargs):
-        pytest.fail("training began")
-
-    monkeypatch.setattr(VanillaEnsembleClassifier, "fit", fail)
-    search = GridSearchCV(make(), {"lr": [0.01]}, scoring=robust_scoring("fgsm"), refit="wurst")
-    with pytest.raises(ValueError, match="refit"):
-        search.fit(X, y)
-
-
 def test_autoattack_and_transfer_in_a_search(digit_rows):
     X, y = (part[digit_rows[2] < 3] for part in (digit_rows[0], digit_rows[2]))
     surrogate = make(random_state=9, max_epochs=10).fit(X, y)
     scoring = robust_scoring("pgd5", "autoattack20", "transfer", eps=0.15, surrogate=surrogate)
     search = GridSearchCV(
         make(max_epochs=10),
-        {"lr": [0.003, 0.01]},
+        {"lr": [0.01]},
         scoring=scoring,
         refit="worst",
         cv=2,
         error_score="raise",
     )
     results = search.fit(X, y).cv_results_
-    for i in range(2):
-        of = {key: results[f"mean_test_{key}"][i] for key in scoring}
-        assert 0 < of["worst"] <= of["autoattack20"] <= of["pgd5"] < of["clean"]
-        assert of["worst"] <= of["transfer"] <= of["clean"]
+    of = {key: results[f"mean_test_{key}"][0] for key in scoring}
+    assert 0 < of["worst"] <= of["autoattack20"] <= of["pgd5"] < of["clean"]
+    assert of["worst"] <= of["transfer"] <= of["clean"]

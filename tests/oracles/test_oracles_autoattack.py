@@ -7,7 +7,7 @@ so that these are compared over five walks, and by two images.
 
 import pytest
 import torch
-from oracle_models import EPS, PROBLEMS, accuracy, build, digits
+from oracle_models import EPS, PROBLEMS, accuracy
 
 from robust_ensembles.attacks import (
     APGD,
@@ -29,17 +29,6 @@ pytestmark = [
 
 ONE_IMAGE = 1 / 300 + 1e-6
 every_problem = pytest.mark.parametrize(("name", "norm"), PROBLEMS)
-
-
-@pytest.fixture(scope="module")
-def test_part():
-    x, y = digits()
-    return x[-300:], y[-300:]
-
-
-@pytest.fixture(scope="module")
-def models():
-    return build()
 
 
 def robust(module, attack, x, y):

@@ -2,29 +2,17 @@
 
 import pytest
 import torch
-from oracle_models import EPS, PROBLEMS, accuracy, build, digits
+from oracle_models import EPS, PROBLEMS, accuracy
 
 from robust_ensembles.attacks import CW, PGD, WorstCase, is_broken
 
 pytestmark = [
     pytest.mark.oracle,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::Warning"),  # of the other libraries
 ]
 
 N_STEPS, RELATIVE_STEP = 40, 1 / 10
 every_problem = pytest.mark.parametrize(("name", "norm"), PROBLEMS)
-
-
-@pytest.fixture(scope="module")
-def test_part():
-    x, y = digits()
-    return x[-300:], y[-300:]
-
-
-@pytest.fixture(scope="module")
-def models():
-    return build()
 
 
 def ours(module, norm, eps, x, y, *, random_start=False, attack=PGD, n_restarts=1):
