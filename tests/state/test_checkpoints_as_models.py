@@ -9,6 +9,7 @@ import pytest
 import torch
 from file_parts import put_together, small, take_apart
 from skorch.callbacks import Callback
+from small_estimators import every_class
 from torch import nn
 
 import robust_ensembles
@@ -17,18 +18,11 @@ from robust_ensembles import (
     FASTENEnsembleClassifier,
     VanillaEnsembleClassifier,
 )
-from robust_ensembles.attacks import PGD, External
+from robust_ensembles.attacks import External
 from robust_ensembles.exceptions import ModelFileError
 from robust_ensembles.persistence import load
 from robust_ensembles.state.folder import CheckpointFolder
 from robust_ensembles.training import EnsembleNet, NoisyCopies
-
-ENSEMBLES = [
-    getattr(robust_ensembles, name)
-    for name in robust_ensembles.__all__
-    if name.endswith("Classifier")
-]
-ADVERSARIAL = {"AdversarialEnsembleClassifier", "CEATEnsembleClassifier"}
 
 
 class Answers(Callback):
@@ -63,11 +57,10 @@ def checkpointed(folder, data, cls=VanillaEnsembleClassifier, **params):
 
 
 @pytest.mark.usefixtures("keep_all")
-@pytest.mark.parametrize("cls", ENSEMBLES, ids=lambda cls: cls.__name__)
+@every_class
 def test_every_epoch_of_every_estimator(cls, data, tmp_path):
     answers = Answers(data[0])
-    attack = {"attack": PGD(eps=0.01, n_steps=1)} if cls.__name__ in ADVERSARIAL else {}
-    fitted = checkpointed(tmp_path, data, cls, max_epochs=3, callbacks=[answers], **attack)
+    fitted = checkpointed(tmp_path, data, cls, max_epochs=3, callbacks=[answers])
     for epoch in (1, 2, 3):
         again = load(file_of(tmp_path, epoch), callbacks=None)
         assert type(again) is cls
