@@ -20,13 +20,6 @@ LAYERS = ["features.0", "features.2", "classifier"]
 EPS = 0.07
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 def make_step(nets, x, box=(0.0, 1.0)):
     index = torch.arange(len(x))
     return TrainingStep(Ensemble(nets), None, Batch(x, index % 4, None, index), box, 3)

@@ -10,13 +10,6 @@ from robust_ensembles.modules import MLP, LeNet5, ResNet20
 from robust_ensembles.training import feature_layers, features, replaced_output, resolve_layers
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 def has_hooks(net):
     return any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 

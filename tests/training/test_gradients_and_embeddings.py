@@ -20,13 +20,6 @@ from robust_ensembles.training import (
 )
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 def members(n=3):
     return [MLP((6,), 4, hidden_sizes=(5,)) for _ in range(n)]
 
