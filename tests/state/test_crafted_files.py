@@ -14,9 +14,7 @@ from safetensors.torch import save_file
 
 from robust_ensembles import CLDLEnsembleClassifier, DVERGEEnsembleClassifier
 from robust_ensembles.exceptions import ModelFileError
-from robust_ensembles.persistence import files as _load
-from robust_ensembles.persistence import files as _members
-from robust_ensembles.persistence import load
+from robust_ensembles.persistence import files, load
 from robust_ensembles.state.container import MAX_TABLE
 
 MANY = 10**12
@@ -58,8 +56,7 @@ def refuse(path, reason, **params):
         raise AssertionError("tensors were read")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_members, "read_tensors", read)
-        patch.setattr(_load, "read_tensors", read)
+        patch.setattr(files, "read_tensors", read)
         tracemalloc.start()
         try:
             with pytest.raises(ModelFileError, match=reason) as caught:
