@@ -5,6 +5,7 @@ import numpy as np
 from benchmarks.reproduce import _data, _plan, _published, _run
 from benchmarks.reproduce._budget import Budget
 from benchmarks.reproduce._published import Column
+from robust_ensembles import VanillaEnsembleClassifier
 
 TINY = Budget(epochs=1, seeds=1, images=12, train_images=64)
 
@@ -21,6 +22,16 @@ def synthetic(dataset, archive=None):
         return np.clip(X, 0, 255).astype(np.uint8), y
 
     return _data.Images("Synthetic", *images(300), *images(10_000))
+
+
+def small_estimator(epochs=1):
+    return VanillaEnsembleClassifier(
+        module="mlp",
+        module_params={"hidden_sizes": (8,)},
+        max_epochs=epochs,
+        device="cpu",
+        random_state=0,
+    )
 
 
 def planned(paper, name, budget=TINY, **settings):

@@ -188,8 +188,18 @@ def test_ratios_are_those_of_each_round():
     assert faster.times_faster_than(reference) == (2.0, 1.5, 4.0)
 
 
-@pytest.mark.parametrize("module", [training, overhead, roofline])
-def test_quick_runs_write_no_files(module, results):
+@pytest.mark.parametrize(
+    ("module", "methods"),
+    [
+        (training, None),
+        (overhead, None),
+        (roofline, ["gal"]),
+        pytest.param(roofline, roofline.METHODS, marks=pytest.mark.slow),
+    ],
+)
+def test_quick_runs_write_no_files(module, methods, results, monkeypatch):
+    if methods is not None:
+        monkeypatch.setattr(module, "METHODS", methods)
     arguments = {training: ["--quick", "--methods", "vanilla"]}.get(module, ["--quick"])
     module.main(arguments)
     assert not list(results.iterdir())

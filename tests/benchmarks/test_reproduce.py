@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_reproduction import TINY, fill, planned, synthetic, task
+from small_reproduction import TINY, fill, planned, small_estimator, synthetic, task
 
 from benchmarks import _store
 from benchmarks.reproduce import (
@@ -324,16 +324,6 @@ def test_names_of_what_was_trained_stay():
 # ------------------------------------------------------------------------------- what is kept
 
 
-def small_estimator():
-    return VanillaEnsembleClassifier(
-        module_params={"hidden_sizes": (8,)},
-        max_epochs=3,
-        device="cpu",
-        random_state=0,
-        module="mlp",
-    )
-
-
 def test_a_killed_training_goes_on(tmp_path, monkeypatch, caplog):
     X, y = load_digits_images()
     X, y = X[:200], y[:200]
@@ -346,14 +336,14 @@ def test_a_killed_training_goes_on(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(_store._ProcessorTime, "on_epoch_end", killed)
     with pytest.raises(RuntimeError, match="killed"):
-        _store.train(small_estimator(), X, y, tmp_path, "one")
+        _store.train(small_estimator(epochs=3), X, y, tmp_path, "one")
     assert not _store.is_trained(tmp_path, "one")
     monkeypatch.setattr(_store._ProcessorTime, "on_epoch_end", original)
     with caplog.at_level("INFO"):
-        _store.train(small_estimator(), X, y, tmp_path, "one")
+        _store.train(small_estimator(epochs=3), X, y, tmp_path, "one")
     assert "goes on after epoch 1" in caplog.text
     stored = _store.load(tmp_path, "one")
-    straight = small_estimator().fit(X, y)
+    straight = small_estimator(epochs=3).fit(X, y)
     np.testing.assert_array_equal(stored.model.predict_proba(X), straight.predict_proba(X))
     assert stored.seconds > 0
     assert stored.cpu_seconds > 0

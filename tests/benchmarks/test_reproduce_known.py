@@ -5,12 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small_reproduction import TINY, fill, task
+from small_reproduction import TINY, fill, small_estimator, task
 
 from benchmarks import _store
 from benchmarks.reproduce import __main__ as command
 from benchmarks.reproduce import _known, _run, _training
-from robust_ensembles import VanillaEnsembleClassifier
 from robust_ensembles.datasets import load_digits_images
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_images")
@@ -97,12 +96,9 @@ def test_what_was_measured_here_stays(result, here):
 
 def test_a_model_whose_record_is_known_can_be_trained(tmp_path):
     X, y = load_digits_images()
-    estimator = VanillaEnsembleClassifier(
-        module="mlp", module_params={"hidden_sizes": (8,)}, max_epochs=1, device="cpu"
-    )
     _store.take_over(tmp_path, "one", RECORD)
     assert not _store.is_trained(tmp_path, "one")
-    _store.train(estimator, X[:100], y[:100], tmp_path, "one")
+    _store.train(small_estimator(), X[:100], y[:100], tmp_path, "one")
     assert _store.is_trained(tmp_path, "one")
     assert _store.record(tmp_path, "one")["machine"] == _store.machine()
     _store.take_over(tmp_path, "one", RECORD)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from small_reproduction import TINY, planned, task
 
-from benchmarks import _report
 from benchmarks.reproduce import _measured, _plan, _run, _tables, _units
 from benchmarks.reproduce._cells import Cells, Unit
 from benchmarks.reproduce._published import Column
@@ -88,8 +87,7 @@ def test_all_attacks_where_all_are_measured():
         ([0, 0, 0], "not run", "Seeds: [] of [0, 1, 2]. "),
     ],
 )
-def test_seeds_count_when_complete(measured, column, footer, tmp_path, monkeypatch):
-    monkeypatch.setattr(_report, "RESULTS", tmp_path / "results")
+def test_seeds_count_when_complete(measured, column, footer, tmp_path, results, monkeypatch):
     job = task("ceat", "4", replace(TINY, seeds=3), methods=["CEAT[none]"])
     units = [Unit("one", None), Unit("two", None)]
     monkeypatch.setattr(_run.Task, "units", lambda self, part, surrogates: units)
@@ -101,7 +99,7 @@ def test_seeds_count_when_complete(measured, column, footer, tmp_path, monkeypat
             row = {**attacked, "faithful": 0.5, "sound": 0.25, "n_samples": 12}
             shop.cells.write(model.key, unit.name, [row], 1800.0, [])
     _run.run(job, shop, so_far=True)
-    payload = json.loads((tmp_path / "results/reproduce/ceat_4.json").read_text())
+    payload = json.loads((results / "ceat_4.json").read_text())
     row = next(row for row in payload["rows"] if row["method"] == "CEAT[none]")
     assert row["seeds"] == column
     assert footer in payload["about"]

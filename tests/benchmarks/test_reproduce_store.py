@@ -6,9 +6,9 @@ from contextlib import suppress
 from threading import Barrier, BrokenBarrierError
 
 import pytest
-from small_reproduction import TINY, synthetic, task
+from small_reproduction import TINY, small_estimator, synthetic, task
 
-from benchmarks import _report, _store
+from benchmarks import _store
 from benchmarks.reproduce import _cells, _costs, _data, _plan, _run, _training
 from robust_ensembles import VanillaEnsembleClassifier, recipes
 from robust_ensembles.datasets import load_digits_images
@@ -40,12 +40,6 @@ def by_two(do):
 
     with ThreadPoolExecutor(2) as workers:
         list(workers.map(one, range(2)))
-
-
-def small_estimator():
-    return VanillaEnsembleClassifier(
-        module="mlp", module_params={"hidden_sizes": (8,)}, max_epochs=1, device="cpu"
-    )
 
 
 @pytest.fixture
@@ -161,8 +155,7 @@ def test_two_workers_fail_once(tmp_path, digits, monkeypatch):
     assert errors == ["the loss became infinite"] * 2
 
 
-def test_results_tell_of_a_failed_training(tmp_path, diverging, monkeypatch, caplog):
-    monkeypatch.setattr(_report, "RESULTS", tmp_path / "results")
+def test_results_tell_of_a_failed_training(tmp_path, results, diverging, monkeypatch, caplog):
     monkeypatch.setattr(_costs._Timings, "get", lambda self, what, measure: 1.0)
     job = task("ncen", "II", TINY, methods=["GAL"])
     part = job.parts[0]
@@ -184,7 +177,7 @@ def test_results_tell_of_a_failed_training(tmp_path, diverging, monkeypatch, cap
     assert f"{model.key} could not be trained; without its .failed.json" in caplog.text
     assert left() == {}
     _run.run(_run.replace(job, parts=[part]), shop, so_far=True)
-    text = (tmp_path / "results/reproduce/ncen_II.md").read_text()
+    text = (results / "ncen_II.md").read_text()
     assert "- GAL: 1 of 1 trainings failed: the loss became infinite." in text
-    payload = json.loads((tmp_path / "results/reproduce/ncen_II.json").read_text())
+    payload = json.loads((results / "ncen_II.json").read_text())
     assert {row["method"]: row["seeds"] for row in payload["rows"]}["GAL"] == "not run"

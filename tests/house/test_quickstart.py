@@ -1,7 +1,9 @@
 """The quickstart runs, with tiny settings, and writes what it says."""
 
+import contextlib
 import csv
 import importlib.util
+import io
 import sys
 from pathlib import Path
 
@@ -17,16 +19,23 @@ METHODS = ["Vanilla", "CLDL", "NCEn", "CEAT"]
 TINY = ["--n-train", "96", "--n-test", "30", "--epochs", "1"]
 
 
-@pytest.fixture
-def load_example(monkeypatch):
-    def load(name):
-        spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, spec.name, module)
+@pytest.fixture(scope="module")
+def quickstart():
+    spec = importlib.util.spec_from_file_location("quickstart", EXAMPLES / "quickstart.py")
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, spec.name, module)
         spec.loader.exec_module(module)
-        return module
+        yield module
 
-    return load
+
+@pytest.fixture(scope="module")
+def run(quickstart, tmp_path_factory):
+    """What a run of two seeds prints, and the files that it writes."""
+    folder = tmp_path_factory.mktemp("quickstart") / "new" / "folder"
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        quickstart.main([*TINY, "--seeds", "2", "--output", str(folder)])
+    return printed.getvalue(), {path.name: path for path in folder.iterdir()}
 
 
 def read_csv(path):
@@ -34,17 +43,11 @@ def read_csv(path):
         return list(csv.DictReader(file))
 
 
-def test_quickstart_prints_one_table_and_writes_the_numbers_and_a_plot(
-    load_example, tmp_path, capsys
-):
-    quickstart = load_example("quickstart")
-    quickstart.main([*TINY, "--seeds", "2", "--output", str(tmp_path / "new" / "folder")])
-
-    printed = capsys.readouterr().out
+def test_quickstart_prints_one_table_and_writes_the_numbers_and_a_plot(quickstart, run):
+    printed, files = run
     assert printed.count("worst") == 2, "a column of the one table, and its caption"
     assert all(method in printed for method in METHODS)
     assert "96 training and 30 test images" in " ".join(printed.split())
-    files = {path.name: path for path in (tmp_path / "new" / "folder").iterdir()}
     assert set(files) == {"digits.md", "digits.csv", "digits-robustness.png"}
     assert files["digits-robustness.png"].read_bytes().startswith(b"\x89PNG")
     assert files["digits.md"].read_text(encoding="utf-8").count("±") == 4 * 4 + 1
@@ -54,33 +57,28 @@ def test_quickstart_prints_one_table_and_writes_the_numbers_and_a_plot(
     assert {row["seed"] for row in rows} == {"0", "1"}
 
 
-def test_the_table_is_the_mean_and_deviation_of_the_csv(load_example, tmp_path):
-    quickstart = load_example("quickstart")
-    quickstart.main([*TINY, "--seeds", "2", "--output", str(tmp_path)])
-
-    rows = read_csv(tmp_path / "digits.csv")
+def test_the_table_is_the_mean_and_deviation_of_the_csv(run):
+    _, files = run
     pgd = [
         100 * float(row["accuracy"])
-        for row in rows
+        for row in read_csv(files["digits.csv"])
         if (row["method"], row["attack"], row["eps"]) == ("CLDL", "pgd20", "0.1")
     ]
     assert len(pgd) == 2
-    table = (tmp_path / "digits.md").read_text(encoding="utf-8").splitlines()
+    table = files["digits.md"].read_text(encoding="utf-8").splitlines()
     cells = next(line for line in table if line.startswith("| CLDL")).split(" | ")
     assert cells[3] == f"{np.mean(pgd):.1f} ± {np.std(pgd, ddof=1):.1f}"
 
 
-def test_two_runs_give_the_same_numbers_and_leave_the_threads_alone(load_example, tmp_path):
-    quickstart = load_example("quickstart")
+def test_another_run_gives_the_same_numbers_and_leaves_the_threads_alone(quickstart, run, tmp_path):
     torch.set_num_threads(2)
-    for folder in ("a", "b"):
-        quickstart.main([*TINY, "--seeds", "1", "--output", str(tmp_path / folder)])
-    assert read_csv(tmp_path / "a" / "digits.csv") == read_csv(tmp_path / "b" / "digits.csv")
+    quickstart.main([*TINY, "--seeds", "1", "--output", str(tmp_path)])
+    first = [row for row in read_csv(run[1]["digits.csv"]) if row["seed"] == "0"]
+    assert read_csv(tmp_path / "digits.csv") == first
     assert torch.get_num_threads() == 2
 
 
-def test_fashion_mnist_has_settings_of_its_own(load_example, tmp_path, monkeypatch):
-    quickstart = load_example("quickstart")
+def test_fashion_mnist_has_settings_of_its_own(quickstart, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     X = rng.integers(0, 256, (60, 1, 28, 28), dtype=np.uint8)
     monkeypatch.setattr(quickstart, "load_fashion_mnist", lambda split: (X, np.arange(60) % 10))

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from skorch.callbacks import Callback
 from torch import nn
 from torch.utils.data import Subset
-from trainings import digits, make, outcome, perceptron, same
+from trainings import digits, make, outcome, perceptron, same, train_all
 
 from robust_ensembles import (
     CLDLEnsembleClassifier,
@@ -185,8 +185,10 @@ def logged():
     return [record.levelno for record in records], len(printed.getvalue().splitlines()), names
 
 
-def all_courses(folder):
-    return refused(folder), resumed(folder), terminated(), agreed(), logged()
+def train_and_run(jobs, folder):
+    """Outcomes of fits, and of all courses."""
+    courses = refused(folder), resumed(folder), terminated(), agreed(), logged()
+    return train_all(jobs), courses
 
 
 def one_fails():

@@ -6,10 +6,11 @@ import signal
 import warnings
 
 import joblib
+import numpy as np
 import pytest
 from cluster_searches import KillWorker, assert_same_results, make_search
-from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
+from worker_tasks import fail_once, kill_once
 
 from robust_ensembles.parallel import survive_killed_workers
 
@@ -23,21 +24,6 @@ def data(digit_rows):
 @pytest.fixture(scope="module")
 def serial(data):
     return make_search().fit(*data)
-
-
-@pytest.fixture(scope="module")
-def workers_see_this_folder():
-    """Worker processes unpickle the callbacks above."""
-    with pytest.MonkeyPatch.context() as patch:
-        paths = [os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")]
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
-        yield
-
-
-@pytest.fixture(scope="module")
-def loky(workers_see_this_folder):
-    yield
-    get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
 @pytest.fixture(scope="module")
@@ -78,22 +64,61 @@ def ray(workers_see_this_folder):
             signal.signal(signal.SIGTERM, handler)  # Ray leaves its own
 
 
+def test_wrong_settings():
+    with pytest.raises(ValueError, match="Did you mean 'loky'"), survive_killed_workers("locky"):
+        pass
+    with pytest.raises(ValueError, match="retries"), survive_killed_workers(retries=-1):
+        pass
+
+
+def test_task_that_kills_all_its_workers(loky):
+    """Each of two attempts starts processes anew; then the error is told."""
+    kill = joblib.delayed(signal.raise_signal)(signal.SIGKILL)
+    with survive_killed_workers(n_jobs=2, retries=1), pytest.raises(TerminatedWorkerError):
+        joblib.Parallel()([kill])
+    # and the next search finds working processes
+    with survive_killed_workers(n_jobs=2, retries=0):
+        assert joblib.Parallel()(joblib.delayed(abs)(i) for i in range(-3, 0)) == [3, 2, 1]
+
+
+def test_exceptions_in_a_task_are_not_tried_again(loky, tmp_path):
+    with survive_killed_workers(n_jobs=2), pytest.raises(ValueError, match="on purpose"):
+        joblib.Parallel()([joblib.delayed(fail_once)(tmp_path / "failed")])
+
+
+# workers that have imported torch serve the next file, too
+
+BACKENDS = ["loky", "dask", "ray"]
+SLOW_ELSEWHERE = ["loky", *(pytest.param(b, marks=pytest.mark.slow) for b in BACKENDS[1:])]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["loky", "dask", "ray"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_same_results_as_serial(backend, data, serial, request):
     request.getfixturevalue(backend)
     with joblib.parallel_config(backend=backend, n_jobs=2):
         assert_same_results(make_search().fit(*data), serial)
 
 
-@pytest.mark.parametrize("backend", ["loky", "dask", "ray"])
-def test_killed_worker(backend, data, serial, request, tmp_path):
+@pytest.mark.parametrize("backend", SLOW_ELSEWHERE)
+def test_a_search_with_a_killed_worker(backend, data, serial, request, tmp_path):
     request.getfixturevalue(backend)
     killing = KillWorker(tmp_path / "killed")
     with survive_killed_workers(backend, n_jobs=2):
         search = make_search(killing).fit(*data)
     assert (tmp_path / "killed").exists()
     assert_same_results(search, serial)
+
+
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_tasks_with_a_killed_worker(backend, request, tmp_path):
+    """With data that joblib sends to the workers once."""
+    request.getfixturevalue(backend)
+    array = np.arange(1000.0)
+    with survive_killed_workers(backend, n_jobs=2):
+        calls = (joblib.delayed(kill_once)(tmp_path / "killed", i, array) for i in range(6))
+        assert joblib.Parallel()(calls) == [i * array.sum() for i in range(6)]
+    assert (tmp_path / "killed").exists()
 
 
 @pytest.mark.slow
@@ -106,6 +131,7 @@ def test_killed_worker_with_the_only_copy_of_the_data(data, serial, dask_cluster
     assert_same_results(search, serial)
 
 
+@pytest.mark.slow
 def test_joblib_alone_loses_a_search(data, loky, tmp_path):
     """What `survive_killed_workers` says of it; `error_score` is of no use."""
     with (
@@ -113,24 +139,3 @@ def test_joblib_alone_loses_a_search(data, loky, tmp_path):
         pytest.raises(TerminatedWorkerError),
     ):
         make_search(KillWorker(tmp_path / "killed"), error_score=0.0).fit(*data)
-
-
-def test_task_that_kills_all_its_workers(data, loky):
-    """Each of two attempts starts processes anew; then the error is told."""
-    with survive_killed_workers(n_jobs=2, retries=1), pytest.raises(TerminatedWorkerError):
-        make_search(KillWorker()).fit(*data)
-    # and the next search finds working processes
-    with survive_killed_workers(n_jobs=2, retries=0):
-        assert joblib.Parallel()(joblib.delayed(abs)(i) for i in range(-3, 0)) == [3, 2, 1]
-
-
-def test_exceptions_in_a_fit_are_not_tried_again(data, loky):
-    with survive_killed_workers(n_jobs=2), pytest.raises(ValueError, match="eps"):
-        make_search().set_params(estimator__attack__eps=-1.0).fit(*data)
-
-
-def test_wrong_settings():
-    with pytest.raises(ValueError, match="Did you mean 'loky'"), survive_killed_workers("locky"):
-        pass
-    with pytest.raises(ValueError, match="retries"), survive_killed_workers(retries=-1):
-        pass

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from courses import all_courses
+from courses import train_and_run
 from lockstep import run_together
 from steps import look, look_and_check
 from trainings import (
@@ -33,19 +33,36 @@ from robust_ensembles.training import GaussianNoise
 
 
 def compare(jobs, size, tolerance=1e-6):
-    expected = train_all(jobs)
-    first, *others = run_together(size, train_all, jobs)
-    for (cls, params), one, several in zip(jobs, expected, first, strict=True):
+    check(jobs, run_together(size, train_all, jobs), tolerance)
+
+
+def check(jobs, trained, tolerance=1e-6):
+    """Whether several processes have trained what one does, and all of them the same."""
+    first, *others = trained
+    for (cls, params), one, several in zip(jobs, train_all(jobs), first, strict=True):
         weights, losses = distances(one, several)
         assert max(weights, losses) < tolerance, (cls.__name__, params, weights, losses)
     for other in others:
         assert all(map(same, first, other))
 
 
-@pytest.mark.parametrize("module", [residual, pytest.param(perceptron, marks=pytest.mark.slow)])
-def test_equals_one_process(module):
+JOBS = [(cls, {"module": residual}) for cls in NAMED]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """What each of two processes has trained, and what became of its courses."""
+    return run_together(2, train_and_run, JOBS, tmp_path_factory.mktemp("courses"))
+
+
+def test_equals_one_process(both):
     """After 20 steps, in float64; the last batch of an epoch is shared out as 8 and 7 rows."""
-    compare([(cls, {"module": module}) for cls in NAMED], 2)
+    check(JOBS, [trained for trained, _ in both])
+
+
+@pytest.mark.slow
+def test_without_batch_normalization():
+    compare([(cls, {"module": perceptron}) for cls in NAMED], 2)
 
 
 @pytest.mark.slow
@@ -59,8 +76,8 @@ def test_parts_of_a_step():
                 np.testing.assert_allclose(other, tensor, rtol=1e-9, atol=1e-11, err_msg=name)
 
 
-def test_courses(tmp_path):
-    first, second = run_together(2, all_courses, tmp_path)
+def test_courses(both):
+    first, second = (courses for _, courses in both)
     refused, *_ = first
     assert refused == second[0]
     for name, message in refused.items():

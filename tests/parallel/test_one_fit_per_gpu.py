@@ -70,13 +70,6 @@ def most_at_once(path):
     return max(np.cumsum([int(sign) for _, sign in changes]))
 
 
-def run_apart(code, *args):
-    """Another process that has printed a line and waits to be killed."""
-    process = subprocess.Popen([sys.executable, "-c", code, *args], stdout=subprocess.PIPE)
-    assert process.stdout.readline() == b"ready\n"
-    return process
-
-
 @contextmanager
 def held_elsewhere(device):
     """Another process holds the first device, and is killed."""
@@ -87,7 +80,9 @@ def held_elsewhere(device):
         "    time.sleep(100)\n"
     )
     os.makedirs(device.lock_dir, exist_ok=True)
-    other = run_apart(code, f"{device.lock_dir}/cpu-0.lock")
+    command = [sys.executable, "-c", code, f"{device.lock_dir}/cpu-0.lock"]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"ready\n"
     try:
         yield other
     finally:
@@ -99,7 +94,7 @@ def held_elsewhere(device):
 @pytest.mark.parametrize(
     ("backend", "n_jobs", "n_slots"), [("loky", 2, 1), ("threading", 3, 1), ("threading", 3, 2)]
 )
-def test_no_more_fits_than_devices(backend, n_jobs, n_slots, slots, digit_rows, tmp_path):
+def test_no_more_fits_than_devices(backend, n_jobs, n_slots, slots, digit_rows, tmp_path, loky):
     X, _, y, _ = digit_rows
     log = tmp_path / "log"
     estimators = [make(slots(n_slots), callbacks=[LogTimes(log)]) for _ in range(6)]
@@ -114,21 +109,10 @@ def test_no_more_fits_than_devices(backend, n_jobs, n_slots, slots, digit_rows, 
 
 def test_killed_process_frees_its_device(slots, digit_rows):
     X, _, y, _ = digit_rows
-    code = (
-        "import sys, time, pickle\n"
-        "with pickle.loads(bytes.fromhex(sys.argv[1])).reserve():\n"
-        "    print('ready', flush=True)\n"
-        "    time.sleep(100)\n"
-    )
-    other = run_apart(code, pickle.dumps(slots(1)).hex())
-    try:
+    with held_elsewhere(slots(1)):
         with pytest.raises(TimeoutError, match=r"none became free in 0\.3 s"):
             make(slots(1, timeout=0.3)).fit(X, y)
         make(slots(2, timeout=0)).fit(X, y)  # a second device is free
-    finally:
-        other.kill()
-        other.wait()
-        other.stdout.close()
     assert os.listdir(slots(1).lock_dir)  # the files stay
     make(slots(1, timeout=0)).fit(X, y)
 

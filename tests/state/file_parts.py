@@ -2,13 +2,16 @@
 
 import json
 
+from small_estimators import ADVERSARIAL
+
 from robust_ensembles import VanillaEnsembleClassifier
+from robust_ensembles.attacks import PGD
 
 KEY = "robust_ensembles"
 
 
 def small(cls=VanillaEnsembleClassifier, **params):
-    """Three MLPs of 8 units, one epoch."""
+    """Three MLPs of 8 units, one epoch, and a weak attack where the method has one."""
     settings = {
         "module_params": None if "module" in params else {"hidden_sizes": (8,)},
         "max_epochs": 1,
@@ -17,6 +20,8 @@ def small(cls=VanillaEnsembleClassifier, **params):
         "device": "cpu",
         "random_state": 0,
     }
+    if cls in ADVERSARIAL:
+        settings["attack"] = PGD(eps=0.01, n_steps=1)
     return cls(**{**settings, **params})
 
 

@@ -10,6 +10,7 @@ from file_parts import small
 from packaging.version import Version
 from sklearn.exceptions import NotFittedError
 
+from robust_ensembles.modules import CifarResNet
 from robust_ensembles.persistence import export_onnx
 
 
@@ -48,7 +49,8 @@ def test_torch_export_takes_any_number_of_samples(dtype, digit_images):
 )
 def test_onnx_computes_what_the_estimator_does(digit_images, runtime, path):
     X, X_test, y, _ = digit_images
-    estimator = small(module="resnet20", n_estimators=2, module_params={"normalize": (0.5, 0.2)})
+    params = {"depth": 8, "normalize": (0.5, 0.2)}
+    estimator = small(module=CifarResNet, n_estimators=2, module_params=params)
     estimator.fit(X[:64], np.array(list("abcdefghij"))[y[:64]]).export_onnx(path)
     expected = estimator.predict_log_proba(X_test)
     for n in (1, 5, 100):

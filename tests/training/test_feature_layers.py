@@ -10,13 +10,6 @@ from robust_ensembles.modules import MLP, LeNet5, ResNet20
 from robust_ensembles.training import feature_layers, features, replaced_output, resolve_layers
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 def has_hooks(net):
     return any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
@@ -198,18 +191,14 @@ def test_shortcuts_are_left_out():
     assert "0.shortcut" not in feature_layers(beside)
 
 
-def test_declared_layers_come_first():
-    net = MLP((6,), 4)
-    net.feature_layers = ("classifier", "features.1")
-    assert resolve_layers([net], None, (6,)) == [["classifier", "features.1"]]
-    assert resolve_layers([net], ["features.0"], (6,)) == [["features.0"]]
-
-
-def test_named_layers_keep_their_order():
+def test_declared_and_named_layers_keep_their_order():
     nets = [MLP((6,), 4) for _ in range(2)]
     names = ["classifier", "features.1"]
     assert resolve_layers(nets, names, (6,)) == [names, names]
     assert resolve_layers(nets, tuple(names), (6,)) == [names, names]
+    nets[0].feature_layers = tuple(names)
+    assert resolve_layers(nets[:1], None, (6,)) == [names]
+    assert resolve_layers(nets[:1], ["features.0"], (6,)) == [["features.0"]]
 
 
 def test_lists_for_each_member():
@@ -222,23 +211,19 @@ def test_lists_for_each_member():
     assert resolve_layers(nets, ["classifier"], (1, 8, 8)) == [["classifier"]] * 2
 
 
-@pytest.mark.parametrize("n_lists", [1, 3])
-def test_wrong_number_of_lists(n_lists):
-    nets = [MLP((6,), 4) for _ in range(2)]
-    match = rf"lists for {n_lists} members, the ensemble has 2; give one list of names for all"
-    with pytest.raises(ValueError, match=match):
-        resolve_layers(nets, [["classifier"]] * n_lists, (6,))
-
-
-def test_misspelt_name():
-    with pytest.raises(ValueError, match=r"member 0 \(MLP\).*'clasifier'.*mean 'classifier'"):
-        resolve_layers([MLP((6,), 4)], ["features.0", "clasifier"], (6,))
-
-
-def test_layer_that_one_member_lacks():
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([["classifier"]], "lists for 1 members, the ensemble has 2; give one list of names"),
+        ([["classifier"]] * 3, "lists for 3 members, the ensemble has 2; give one list of names"),
+        (["features.0", "clasifier"], r"member 0 \(LeNet5\).*'clasifier'.*mean 'classifier'"),
+        (["features.7"], r"member 1 \(MLP\).*got 'features.7'"),
+    ],
+)
+def test_wrong_names(layers, message):
     nets = [LeNet5((1, 8, 8), 4), MLP((1, 8, 8), 4)]
-    with pytest.raises(ValueError, match=r"member 1 \(MLP\).*got 'features.7'"):
-        resolve_layers(nets, ["features.7"], (1, 8, 8))
+    with pytest.raises(ValueError, match=message):
+        resolve_layers(nets, layers, (1, 8, 8))
 
 
 @pytest.mark.parametrize("layers", [[], [[]], None])

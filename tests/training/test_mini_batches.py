@@ -129,18 +129,21 @@ def test_noisy_copies_double_the_epoch(subsets):
     assert len(sizes) > 1  # mixed into the batches, not appended
 
 
-def test_augmentation_is_drawn_per_epoch():
-    iterator = batches(augmentation=AugmentationPipeline(shift))
-
-    def shifts(epoch):
+def test_augmentation_is_drawn_for_each_epoch_and_seed():
+    def shifts(epoch, seed=0):
+        """What is added to each sample."""
+        iterator = batches(augmentation=AugmentationPipeline(shift), seed=seed)
         iterator.epoch = epoch
         seen = [(b.y, b.x.sum(dim=1) / 2) for b in iterator]
-        y, shift = (torch.cat(parts) for parts in zip(*seen, strict=True))
-        return shift[y.argsort()]
+        y, shift_of = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        return shift_of[y.argsort()]
 
-    assert torch.equal(shifts(0), shifts(0))
-    assert not torch.equal(shifts(0), shifts(1))
-    assert shifts(0).unique().numel() > 20
+    first = shifts(0)
+    assert torch.equal(shifts(0), first)
+    assert first.unique().numel() > 20
+    for other in (shifts(1), shifts(0, seed=1)):
+        # other numbers, not the same ones for other samples
+        assert (other.sort().values - first.sort().values).abs().max() > 1e-3
 
 
 def test_bytes_become_unit_floats():
