@@ -71,11 +71,11 @@ if TYPE_CHECKING:
     from . import training as training
     from .estimators import CollaborativeCalibration
 else:
-    # rooms and classes are loaded when they are first asked for: torch and scikit-learn take
-    # seconds, which `robust-ensembles --help` and a look at the version need not wait for
+    # sub-modules and classes are imported on first use: importing torch and scikit-learn takes
+    # seconds, which `robust-ensembles --help` and reading the version do not need
 
     def __getattr__(name):
-        """Load a room, or a class from the room of estimators."""
+        """Import a sub-module, or a class from `estimators`."""
         from importlib import import_module
 
         if name in _ROOMS:
@@ -87,5 +87,5 @@ else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__():
-        """What can be asked for, loaded or not."""
+        """All public names, imported or not."""
         return sorted({*globals(), *__all__, *_ROOMS})

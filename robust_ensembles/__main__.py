@@ -1,4 +1,4 @@
-"""``python -m robust_ensembles``, and the command ``robust-ensembles``."""
+"""Entry point of ``python -m robust_ensembles`` and of the command ``robust-ensembles``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Checks of input, and errors and warnings about it, that are alike everywhere."""
+"""Checks of input values, with the same error and warning messages everywhere."""
 
 import contextlib
 import math
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import _check_sample_weight
 from torch import Tensor
 
-# what calls the package for the user: no warning points there
+# libraries that call the package on the user's behalf: warnings do not point at their lines
 _BETWEEN = ("joblib", "sklearn", "skorch")
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn, and point at the line outside the package that has led here.
+    """Issue a warning that points at the calling line outside the package.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def one_of(value: Any, allowed: Iterable[str], what: str) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number, below 2**63 in size; truth values are none.
+    """Whether a value is a number of magnitude below 2**63; booleans do not count.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def is_number(value: Any) -> bool:
     """
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         return False
-    # what torch has a type for, and a float32 for its square; not so NaN
+    # torch has a type for such numbers, and float32 holds their squares; NaN is refused
     size = int(value) if isinstance(value, int | np.integer) else float(value)
     return abs(size) < 2**63
 
@@ -99,9 +99,9 @@ def check_number(
         What the value is, for the message.
     low, high : float
     closed : {"both", "left", "right", "neither"}, default="both"
-        Which of them the value may be.
+        Which of the limits are allowed themselves.
     unit : str, default=""
-        Said behind the limits.
+        Appended to the limits in the message.
 
     Raises
     ------
@@ -126,7 +126,7 @@ def _limits(low: float, high: float, left: bool, right: bool) -> str:
 
 
 def check_count(value: Any, what: str, least: int = 1) -> None:
-    """Raise a ValueError unless `value` is a whole number from `least`.
+    """Raise a ValueError unless `value` is a whole number of at least `least`.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ def check_flag(value: Any, what: str) -> None:
 
 
 def without_graph(value: Any, what: str) -> Any:
-    """Give what NumPy takes: a tensor's numbers as an array, everything else as it is.
+    """Detach a tensor and convert it to an array; return everything else unchanged.
 
     Parameters
     ----------
@@ -179,7 +179,7 @@ def without_graph(value: Any, what: str) -> Any:
     Raises
     ------
     TypeError
-        For a tensor that has no numbers, or none that NumPy knows.
+        For a sparse or meta tensor, or one of a dtype that NumPy does not have.
     """
     if not isinstance(value, Tensor):
         return value
@@ -196,7 +196,7 @@ def without_graph(value: Any, what: str) -> Any:
 
 
 def as_array(value: Any, what: str) -> Any:
-    """Give an array of any type and shape, or say that there is none.
+    """Convert to an array of any dtype and shape, or raise.
 
     Parameters
     ----------
@@ -222,7 +222,7 @@ def as_array(value: Any, what: str) -> Any:
 
 
 def check_sample_weight(sample_weight: Any, X: Any) -> NDArray[np.float64]:
-    """Weights of samples, times a power of two, so that neither sums nor products overflow.
+    """Sample weights, scaled by a power of two so that neither sums nor products overflow.
 
     Parameters
     ----------
@@ -236,7 +236,7 @@ def check_sample_weight(sample_weight: Any, X: Any) -> NDArray[np.float64]:
     Raises
     ------
     ValueError
-        For weights that are no real numbers, negative or not finite, or of another number.
+        For weights that are complex, negative or not finite, or of the wrong length.
     """
     given = None
     if sample_weight is not None:
@@ -249,7 +249,7 @@ def check_sample_weight(sample_weight: Any, X: Any) -> NDArray[np.float64]:
 
 
 def near_one(weight: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The same weights times a power of two, with the largest one from 0.5 to 1."""
+    """The weights times a power of two that brings the largest one between 0.5 and 1."""
     _, exponent = np.frexp(weight.max(initial=0))
     scaled: NDArray[np.float64] = np.ldexp(weight, -exponent)
     return scaled

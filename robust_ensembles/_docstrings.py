@@ -1,7 +1,7 @@
-"""Docstrings that describe inherited parameters, too: `help` and the pages show all of them.
+"""Inherited parameters in docstrings, so that `help` and the reference show all of them.
 
-Every class describes its own parameters, in a numpydoc section. When a class is made, the entries
-of its bases are put behind its own.
+Each class documents its own parameters in a numpydoc section. When a class is created, the
+entries of its bases are appended to this section.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import Any
 
 _HEADING = re.compile(r"^Parameters\n-{3,}\n", re.MULTILINE)
 _SECTION = re.compile(r"^\S[^\n]*\n-{3,}\n", re.MULTILINE)
-# an entry begins where a line is not indented
+# an entry begins with a line that is not indented
 _ENTRY = re.compile(r"^(?=\S)", re.MULTILINE)
 _DEFAULT = re.compile(r", default=.*")
 
 
 def describe_inherited_parameters(cls: type, absent: Iterable[str] = ()) -> None:
-    """Put the entries of inherited parameters into a class's docstring.
+    """Append the entries of inherited parameters to a class's docstring.
 
     Parameters
     ----------
     cls : type
         Left as it is without a docstring of its own, as under ``python -OO``.
     absent : iterable of str
-        Inherited names that are no parameters of this class.
+        Inherited names that are not parameters of this class.
     """
     own = vars(cls).get("__doc__")
     if own is None:
@@ -45,14 +45,14 @@ def describe_inherited_parameters(cls: type, absent: Iterable[str] = ()) -> None
 
 
 def _inherited(cls: type) -> Iterator[str]:
-    """Entries of the nearest bases with a docstring, which hold those of the others."""
+    """Entries of the nearest bases with a docstring, which include those of their own bases."""
     for base in cls.__bases__:
         doc = vars(base).get("__doc__")
         yield from _split(inspect.cleandoc(doc))[1] if doc else _inherited(base)
 
 
 def _split(doc: str) -> tuple[str, list[str], str]:
-    """What stands before the section of parameters, its entries, and what stands after it."""
+    """The text before the section of parameters, its entries, and the text after it."""
     heading = _HEADING.search(doc)
     after = _SECTION.search(doc, heading.end() if heading else 0)
     end = after.start() if after else len(doc)
@@ -67,7 +67,7 @@ def _names(entry: str) -> list[str]:
 
 
 def _for_class(cls: type, entry: str, names: list[str]) -> str:
-    """An entry of a base, about some of its parameters, with the defaults that a class has."""
+    """An entry of a base, limited to `names`, with the defaults of `cls`."""
     header, newline, text = entry.partition("\n")
     kind = header.partition(" : ")[2]
     changed = names != _names(entry) or any(name in vars(cls) for name in names)

@@ -1,11 +1,11 @@
-"""A parameter on one line: its default, and the values that it may have.
+"""Parameters declared on one line: the default and the allowed values.
 
     alpha: float = param(2.0, at_least(0))
     layers: Sequence[str] | None = param(None, list, tuple, None)
 
-Behind the default stand the alternatives: words of this module, or what scikit-learn takes for a
-constraint (types, ``callable``, ``"random_state"``, None). Estimators are checked by scikit-learn
-in `fit`, attacks by `check_parameters`.
+The default is followed by the alternatives: functions of this module, or what scikit-learn takes
+as a constraint (types, ``callable``, ``"random_state"``, None). scikit-learn checks estimators in
+`fit`, `check_parameters` checks attacks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ._checks import check_count, check_flag, check_number, one_of
 from ._docstrings import describe_inherited_parameters
 
 _ALLOWED = "allowed"
-# an annotation, which is a text in most modules
+# an annotation, which is a string in most modules
 _CLASS_VARIABLE = re.compile(r"(typing\.)?ClassVar\b")
 _T = TypeVar("_T")
 _C = TypeVar("_C", bound=type)
@@ -35,7 +35,7 @@ class Allowed(NamedTuple):
     Parameters
     ----------
     constraint : object
-        The same in scikit-learn's words.
+        The corresponding constraint of scikit-learn.
     check : callable
         ``check(value, what)`` raises a ValueError that begins with `what`.
     """
@@ -47,20 +47,20 @@ class Allowed(NamedTuple):
 def param(default: _T, *allowed: Any) -> _T:
     """A parameter of an estimator or an attack, for the body of a dataclass.
 
-    A subclass that only changes the default writes ``alpha: float = 3.0``; one that has no such
-    parameter, ``alpha: ClassVar[None] = None``.
+    A subclass changes only the default by ``alpha: float = 3.0``, and removes the parameter by
+    ``alpha: ClassVar[None] = None``.
 
     Parameters
     ----------
     default : object
     *allowed : Allowed, type, str, callable or None
-        What it may be, one of these.
+        The alternatives, one of which must hold.
     """
     return field(default=default, metadata={_ALLOWED: allowed})
 
 
 def at_least(low: float, unit: str = "") -> Allowed:
-    """Numbers from `low`; the unit is for the message of `check_parameters`."""
+    """Numbers of at least `low`; `unit` is for the message of `check_parameters`."""
 
     def check(value: Any, what: str) -> None:
         check_number(value, what, low, unit=unit)
@@ -78,7 +78,7 @@ def above(low: float) -> Allowed:
 
 
 def between(low: float, high: float, closed: str = "both") -> Allowed:
-    """Numbers in an interval, whose ends belong to it or not, as in scikit-learn."""
+    """Numbers in an interval; `closed` as in scikit-learn."""
 
     def check(value: Any, what: str) -> None:
         check_number(value, what, low, high, closed=closed)
@@ -87,7 +87,7 @@ def between(low: float, high: float, closed: str = "both") -> Allowed:
 
 
 def count(least: int = 1) -> Allowed:
-    """Whole numbers from `least`."""
+    """Whole numbers of at least `least`."""
 
     def check(value: Any, what: str) -> None:
         check_count(value, what, least)
@@ -96,7 +96,7 @@ def count(least: int = 1) -> Allowed:
 
 
 def choice(*names: str) -> Allowed:
-    """One of some names."""
+    """One of the names."""
 
     def check(value: Any, what: str) -> None:
         one_of(value, names, what)
@@ -110,7 +110,7 @@ def flag() -> Allowed:
 
 
 def declared(cls: _C) -> _C:
-    """Collect what a class and its bases declare by `param`, and describe it in the docstring.
+    """Collect the parameters that a class and its bases declare, and complete its docstring.
 
     For the root of a hierarchy, as a decorator below ``@dataclass``, and for ``__init_subclass__``
     in it.
@@ -118,8 +118,8 @@ def declared(cls: _C) -> _C:
     Parameters
     ----------
     cls : type
-        Gets `_allowed`, tuples of alternatives by name, and `_parameter_constraints`, the same in
-        scikit-learn's words.
+        Gets `_allowed`, tuples of alternatives by name, and `_parameter_constraints`, the same as
+        constraints of scikit-learn.
     """
     if "_own_allowed" in vars(cls):  # two roots meet in this class
         return cls
@@ -138,30 +138,30 @@ def declared(cls: _C) -> _C:
 
 
 def _by_param(cls: type) -> dict[str, tuple[Any, ...]]:
-    """Alternatives of the parameters in a class's own body."""
+    """Alternatives of the parameters declared in the class's own body."""
     fields = {name: value for name, value in vars(cls).items() if isinstance(value, Field)}
     return {name: f.metadata[_ALLOWED] for name, f in fields.items() if _ALLOWED in f.metadata}
 
 
 def _by_hand(cls: type) -> dict[str, tuple[Any, ...]]:
-    """Constraints that a class states in scikit-learn's way."""
+    """Constraints that a class declares in scikit-learn's way."""
     given: dict[str, Any] = vars(cls).get("_parameter_constraints", {})
     return {name: tuple(constraints) for name, constraints in given.items()}
 
 
 def _withdrawn(cls: type) -> dict[str, None]:
-    """Names that a class says are class variables, and so no parameters of it."""
+    """Names that a class declares as class variables, which removes them as parameters."""
     kinds = inspect.get_annotations(cls)
     return {name: None for name, kind in kinds.items() if _CLASS_VARIABLE.match(str(kind))}
 
 
 def check_parameters(owner: Any) -> None:
-    """Raise for a parameter that is not what its line allows.
+    """Raise for a parameter that is not one of its alternatives.
 
     Parameters
     ----------
     owner : object
-        Of a class that `declared` has seen.
+        Of a class decorated with `declared`, or a subclass of one.
 
     Raises
     ------

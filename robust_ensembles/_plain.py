@@ -1,8 +1,8 @@
-"""Objects in plain words, and digests: the same in another process, to be compared and shown.
+"""Descriptions of objects as plain values, and digests, that are the same in every process.
 
-`describe` makes a value one that JSON knows. How an object is described is up to who asks: a fit
-that is to be continued looks at other things than a report that is to be completed, so they give
-`describe_object`. `described` is one line for readers.
+`describe` turns a value into one that JSON can hold. The caller decides by `describe_object` what
+matters about an object: resuming a fit compares other things than completing a report.
+`described` gives one line for readers.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def describe(value: Any, describe_object: Callable[[Any], Any]) -> Any:
-    """Describe a value: plain ones by themselves, containers by what they hold.
+    """Describe a value: plain values as they are, containers by their content.
 
     Parameters
     ----------
     value : object
     describe_object : callable
-        Describes what is neither plain, nor a container, nor an array.
+        Describes objects that are neither plain values, nor containers, nor arrays.
 
     Returns
     -------
     description : None, bool, int, float, str, list or dict
-        Arrays are represented by a digest, numbers that JSON has not by their names.
+        Arrays are represented by a digest, numbers that JSON does not have by their names.
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -58,7 +58,7 @@ def describe(value: Any, describe_object: Callable[[Any], Any]) -> Any:
 
 
 def type_name(value: Any) -> str:
-    """Name of a class or function, or of an object's class; with its module if not of ours."""
+    """Name of a class or function, or of an object's class; with the module outside the package."""
     named = value if hasattr(value, "__qualname__") else type(value)
     if named.__module__.startswith("robust_ensembles."):
         return str(named.__qualname__)
@@ -66,19 +66,19 @@ def type_name(value: Any) -> str:
 
 
 def described(item: Any) -> str:
-    """All of an estimator or attack that is not at its default, or a module's layers; one line."""
-    # scikit-learn cuts long ones otherwise
+    """One line: the non-default parameters of an estimator or attack, or a module's layers."""
+    # scikit-learn shortens long ones otherwise
     text = item.__repr__(N_CHAR_MAX=100_000) if isinstance(item, BaseEstimator) else repr(item)
     return " ".join(text.split())
 
 
 def without_addresses(value: Any) -> str:
-    """Text of an object, without what differs from process to process."""
+    """The ``repr`` of an object without memory addresses, which differ between processes."""
     return _ADDRESS.sub("", repr(value))
 
 
 def digest(*parts: Any) -> str:
-    """Digest of values that JSON knows."""
+    """Digest of values that JSON can hold."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

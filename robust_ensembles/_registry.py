@@ -1,9 +1,9 @@
-"""What the package has: a method, an attack, a technique is declared once, where it is defined.
+"""Registry: each method, attack and training technique is declared once, where it is defined.
 
-From the declarations follow the names of scorers, the choices of the command line, `recipes`,
-what a model file may name, remaining times, the lists that the tests run over, the public names
-of the rooms, and the tables of README and docs. Those of the lists that stand in a file, so that
-type checkers and readers see them, are written by ``make lists``.
+The names of scorers, the choices of the command line, `recipes`, the classes that a model file may
+name, estimates of remaining time, the lists that tests run over, the public names of sub-packages
+and the tables of README and docs all follow from the declarations. Lists that must be in a file,
+so that type checkers and readers see them, are written by ``make lists``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FAMILIES = {
     "features": "Members whose features differ",
     "adversarial": "Collaborative adversarial training",
 }
-"""What methods work on, and how lists call it, in their order."""
+"""Families of methods with their titles in lists, in this order."""
 
 KINDS = {
     "gradients": "Gradients",
@@ -32,7 +32,7 @@ KINDS = {
     "several": "Several at once",
     "other libraries": "Other libraries",
 }
-"""What attacks go by, and how lists call it, in their order."""
+"""Kinds of attacks with their titles in lists, in this order."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Method:
     family : str
         A key of `FAMILIES`.
     paper : str
-        Authors, venue and year; empty for what no paper is about.
+        Authors, venue and year; empty if there is no paper.
     summary : str
         The idea, in half a line.
     """
@@ -67,22 +67,22 @@ class DeclaredAttack:
     Parameters
     ----------
     name : str or None
-        For scorers; None for an attack that has to be given as an object.
+        For scorers; None for an attack that must be given as an object.
     cls : type
     kind : str
         A key of `KINDS`.
     paper : str
-        Authors and year; empty for what no paper is about.
+        Authors and year; empty if there is no paper.
     summary : str
         What it does, in half a line.
     count : str or None
-        The parameter that a number behind the name sets.
+        The parameter that a number after the name sets.
     cost : tuple of str
-        Parameters whose product is about the number of passes through the module; of a list, its
-        length.
+        Parameters whose product is roughly the number of passes through the module; a list counts
+        by its length.
     from_parameters : bool
-        Whether its parameters are all that it is made of, so that it can be written to a file:
-        not a function or a trained model.
+        Whether its parameters define it completely, so that it can be written to a file; not so
+        if it holds a function or a trained model.
     """
 
     name: str | None
@@ -104,11 +104,11 @@ class Technique:
     name : str
         For `accelerate`.
     auto : tuple of str, default=()
-        Kinds of device on which ``accelerate="auto"`` takes it; ``("any",)`` is all of them.
+        Kinds of device on which ``accelerate="auto"`` uses it; ``("any",)`` is all of them.
     second_order_only : bool, default=False
         Whether it only concerns losses that contain input gradients.
     needs : str or None, default=None
-        The kind of device without which it does not exist.
+        The kind of device that it requires.
     """
 
     name: str
@@ -117,7 +117,7 @@ class Technique:
     needs: str | None = None
 
     def is_automatic(self, device: str, *, second_order: bool) -> bool:
-        """Whether ``"auto"`` takes it on a kind of device."""
+        """Whether ``"auto"`` uses it on a kind of device."""
         measured = "any" in self.auto or device in self.auto
         return measured and (second_order or not self.second_order_only)
 
@@ -134,13 +134,13 @@ def method(
     Returns
     -------
     decorator : callable
-        It returns the class as it is.
+        Returns the class unchanged.
 
     Raises
     ------
     ValueError
         For a family that does not exist, a name that another class has, or a class of another
-        package: what is declared, model files may name.
+        package: model files may name every declared class.
     """
     if family not in FAMILIES:
         raise ValueError(f"{name}: family must be one of {list(FAMILIES)}; got {family!r}")
@@ -165,18 +165,18 @@ def attack(
 ) -> Callable[[type[T]], type[T]]:
     """Declare an attack of this package; see `DeclaredAttack`.
 
-    Without `cost`, it is the parameter that counts.
+    `cost` defaults to the `count` parameter.
 
     Returns
     -------
     decorator : callable
-        It returns the class as it is.
+        Returns the class unchanged.
 
     Raises
     ------
     ValueError
         For a kind that does not exist, a name that another class has, or a class of another
-        package: what is declared, model files may name.
+        package: model files may name every declared class.
     """
     if kind not in KINDS:
         raise ValueError(f"{name}: kind must be one of {list(KINDS)}; got {kind!r}")
@@ -194,7 +194,7 @@ def attack(
 
 
 def methods() -> dict[str, Method]:
-    """All methods by name: family by family, each in the order of the years.
+    """All methods by name, ordered by family and year.
 
     Returns
     -------
@@ -210,7 +210,7 @@ def methods() -> dict[str, Method]:
 
 
 def attacks() -> dict[str, DeclaredAttack]:
-    """All attacks by the names of their classes: kind by kind, each in the order of the years.
+    """All attacks by class name, ordered by kind and year.
 
     Returns
     -------
@@ -226,7 +226,7 @@ def attacks() -> dict[str, DeclaredAttack]:
 
 
 def named_attacks() -> dict[str, DeclaredAttack]:
-    """Those that a scorer's name alone can make, by that name.
+    """The attacks that a scorer can make from their name alone, by that name.
 
     Returns
     -------
@@ -236,14 +236,14 @@ def named_attacks() -> dict[str, DeclaredAttack]:
 
 
 def _check_place(cls: type[Any], *declared: Method | DeclaredAttack | None) -> None:
-    """Raise for a class that is not ours, or for what another class has already."""
+    """Raise for a class of another package, or a name that another class has."""
     if cls.__module__.partition(".")[0] != __package__:
         raise ValueError(
             f"{cls.__module__}.{cls.__qualname__} is not of {__package__}: classes of your own "
             "need no declaration; give them as objects"
         )
     for other in declared:
-        # a module that is loaded again makes its classes anew
+        # reloading a module creates its classes again
         if other is not None and _path(other.cls) != _path(cls):
             raise ValueError(
                 f"{_path(cls)} cannot be declared under the name {other.name or cls.__name__!r}: "
@@ -256,6 +256,6 @@ def _path(cls: type[Any]) -> str:
 
 
 def _year(paper: str, without: int) -> int:
-    """The first one: numbers of preprints look like years, too."""
+    """The first year in `paper`: preprint numbers look like years, too."""
     year = re.search(r"\b(?:19|20)\d\d\b", paper)
     return int(year[0]) if year else without

@@ -1,9 +1,9 @@
-"""Who trains an ensemble: this process alone, or several processes together.
+"""The training strategy: one process alone, or several processes together.
 
-Training asks its strategy at every place where several processes would have to agree, exchange
-rows, or leave something to the first of them. A process that trains alone has nobody to ask, so
-`SingleProcess` does nothing anywhere. `robust_ensembles.parallel.data_parallel` puts another
-strategy in its place, and only then is the code for several processes imported.
+Training calls its strategy wherever several processes would have to agree, exchange rows, or leave
+something to the first one. With a single process there is nothing to do, so the methods of
+`SingleProcess` are no-ops. `robust_ensembles.parallel.data_parallel` installs another strategy,
+and only then is the code for several processes imported.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ T = TypeVar("T")
 
 
 class SingleProcess:
-    """One process that trains alone; other strategies override all of this."""
+    """Strategy of a single process; other strategies override all its methods."""
 
     @property
     def is_single(self) -> bool:
-        """Whether there are no other processes to agree with."""
+        """Whether this is the only process."""
         return True
 
     @property
     def rank_stream(self) -> tuple[int, ...]:
-        """What tells this process's random streams from the first one's."""
+        """Key that separates this process's random streams from the first one's."""
         return ()
 
     def any_rank(self, flag: bool) -> bool:
-        """Whether one of the processes says yes; all of them must ask."""
+        """Whether `flag` is true in any process; all processes must call this."""
         return flag
 
     def broadcast_from_first(self, value: T) -> T:
-        """What the first process has here; all of them must ask."""
+        """The first process's value; all processes must call this."""
         return value
 
     def on_first_rank(self, act: Callable[[], T]) -> T:
-        """Let the first process do something for all, who get its result or its exception.
+        """Run a function in the first process only; all get its result or its exception.
 
         Parameters
         ----------
@@ -54,15 +54,15 @@ class SingleProcess:
         return act()
 
     def check_same(self, value: Any, explain: Callable[[Any, Any, int], str]) -> None:
-        """Raise on all processes unless they have the same.
+        """Raise in all processes unless they have the same value.
 
         Parameters
         ----------
         value : object
-            Plain.
+            A plain value.
         explain : callable
-            From the first process's value, another one's and that one's number to what differs,
-            in words.
+            Takes the first process's value, another one's, and the number of that one; returns
+            the difference in words.
 
         Raises
         ------
@@ -70,7 +70,7 @@ class SingleProcess:
         """
 
     def check_same_batches(self, iterator: Any) -> None:
-        """Raise, on all processes, unless they draw their batches from the same samples.
+        """Raise in all processes unless they draw their batches from the same samples.
 
         Parameters
         ----------
@@ -82,7 +82,7 @@ class SingleProcess:
         """
 
     def in_lockstep(self, net: Any) -> AbstractContextManager[None]:
-        """Check that processes can train a net together; only the first prints meanwhile.
+        """Check that the processes can train a net together, and let only the first one print.
 
         Parameters
         ----------
@@ -95,18 +95,18 @@ class SingleProcess:
         Raises
         ------
         ValueError
-            If they cannot, on all of them.
+            In all processes, if they cannot.
         """
         return nullcontext()
 
     def share_weights(self, modules: Iterable[nn.Module]) -> None:
-        """Give all processes the first one's weights and buffers."""
+        """Copy the first process's weights and buffers to all processes."""
 
     def share_buffers(self, module: nn.Module) -> None:
-        """Give all processes what the first one's layers remember beside their weights."""
+        """Copy the first process's buffers to all processes."""
 
     def shard(self, module: Any) -> AbstractContextManager[None]:
-        """Share out the members' forward passes, for as long as the context lasts.
+        """Within the context, distribute the members' forward passes over the processes.
 
         Parameters
         ----------
@@ -119,7 +119,7 @@ class SingleProcess:
         return nullcontext()
 
     def gather_rows(self, own: Tensor) -> Tensor:
-        """Rows of all samples, from the rows that a layer inside a member has in this process.
+        """Gather the rows of all samples from the rows that a member has in each process.
 
         Wrap any tensor read by a forward hook in it.
 
@@ -134,7 +134,7 @@ class SingleProcess:
         return own
 
     def take_own_rows(self, x: Tensor) -> Tensor:
-        """The rows that a member computes with in this process: the inverse of `gather_rows`.
+        """Take the rows that a member computes in this process: the inverse of `gather_rows`.
 
         Parameters
         ----------
@@ -147,13 +147,13 @@ class SingleProcess:
         return x
 
     def sum_gradients(self, module: nn.Module, auxiliary: nn.Module | None) -> None:
-        """Make the gradients those of the whole batch, after a backward pass.
+        """After a backward pass, turn the gradients into those of the whole batch.
 
         Parameters
         ----------
         module : Ensemble
         auxiliary : nn.Module or None
-            What the method trains beside the members.
+            The module that the method trains beside the members.
         """
 
 
@@ -161,13 +161,13 @@ _STRATEGY: ContextVar[SingleProcess] = ContextVar("strategy", default=SingleProc
 
 
 def current_strategy() -> SingleProcess:
-    """The strategy of trainings in this thread; a thread of its own trains alone."""
+    """The strategy of this thread's fits; a new thread begins with `SingleProcess`."""
     return _STRATEGY.get()
 
 
 @contextmanager
 def trained_by(strategy: SingleProcess) -> Iterator[None]:
-    """Let trainings in this thread use a strategy, for as long as the context lasts.
+    """Within the context, let fits in this thread use a strategy.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
-"""What the package needs of the system that it runs on.
+"""Services of the operating system that the package uses.
 
-Files that are written whole or not at all; SIGTERM, which clusters send before they kill; errors
-that mean that memory has run out; the log; versions.
+Atomic file writes; SIGTERM, which clusters send before they kill a process; out-of-memory errors;
+the log; versions.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ import torch
 from ._version import __version__
 
 LOGGER = logging.getLogger("robust_ensembles")
-"""Tells what happens out of sight; warnings too, where the result is the same."""
+"""Logger of the package, also for warnings about what does not change the result."""
 
-# what a shell reports of a process that SIGTERM has ended
+# the exit status that a shell reports for a process ended by SIGTERM
 _STATUS = 128 + int(signal.SIGTERM)
 _PARENT = os.getppid()
-# seconds between two looks at whether the main process lives
+# seconds between two checks whether the main process is alive
 _PAUSE = 1.0
 
-# what torch says where running out of memory has no exception class of its own
+# torch's messages where running out of memory has no exception class of its own
 _MESSAGES = (
     "can't allocate memory",  # a CPU
     "not enough memory",  # a CPU, Windows
@@ -51,7 +51,7 @@ _MESSAGES = (
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give another path to write to; what is there at the end replaces the file at `path`.
+    """Give a temporary path to write to; the file written there then replaces the one at `path`.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes | memoryview) -> None:
-    """Replace a file; whoever reads it sees the old or the new one, complete, on the disk.
+    """Replace a file atomically: readers see the complete old or the complete new one.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def write_whole(path: str | os.PathLike[str], content: bytes | memoryview) -> No
 
 
 def _sync_folder(path: Path) -> None:
-    """Put the names of a folder's files on the disk, where the system has a way to."""
+    """Flush a folder's entries to the disk, where the system supports it."""
     if os.name != "posix":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -123,9 +123,9 @@ def _sync_folder(path: Path) -> None:
 
 @contextmanager
 def handled_sigterm(handler: Callable[..., Any]) -> Iterator[bool]:
-    """Handle SIGTERM, for as long as the context lasts.
+    """Handle SIGTERM within the context.
 
-    Only in the main thread, where Python takes signals, and only if nobody else handles it.
+    Only in the main thread, where Python receives signals, and only if no other handler is set.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def handled_sigterm(handler: Callable[..., Any]) -> Iterator[bool]:
     Yields
     ------
     handled : bool
-        Whether the handler is used.
+        Whether the handler is installed.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
@@ -149,7 +149,7 @@ def handled_sigterm(handler: Callable[..., Any]) -> Iterator[bool]:
 
 
 def exit_by_sigterm(*_: Any) -> NoReturn:
-    """End as SIGTERM asks for, but orderly: what is open gets closed. Serves as a handler too.
+    """Exit with the status of SIGTERM after an orderly cleanup. Also serves as a signal handler.
 
     Raises
     ------
@@ -162,17 +162,17 @@ def exit_by_sigterm(*_: Any) -> NoReturn:
 def in_worker() -> bool:
     """Whether this is a worker process of joblib's default backend.
 
-    Such a process takes SystemExit for the result of its task, and goes on to the next one.
+    Such a process takes SystemExit as the result of its task and continues with the next one.
     """
     return current_process().name.startswith("LokyProcess")
 
 
 @cache
 def end_with_main_process() -> None:
-    """Let a worker process get SIGTERM once its main process has died, whatever it does then.
+    """Send SIGTERM to this worker process once its main process has died.
 
-    Between two fits it would wait for the next task, for ever if the main process was killed while
-    it wrote that task.
+    Otherwise it would wait between two fits for the next task, for ever if the main process was
+    killed while writing that task.
     """
     if in_worker():
         threading.Thread(target=_watch_main_process, daemon=True).start()
@@ -181,14 +181,14 @@ def end_with_main_process() -> None:
 def n_signals_of_watch() -> int:
     """How many times `end_with_main_process` has sent SIGTERM to this process, or is about to.
 
-    Whoever has ended the main process may end its workers likewise: theirs and this one are one
-    request.
+    A cluster that has ended the main process may also send SIGTERM to its workers: both signals
+    are one request.
     """
     return int(_is_orphan())
 
 
 def _is_orphan() -> bool:
-    """Whether this is a worker process whose main process has died: nobody waits for it."""
+    """Whether this is a worker process whose main process has died."""
     return in_worker() and os.getppid() != _PARENT
 
 
@@ -199,7 +199,7 @@ def _watch_main_process() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that there is no more memory, on a CPU or an accelerator.
+    """Whether an exception means that memory has run out, on a CPU or an accelerator.
 
     Parameters
     ----------
@@ -215,14 +215,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release_frames(error: BaseException) -> None:
-    """Free what an exception keeps in memory: all tensors of the calls that it has ended.
+    """Free the memory that an exception holds: all tensors of the calls that it has ended.
 
-    Its traceback still says where they were. Frees torch's reserve on CUDA devices, too.
+    Its traceback still shows these calls. Also frees torch's cached memory on CUDA devices.
 
     Parameters
     ----------
     error : exception
-        Caught where the calls that it comes from have ended.
+        Caught after the calls that it comes from have ended.
     """
     link: BaseException | None = error
     while link is not None:
@@ -234,18 +234,18 @@ def release_frames(error: BaseException) -> None:
 
 @cache
 def log_once(message: str) -> None:
-    """Log that something is slower or otherwise done than asked for, the first time in a process.
+    """Log a message once in a process, such as that something is slower than requested.
 
     Parameters
     ----------
     message : str
-        What, and why.
+        What happens, and why.
     """
     LOGGER.info(message)
 
 
 def versions() -> dict[str, str]:
-    """Of the package, of Python, and of the libraries that results depend on."""
+    """Versions of the package, of Python, and of the libraries that results depend on."""
     return {
         "robust_ensembles": __version__,
         "python": platform.python_version(),

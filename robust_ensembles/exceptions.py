@@ -1,10 +1,10 @@
-"""Errors that deserve a name of their own; everything else is a ValueError or a TypeError."""
+"""Exception classes of the package; all other errors are a ValueError or a TypeError."""
 
 from torch import OutOfMemoryError
 
 
 class NotDifferentiableError(TypeError):
-    """A step of an estimator has no differentiable twin, so no gradient attack can pass it."""
+    """A step of an estimator has no differentiable twin, so gradient attacks cannot be used."""
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -18,7 +18,7 @@ class TrainingMemoryError(OutOfMemoryError, MemoryError):
     ----------
     message : str
     batch_size : int, default=0
-        Half of the one that was too large; 0 if that was 1.
+        Half of the size that was too large; 0 if that was 1.
     """
 
     def __init__(self, message: str, batch_size: int = 0) -> None:
@@ -27,8 +27,8 @@ class TrainingMemoryError(OutOfMemoryError, MemoryError):
 
 
 class ModelFileError(ValueError):
-    """A file holds no estimator that can be loaded: damaged, crafted, or of another kind."""
+    """A file cannot be loaded as an estimator: it is damaged, crafted, or of another kind."""
 
 
 class DatasetNotFoundError(FileNotFoundError):
-    """A data set is neither on disk nor downloadable from here; says which file to put where."""
+    """A data set was not found and cannot be downloaded; the message says which file to add."""

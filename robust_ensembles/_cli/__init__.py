@@ -1,4 +1,4 @@
-"""The command line: the package's estimators, attacks and report for who has files, not arrays."""
+"""The command line: the package's estimators, attacks and report on files instead of arrays."""
 
 from .main import main
 

@@ -1,4 +1,4 @@
-"""DATA of the command line: what is trained on, and what is held out."""
+"""DATA of the command line: images to train on and images to hold out."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _LOADERS: dict[str, Callable[[str], tuple[NDArray[Any], NDArray[Any]]]] = {
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images, and which they are.
+    """Labelled images with a description.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class Images:
     y : ndarray of shape (n,)
     about : str
     words : tuple of str
-        Arguments by which `evaluate` takes the same ones.
+        Arguments with which `evaluate` reads the same images.
     """
 
     X: NDArray[Any]
@@ -61,7 +61,7 @@ class Images:
 
 @dataclass(frozen=True)
 class _Source:
-    """A DATA that is there; `parts` is empty where it is not divided."""
+    """An existing data source; `parts` is empty if it has no train and test parts."""
 
     name: str
     parts: list[str]
@@ -78,7 +78,7 @@ class _Source:
 
 
 def read_for_training(args: argparse.Namespace) -> tuple[Images, Images]:
-    """Images to train on, and those to measure on.
+    """Images to train on, and images to measure on.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def read_for_training(args: argparse.Namespace) -> tuple[Images, Images]:
 
 
 def read_for_measuring(args: argparse.Namespace) -> tuple[Images, str | None]:
-    """Images to measure on, and why a model may have been trained on them.
+    """Images to measure on, and the reason, if any, why a model may have been trained on them.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def read_for_measuring(args: argparse.Namespace) -> tuple[Images, str | None]:
     -------
     images : Images
     doubt : str or None
-        None if training does not take them.
+        None if training never uses them.
     """
     source = _open(args.data, args)
     if args.test_size is not None:
@@ -139,7 +139,7 @@ def _doubt(source: _Source, size: float | None) -> str | None:
 
 
 def check_fits(model: BaseEnsembleClassifier, images: Images, name: str) -> None:
-    """Raise for images that a model cannot take, or labels that it does not know.
+    """Raise for images of another shape than the model's, or labels that it does not know.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ def check_fits(model: BaseEnsembleClassifier, images: Images, name: str) -> None
 
 
 def check_labels(images: Images, classes: NDArray[Any], name: str) -> None:
-    """Raise for labels that are not among the classes of what has a name."""
+    """Raise for labels that are not among the classes of the model called `name`."""
     known = set(classes.tolist())
     unknown = sorted({label for label in images.y.tolist() if label not in known}, key=str)
     if unknown:
@@ -221,7 +221,7 @@ def _split(images: Images, args: argparse.Namespace) -> tuple[Images, Images]:
 
 
 def _drawn(images: Images, n: int | None, seed: int) -> Images:
-    """So many of the images, in their order: the first ones of a folder are of one class."""
+    """A random subset of `n` images, in their order: a folder's first images share one class."""
     if n is None or n >= len(images.y):
         return images
     rows = np.sort(np.random.default_rng(seed).choice(len(images.y), n, replace=False))
@@ -230,7 +230,7 @@ def _drawn(images: Images, n: int | None, seed: int) -> Images:
 
 
 def load_model(path: Path, device: str | None) -> BaseEnsembleClassifier:
-    """A fitted ensemble, on the device that is asked for, which must be there."""
+    """A fitted ensemble on the requested device, which must exist."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; MODEL is a file that train wrote")
     if device is None:
@@ -242,7 +242,7 @@ def load_model(path: Path, device: str | None) -> BaseEnsembleClassifier:
 def load_models(
     paths: Iterable[Path], images: Images, args: argparse.Namespace
 ) -> dict[str, BaseEnsembleClassifier]:
-    """Ensembles that can be measured on some images, by the names of their files."""
+    """Ensembles by file name, checked to fit the images."""
     paths = list(paths)
     stems = [path.stem for path in paths]
     models: dict[str, BaseEnsembleClassifier] = {}
@@ -260,7 +260,7 @@ def load_models(
 def load_surrogates(
     models: Mapping[str, BaseEnsembleClassifier], images: Images, args: argparse.Namespace
 ) -> Any:
-    """What transferred attacks are made on, which must know what the models know; or None."""
+    """Models to make transferred examples on, with the same classes as `models`; or None."""
     if args.surrogate is None:
         return None
     loaded = []
@@ -279,7 +279,7 @@ def load_surrogates(
 
 
 def _check_pixels(model: BaseEnsembleClassifier, path: Path) -> None:
-    """Raise for a model of other pixels than the commands give, for which eps means another."""
+    """Raise for a model trained on another pixel range, where eps has another meaning."""
     box = model.clip_values_
     if box is None or tuple(box) != PIXELS:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""``evaluate``: robust accuracy of one model under some attacks."""
+"""Command ``evaluate``: robust accuracy of one model under attacks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .threat import settle_threat, shown
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and show."""
+    """Measure the robust accuracy and print it."""
     settle_threat(args)
     _refuse_idle_surrogates(args)
     inputs = [args.model, args.data, *(args.surrogate or [])]
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _refuse_idle_surrogates(args: argparse.Namespace) -> None:
-    """Raise for surrogates that no attack takes; a report has checks that do."""
+    """Raise for surrogates that no attack uses; the checks of a report do use them."""
     transfers = (
         isinstance(attack_from_name(name, surrogate=args.surrogate), Transfer)
         for name in args.attacks
@@ -63,7 +63,7 @@ def _refuse_idle_surrogates(args: argparse.Namespace) -> None:
 def measure(
     paths: list[Path], args: argparse.Namespace, *, sanity_checks: bool, path: Path | None
 ) -> tuple[Images, RobustnessReport]:
-    """Robust accuracies of models, and the images that they are of.
+    """Robust accuracies of models, and the images they were measured on.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def measure(
     args : Namespace
     sanity_checks : bool
     path : Path or None
-        Where the report is kept.
+        Where to save the report.
 
     Returns
     -------
@@ -113,7 +113,7 @@ def _seeds(report: RobustnessReport) -> str:
 
 
 def _seeds_of(attack: Any) -> set[str]:
-    """Seeds of a described attack, or of those that it runs."""
+    """Seeds of a described attack, or of the attacks it runs."""
     if isinstance(attack, list):
         return {seed for one in attack for seed in _seeds_of(one)}
     params = attack.get("params", {}) if isinstance(attack, dict) else {}

@@ -1,4 +1,4 @@
-"""The parser of all commands, and how errors end them."""
+"""The argument parser, the dispatch to commands, and the handling of their errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ examples:
 exit status: 0; 1 if an attack could not be run; 2 after an error, which is told in one line;
 130 after Ctrl-C; 143 after SIGTERM
 """
-# what the package raises on purpose, and what the machine does; anything else is a bug of ours
+# raised by the package on purpose, or by the system; anything else is a bug of the package
 _ERRORS = (ValueError, TypeError, OSError, ArithmeticError, RuntimeError, MemoryError, ImportError)
 
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prog = _program()
     args = _parser(prog).parse_args(arguments)
     args.prog = prog
-    # now that there is something to do: help comes without waiting for torch
+    # imported only now, so that --help does not wait for torch
     from .output import messages_as_lines, tell
 
     try:
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _program() -> str:
-    """How this program was called."""
+    """The name under which the program was called."""
     installed = Path(sys.argv[0]).name.startswith("robust-ensembles")
     return "robust-ensembles" if installed else "python -m robust_ensembles"
 

@@ -1,4 +1,4 @@
-"""What the commands write: lines, tables and files."""
+"""Output of the commands: lines, tables and files."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-# where nobody looks at a screen, a table is as wide as it needs to be
+# outside a terminal, a table is as wide as it needs to be
 _WIDTH_OF_A_FILE = 2000
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def say(text: str = "") -> None:
-    """Write a line of the result."""
+    """Write a line of the result to stdout."""
     _console(error=False).print(text, soft_wrap=True)
 
 
 def tell(text: str) -> None:
-    """Write a line about what goes on."""
+    """Write a line about the progress to stderr."""
     _console(error=True).print(text, soft_wrap=True)
 
 
@@ -42,14 +42,14 @@ def show_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, n_left: 
     console = _console(error=False)
     with console.capture() as captured:
         console.print(table)
-    # without the box's empty edges
+    # without the empty lines of the table's border
     lines = [line.rstrip() for line in captured.get().splitlines()]
     say("\n".join(line for line in lines if line))
 
 
 @contextmanager
 def messages_as_lines() -> Iterator[None]:
-    """Show warnings and the package's log as one line each, within the block."""
+    """Within the block, show each warning and log record of the package as one line."""
     logger = logging.getLogger("robust_ensembles")
     handler, level = _Lines(), logger.level
     with warnings.catch_warnings():
@@ -65,7 +65,7 @@ def messages_as_lines() -> Iterator[None]:
 
 @contextmanager
 def prints_told() -> Iterator[None]:
-    """Send what is printed within the block, as skorch does, to the error stream."""
+    """Within the block, redirect printed text, such as skorch's, to stderr."""
     console = _console(error=True)
     coloured = console.is_terminal and not console.no_color
     with redirect_stdout(sys.stderr if coloured else _WithoutColours()):
@@ -73,7 +73,7 @@ def prints_told() -> Iterator[None]:
 
 
 class _WithoutColours(io.TextIOBase):
-    """The error stream, for a file."""
+    """Stderr as a file, without colour codes."""
 
     def write(self, text: str) -> int:
         sys.stderr.write(_COLOUR.sub("", text))
@@ -104,23 +104,24 @@ def check_outputs(
     *,
     folders: Mapping[str, Path | None] | None = None,
 ) -> None:
-    """Raise, before any work, for what could not be written after it.
+    """Raise, before any work, for output files that could not be written after it.
 
     Parameters
     ----------
     files : mapping of str to Path or None
-        Files to write, by their options.
+        Files to write, by option.
     inputs : iterable of str or Path
-        What is read. Names of data sets may be among them.
+        Files and folders to read. Names of data sets may be among them.
     folders : mapping of str to Path or None, default=None
-        Folders to write to, by their options; they need not exist.
+        Folders to write to, by option; they need not exist.
 
     Raises
     ------
     OSError
-        For a file in a missing folder or where no file can be, for a folder that cannot be made.
+        For a file in a missing folder, a path that cannot be written, or a folder that cannot be
+        made.
     ValueError
-        For an output that is an input, lies among a folder's images, or is another output.
+        For an output that is also an input or another output, or is inside a folder of images.
     """
     written = {option: path for option, path in files.items() if path is not None}
     made = {option: path for option, path in (folders or {}).items() if path is not None}
@@ -156,7 +157,7 @@ def _check_folder(path: Path) -> None:
 
 
 def _check_apart(what: str, path: Path, source: Path) -> None:
-    """Raise if a path is what is read, or lies in one of its sub-folders, which are classes."""
+    """Raise if an output is the input itself or is in one of its sub-folders of images."""
     if not source.exists():
         return
     if path.exists() and path.samefile(source):

@@ -1,4 +1,4 @@
-"""``recipes``: published settings."""
+"""Command ``recipes``: published settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .output import say, show_table
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show them."""
+    """Print the settings."""
     table = recipes.list()
     if args.method is None and args.dataset is None:
         _show_overview(table)

@@ -1,4 +1,4 @@
-"""``report``: several models under several attacks, and whether the numbers can be trusted."""
+"""Command ``report``: models under attacks, with sanity checks of the numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .threat import settle_threat
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, check and show."""
+    """Measure, check and print the report."""
     settle_threat(args)
     inputs = [*args.models, args.data, *(args.surrogate or [])]
     check_outputs({"--path": args.path, "--markdown": args.markdown}, inputs)

@@ -1,4 +1,4 @@
-"""The ball that `evaluate` and `report` attack in, and how a training's is told to them."""
+"""The norm and radius of attacks in `evaluate` and `report`, and the options that set them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from ..attacks.engine.balls import check_radius
 from ..metrics import attack_from_name
 
 PIXELS = (0.0, 1.0)
-"""The box that images are given in."""
+"""Range of the pixel values."""
 
 USUAL = 8 / 255
-"""Radius in linf that is taken where none is given."""
+"""Default radius in linf."""
 
 
 def has_own_radius(name: str, surrogate: Any = None) -> bool:
-    """Whether the name of an attack says its radius."""
+    """Whether the name of an attack contains its radius."""
     first, second = (_bounded(name, surrogate, eps=eps).eps for eps in (0.25, 0.5))
     return bool(first == second)
 
 
 def settle_threat(args: argparse.Namespace) -> None:
-    """Fill in the radius that `evaluate` and `report` attack with, before files are read.
+    """Set the attack radius of `evaluate` and `report`, before files are read.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def settle_threat(args: argparse.Namespace) -> None:
     Raises
     ------
     ValueError
-        For a radius of other units than the pixels', or of another norm than the attack's.
+        For a radius in other units than the pixels', or in another norm than the attack's.
     """
     if args.eps is None:
         if args.norm != "linf":
@@ -54,12 +54,12 @@ def settle_threat(args: argparse.Namespace) -> None:
 
 
 def shown(eps: float, norm: str) -> str:
-    """A radius for readers."""
+    """A radius as text."""
     return f"{eps:.4g} ({255 * eps:.4g}/255)" if norm == "linf" else f"{eps:.4g}"
 
 
 def words_of(attack: Any) -> list[str]:
-    """Options by which `evaluate` takes the radius and norm of an attack, to the last digit."""
+    """Options that give `evaluate` the exact radius and norm of an attack."""
     eps, norm = (attack.eps, attack.norm) if attack is not None else (USUAL, "linf")
     levels = round(255 * eps)
     text = f"{levels}/255" if norm == "linf" and levels / 255 == eps else repr(float(eps))
@@ -67,6 +67,6 @@ def words_of(attack: Any) -> list[str]:
 
 
 def _bounded(name: str, surrogate: Any, **threat: Any) -> BoundedAttack:
-    """The attack that a name stands for, or the one whose examples are transferred."""
+    """The attack with this name; for a transfer attack, the one run on the surrogate."""
     attack: Any = attack_from_name(name, surrogate=surrogate, **threat)
     return attack.attacks()[0] if isinstance(attack, Transfer) else attack

@@ -1,4 +1,4 @@
-"""``train``: from images to a file with a trained ensemble."""
+"""Command ``train``: train an ensemble on images and save it to a file."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _OPTIONS = {
     "device": "device",
     "checkpoint_dir": "checkpoints",
 }
-# those that go into dictionaries, which the network and the optimizer judge
+# parameters passed on in dictionaries, checked by the network and the optimizer
 _FREE = ("module", "optimizer")
 _BOXES = ("clip_values", "attack__clip_values")
 
 
 def make_estimator(args: argparse.Namespace) -> BaseEnsembleClassifier:
-    """The estimator that is asked for.
+    """Make the estimator that the arguments describe.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def make_estimator(args: argparse.Namespace) -> BaseEnsembleClassifier:
     ------
     ValueError
         For a parameter that does not exist or is given twice, and for a radius that is given
-        twice, is missing, or is of other units than the pixels.
+        twice, is missing, or is in other units than the pixels.
     """
     if args.eps == 0:
         raise ValueError(
@@ -87,7 +87,7 @@ def _start(args: argparse.Namespace, settings: dict[str, Any]) -> BaseEnsembleCl
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    """All parameters that are given, by --set or by options of their own."""
+    """All parameters given by --set or by their own options."""
     settings: dict[str, Any] = {}
     for name, value in args.set:
         if name in settings:
@@ -133,7 +133,7 @@ def _check_names(estimator: BaseEnsembleClassifier, settings: dict[str, Any]) ->
 
 
 def _part(estimator: Any, settings: dict[str, Any], name: str) -> Any:
-    """A component, or the default one that stands for None."""
+    """A component, or the default one in place of None."""
     part = settings.get(name, getattr(estimator, name))
     if part is None and name == "attack":
         return estimator.default_attack
@@ -143,7 +143,7 @@ def _part(estimator: Any, settings: dict[str, Any], name: str) -> Any:
 def _of_eps(
     estimator: BaseEnsembleClassifier, settings: dict[str, Any], args: argparse.Namespace
 ) -> dict[str, Any]:
-    """What ``--eps`` means: the radius of the attack in training, and steps in proportion."""
+    """Settings from ``--eps``: the training attack's radius, and step sizes in proportion."""
     if "attack__eps" in settings:
         raise ValueError("give --eps or --set attack__eps=..., not both")
     if settings.get("attack") is not None:
@@ -169,7 +169,7 @@ def _of_eps(
 
 
 def _check_attack(attack: Any, settings: dict[str, Any], args: argparse.Namespace) -> None:
-    """Raise for a radius of other units, or one that is missing where the norm was changed."""
+    """Raise for a radius in other units, or a missing one after a change of the norm."""
     if not isinstance(attack, BoundedAttack):
         return  # none, or what training refuses
     attack._validate()
@@ -189,7 +189,7 @@ def _check_attack(attack: Any, settings: dict[str, Any], args: argparse.Namespac
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, save, and measure on what was held out."""
+    """Train, save, and measure on the held-out images."""
     _check_output(args)
     estimator = make_estimator(args)
     training, held_out = read_for_training(args)
@@ -220,7 +220,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _networks(estimator: BaseEnsembleClassifier) -> str:
-    """The members by the names of their classes, such as 3 LeNet5."""
+    """The members counted by class name, such as 3 LeNet5."""
     counts = Counter(type(member).__name__ for member in estimator.estimators_)
     return " and ".join(f"{number} {name}" for name, number in counts.items())
 
@@ -228,7 +228,7 @@ def _networks(estimator: BaseEnsembleClassifier) -> str:
 def _next_words(
     estimator: BaseEnsembleClassifier, held_out: Images, args: argparse.Namespace
 ) -> list[str]:
-    """The command that attacks what was trained, in the ball that it was trained for."""
+    """The command that attacks the trained ensemble with its training norm and radius."""
     words = ["evaluate", str(args.output), *held_out.words]
     threat = words_of(training_attack(estimator))
     return [*words, "--attacks", "fgsm", "pgd20", "autoattack", *threat]
@@ -243,14 +243,14 @@ def _check_output(args: argparse.Namespace) -> None:
 
 
 def _save(estimator: BaseEnsembleClassifier, path: Path) -> None:
-    """Write what is trained, without what belongs to this run of the program."""
+    """Save the trained ensemble, without the settings of this run of the program."""
     estimator.set_params(verbose=0)
     estimator.save(path)
 
 
 @contextmanager
 def _kept(estimator: BaseEnsembleClassifier, args: argparse.Namespace) -> Iterator[None]:
-    """Keep what was trained when the training within the block ends before its time."""
+    """Save the ensemble if the training within the block is stopped early."""
     try:
         yield
     except BaseException:
@@ -271,12 +271,12 @@ def _kept(estimator: BaseEnsembleClassifier, args: argparse.Namespace) -> Iterat
 
 
 def _has_epochs(checkpoints: Path | None) -> bool:
-    """Whether a folder has what training can go on from."""
+    """Whether a folder has a checkpoint to resume from."""
     return checkpoints is not None and CheckpointFolder(checkpoints).has_epochs()
 
 
 def _free_name(output: Path) -> Path:
-    """Where an unfinished ensemble goes: an earlier one may be the better."""
+    """An unused file name for an unfinished ensemble: an earlier one may be better."""
     ends = chain(["partial"], (f"partial-{n}" for n in count_from(2)))
     names = (output.with_name(f"{output.stem}.{end}{output.suffix}") for end in ends)
     return next(name for name in names if not name.exists())

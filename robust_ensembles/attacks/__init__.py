@@ -1,7 +1,7 @@
-"""How adversarial examples are made.
+"""Adversarial attacks.
 
-``attack(module, X, y)`` takes a torch module and tensors, ``attack.generate(estimator, X, y)``
-anything fitted that ends in an estimator of this package.
+``attack(module, X, y)`` takes a torch module and tensors; ``attack.generate(estimator, X, y)``
+takes a fitted estimator of this package, or a Pipeline or search that ends in one.
 """
 
 from ..twins import as_torch, check_differentiable

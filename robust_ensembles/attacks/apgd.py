@@ -1,8 +1,8 @@
 """APGD: projected gradient ascent that sets its own step size (Croce and Hein 2020).
 
-`MomentumAttack` is its walk, with momentum and a memory of the best point, which MORA takes with
-other rules. APGD adds when steps are halved; in the L1 norm (Croce and Hein 2021), how many
-coordinates a step moves. Walks of few samples go side by side in one batch.
+`MomentumAttack` is the ascent with momentum that keeps the best point; MORA uses it with other
+rules. APGD adds the halving of steps and, in the L1 norm (Croce and Hein 2021), the number of
+coordinates that a step moves. Walks of few samples run side by side in one batch.
 """
 
 from __future__ import annotations
@@ -30,32 +30,34 @@ from .engine.balls import Ball, L1Ball, L2Ball, LinfBall, per_sample
 from .engine.margins import targeted_dlr
 from .engine.noise import RESTART_SHIFT
 
-# of the papers: the first step in units of eps, and the part of a step that is not inertia
+# from the papers: the first step in units of eps, and the weight of the gradient step against
+# momentum
 FIRST_STEP: dict[type[Ball], float] = {LinfBall: 2.0, L2Ball: 2.0, L1Ball: 1.0}
 _MOMENTUM = 0.75
-# walks of so many samples in all, or fewer, go side by side: small batches are slow
+# walks of up to this many samples in all run side by side: small batches are slow
 SIDE_BY_SIDE = 64
-# of the paper: the step size is looked at after 22% of the steps, then at intervals shorter by 3%
-# each time, down to 6%
+# from the paper: the step size is checked after 22% of the steps, then at intervals that shrink by
+# 3% each time, down to 6%
 _FIRST_INTERVAL, _SHRINKAGE, _LEAST_INTERVAL = 0.22, 0.03, 0.06
-# of the paper: radii and parts of the steps before the ball itself; the step size and the
-# sparsity are looked at after each 4% of the steps
+# from the paper: radii, and parts of the steps spent on them, before the ball itself; step size
+# and sparsity are adapted after each 4% of the steps
 WIDER_BALLS = ((3.0, 0.3), (2.0, 0.3))
 _INTERVAL = 0.04
 # a first step moves a fifth of the coordinates, later ones two thirds of those that differ
 _FIRST_PART, _DENSER = 0.2, 1.5
-# fewer coordinates than this part of before: go on with full steps; else shorten, tenfold at most
+# if fewer than this part of the former coordinates differ, continue with full steps; else shorten
+# the steps, tenfold at most
 _STILL_SPARSER, _SHORTER, _SHORTEST = 0.95, 1.5, 10.0
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class MomentumAttack(BoundedAttack):
-    """Base of the attacks that walk with momentum and keep the best point.
+    """Base class of attacks that ascend with momentum and keep the best point.
 
     Parameters
     ----------
     n_steps : int, default=100
-        Gradients of a walk after the first.
+        Steps of a walk, which takes one more gradient at its start.
     n_gradients : int, default=1
         Evaluations averaged in each step, for modules that draw random numbers (EOT).
     """
@@ -65,10 +67,10 @@ class MomentumAttack(BoundedAttack):
 
     @abstractmethod
     def _walks(self, objective: Objective, x: Tensor, y: Tensor) -> Iterator[Walk]:
-        """One walk after the other, for the samples that those before it have left."""
+        """Yield walks; each is run on the samples not broken by those before it."""
 
     def _next_point(self, ball: Ball, state: WalkState, step: int) -> Tensor:
-        """A step along the gradient, mixed with the step before."""
+        """A step along the gradient, mixed with the previous step."""
         momentum = _MOMENTUM if step else 1.0
         size = per_sample(state.step_size, state.x)
         ahead = ball.project(state.x + size * ball.steepest(state.gradient))
@@ -77,7 +79,7 @@ class MomentumAttack(BoundedAttack):
 
     @abstractmethod
     def _adapt(self, ball: Ball, state: WalkState, step: int, n_steps: int) -> WalkState:
-        """The state that the next step starts from, after some of all the steps."""
+        """The state from which the next step starts, after `step` of `n_steps` steps."""
 
     def _perturb(
         self, objective: Objective, ball: Ball, y: Tensor, seed: int, stop_when_broken: bool
@@ -147,7 +149,7 @@ class MomentumAttack(BoundedAttack):
         return end
 
     def _evaluate(self, objective: Objective, x: Tensor, y: Tensor) -> Evaluation:
-        """Mean of `n_gradients` evaluations; broken if the last of them says so."""
+        """Mean of `n_gradients` evaluations; the last one decides which samples are broken."""
         evaluations = [objective.evaluate(x, y) for _ in range(self.n_gradients)]
         gradient = torch.stack([e.gradient for e in evaluations]).mean(dim=0)
         check_finite(gradient)
@@ -165,17 +167,17 @@ class MomentumAttack(BoundedAttack):
 )
 @dataclass(kw_only=True, repr=False, eq=False)
 class APGD(MomentumAttack):
-    """Auto-PGD: halves its steps where they do not pay, and goes back to the best point.
+    """Auto-PGD: halves the step size where progress stalls, and returns to the best point.
 
-    In the L1 norm steps go along few coordinates, and the first 60% of them explore balls of three
-    and of two times the radius.
+    In the L1 norm, steps change few coordinates, and the first 60% of them explore balls of three
+    and two times the radius.
 
     Parameters
     ----------
     norm : {"linf", "l2", "l1"}, default="linf"
         Norm of the perturbation.
     n_restarts : int, default=1
-        Walks from different random points, for the samples that are left.
+        Walks from different random points, for the samples not yet broken.
     rho : float, default=0.75
         Part of an interval's steps that must increase the loss for the step size to stay.
 
@@ -237,14 +239,14 @@ class APGD(MomentumAttack):
 )
 @dataclass(kw_only=True, repr=False, eq=False)
 class TargetedAPGD(APGD):
-    """APGD-T: a walk towards each of the likeliest wrong classes, on the targeted DLR loss.
+    """APGD-T: one walk towards each of the likeliest wrong classes, on the targeted DLR loss.
 
     An untargeted attack: any wrong decision counts.
 
     Parameters
     ----------
     n_target_classes : int, default=9
-        How many classes are tried; at most all wrong ones.
+        How many classes to try; at most all wrong ones.
 
     References
     ----------
@@ -276,7 +278,7 @@ class TargetedAPGD(APGD):
 
 
 def _halved_where_it_pays(state: WalkState, least_rises: float) -> WalkState:
-    """Halve the steps of walks that oscillate or stand still, and put them back to their best.
+    """Halve the steps of walks that oscillate or stagnate, and return them to their best point.
 
     Parameters
     ----------
@@ -302,7 +304,7 @@ def _halved_where_it_pays(state: WalkState, least_rises: float) -> WalkState:
 
 @lru_cache
 def _checkpoints(n_steps: int) -> dict[int, int]:
-    """Numbers of steps after which step sizes are looked at, and the lengths of the intervals."""
+    """Numbers of steps after which step sizes are checked, and the lengths of the intervals."""
     length = max(int(_FIRST_INTERVAL * n_steps), 1)
     shrinkage = max(int(_SHRINKAGE * n_steps), 1)
     least = max(int(_LEAST_INTERVAL * n_steps), 1)
@@ -315,7 +317,7 @@ def _checkpoints(n_steps: int) -> dict[int, int]:
 
 
 class Walk(NamedTuple):
-    """What one walk climbs, its labels, and the number of its random start."""
+    """The objective of one walk, its labels, and the number of its random start."""
 
     climbed: Objective
     y: Tensor
@@ -324,10 +326,10 @@ class Walk(NamedTuple):
 
 @dataclass
 class WalkState:
-    """Where the walks of the active samples stand; all fields have one row per sample.
+    """State of the walks of the active samples; all fields have one row per sample.
 
-    `was_halved`, `n_rises` and `n_moved` (how many features were changed) are what APGD's rules
-    for the step size look at.
+    APGD's rules for the step size use `was_halved`, `n_rises` and `n_moved` (how many features
+    were changed).
     """
 
     x: Tensor
@@ -387,13 +389,13 @@ class WalkState:
 
 
 def count_moved(ball: Ball, x: Tensor) -> Tensor:
-    """How many features of each sample differ from the ball's centre, (n_samples,)."""
+    """Number of features of each sample that differ from the ball's centre, (n_samples,)."""
     return (x != ball.x).flatten(1).sum(dim=1)
 
 
 @dataclass
 class End:
-    """Where walks have ended."""
+    """Final points of walks."""
 
     x: Tensor
     loss: Tensor
@@ -401,16 +403,16 @@ class End:
 
     @classmethod
     def of(cls, state: WalkState) -> End:
-        """The ends, if the walks were to end now."""
+        """The final points if the walks ended now."""
         return cls(state.x_best.clone(), state.loss_best.clone(), state.broken.clone())
 
     def split(self, n_samples: int) -> Iterator[End]:
-        """The ends of walks that went side by side, each of so many samples."""
+        """Separate the walks that ran side by side, each of `n_samples` samples."""
         parts = (part.split(n_samples) for part in (self.x, self.loss, self.broken))
         return map(End, *parts)
 
     def put(self, active: Tensor, state: WalkState) -> None:
-        """Note the points of the samples that are active."""
+        """Store the points of the active samples."""
         wide = per_sample(state.broken, state.x)
         self.x[active] = torch.where(wide, state.x, state.x_best)
         self.loss[active], self.broken[active] = state.loss_best, state.broken
@@ -423,7 +425,7 @@ def sparse_step(ball: L1Ball, state: WalkState) -> Tensor:
     ----------
     ball : L1Ball
     state : WalkState
-        `n_moved` says how many coordinates differed at the last look: all after a random start.
+        `n_moved` is how many coordinates differed at the last check: all after a random start.
 
     Returns
     -------
@@ -437,14 +439,14 @@ def sparse_step(ball: L1Ball, state: WalkState) -> Tensor:
 
 
 def adapt_sparsity(ball: L1Ball, state: WalkState, step: int, n_steps: int) -> WalkState:
-    """After each interval: count the coordinates of the best points, and set the step sizes.
+    """After each interval, count the changed coordinates of the best points and set step sizes.
 
     Parameters
     ----------
     ball : L1Ball
     state : WalkState
     step, n_steps : int
-        Steps taken, of all.
+        Steps taken, and steps in all.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""AutoAttack: four attacks that need no tuning, the worst of them for each sample."""
+"""AutoAttack and its variant for ensembles: fixed sequences of attacks, worst case per sample."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ Version = Literal["standard", "plus", "rand"]
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class Cascade(Attack):
-    """Base of the fixed sequences of attacks.
+    """Base class of fixed sequences of attacks.
 
-    The cheapest comes first, and each attack sees the samples that those before it have left.
+    Cheap attacks come first; each attack runs on the samples not broken by those before it.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class Cascade(Attack):
     norm : {"linf", "l2"}, default="linf"
         Norm of the perturbation.
     n_queries : int, default=5000
-        Outputs that Square looks at for each sample.
+        Queries of Square for each sample.
     clip_values : tuple of two floats, default=None
         Box that adversarial examples stay in; None takes the box of the estimator (or of the
         module's attribute `clip_values`), if it has one.
@@ -55,7 +55,7 @@ class Cascade(Attack):
 
     @abstractmethod
     def attacks(self, n_members: int = 1) -> list[Attack]:
-        """What is run, in order, on an ensemble of so many members."""
+        """The attacks in order, for an ensemble of `n_members` members."""
 
     def _shared(self) -> dict[str, Any]:
         names = ("eps", "norm", "clip_values", "batch_size", "random_state")
@@ -85,9 +85,10 @@ class Cascade(Attack):
 )
 @dataclass(kw_only=True, repr=False, eq=False)
 class AutoAttack(Cascade):
-    """The standard of robust evaluation: APGD twice, FAB and Square (Croce and Hein 2020).
+    """The standard robustness evaluation: APGD twice, FAB and Square (Croce and Hein 2020).
 
-    With fewer classes than the DLR loss or the ten targets need, losses and targets shrink.
+    With too few classes for the DLR losses, plain differences of log-probabilities replace them;
+    with fewer than ten classes, all wrong ones are targets.
 
     Parameters
     ----------
@@ -106,7 +107,7 @@ class AutoAttack(Cascade):
     version: Version = param("standard", choice(*get_args(Version)))
 
     def attacks(self, n_members: int = 1) -> list[Attack]:
-        """What this version runs, in order, whatever the number of members."""
+        """The attacks of this version in order, whatever the number of members."""
         shared = self._shared()
         square = Square(n_queries=self.n_queries, **shared)
         if self.version == "rand":
@@ -125,11 +126,11 @@ class AutoAttack(Cascade):
 )
 @dataclass(kw_only=True, repr=False, eq=False)
 class EnsembleAutoAttack(Cascade):
-    """AutoAttack for ensembles: every way to combine the members is attacked.
+    """AutoAttack for ensembles: attacks every way to combine the members.
 
     `APGD` on the log mean probability, on the mean logits, on the mean member margin and on each
     member alone; `MORA`; then targeted APGD, FAB and Square as in `AutoAttack`. Every example is
-    replayed on the deployed rule, and the worst counts for each sample.
+    evaluated on the deployed rule, and the worst case counts for each sample.
 
     References
     ----------
@@ -140,7 +141,7 @@ class EnsembleAutoAttack(Cascade):
     """
 
     def attacks(self, n_members: int = 1) -> list[Attack]:
-        """What is run, in order, on an ensemble of so many members."""
+        """The attacks in order, for an ensemble of `n_members` members."""
         shared = self._shared()
         rest = AutoAttack(n_queries=self.n_queries, **shared).attacks()
         if n_members == 1:
@@ -153,7 +154,7 @@ class EnsembleAutoAttack(Cascade):
 
 
 def swapped_aggregations(n_members: int, **shared: Any) -> list[Attack]:
-    """APGD on each rule by which an ensemble could be combined, the deployed one first.
+    """APGD on each rule that could combine an ensemble, the deployed one first.
 
     Parameters
     ----------

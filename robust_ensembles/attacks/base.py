@@ -1,7 +1,7 @@
-"""What every attack can do (`Attack`), and what those that search an eps-ball share.
+"""Base classes of attacks: `Attack`, and `BoundedAttack` for those that search an eps-ball.
 
-`BoundedAttack` checks what it is given, splits it into blocks, makes the module faster while it is
-attacked, and leaves to its subclasses one method: examples for one ball (`_perturb`).
+`BoundedAttack` validates its input, splits it into blocks, and speeds up the module during the
+attack. Subclasses implement one method, `_perturb`: the examples for one ball.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from .engine.target import check_batch, resolve_target, warn_of_units
 # values of X attacked together, whatever the batch size: few large batches late in an attack, when
 # most samples are broken, instead of many small ones
 _BLOCK = 2**22
-# samples on which a faster way to compute a module's outputs is tried
+# samples on which a faster version of a module is tried out
 _TRIAL = 4
 
 
 @declared
 class Attack(BaseEstimator, ABC):
-    """What every attack can do. `BoundedAttack` adds the parameters that nearly all share."""
+    """Base class of all attacks. `BoundedAttack` adds the parameters that nearly all share."""
 
     targeted: bool = False
 
@@ -45,14 +45,14 @@ class Attack(BaseEstimator, ABC):
 
     @property
     def gradient_free(self) -> bool:
-        """Whether the attack looks at decisions only, so that nothing need be differentiable."""
+        """Whether the attack uses outputs only, so that nothing needs to be differentiable."""
         return False
 
     @abstractmethod
     def __call__(
         self, module: nn.Module, X: Tensor, y: Tensor, *, stop_when_broken: bool = True
     ) -> Tensor:
-        """Adversarial examples for a torch module, which is put into eval mode meanwhile.
+        """Adversarial examples for a torch module, which is in eval mode during the attack.
 
         Parameters
         ----------
@@ -65,8 +65,8 @@ class Attack(BaseEstimator, ABC):
             Class indices: the true ones, or the targets of a targeted attack.
         stop_when_broken : bool, default=True
             Whether a sample leaves the attack once it is misclassified (or reaches its target):
-            right for measuring robustness. False goes on to the last step: stronger examples
-            for training and for transfer.
+            right for measuring robustness. False continues to the last step, which gives stronger
+            examples for training and transfer.
 
         Returns
         -------
@@ -76,8 +76,8 @@ class Attack(BaseEstimator, ABC):
         Raises
         ------
         TypeError, ValueError
-            For parameters out of range, X outside the box, NaN, lengths that differ, labels that
-            the module has no output for, or X that it does not take.
+            For parameters out of range, X outside the box, NaN, different lengths of X and y,
+            labels without an output of the module, or X that the module does not accept.
         FloatingPointError
             If the module's gradients are NaN or infinite.
         """
@@ -113,7 +113,7 @@ class Attack(BaseEstimator, ABC):
         return result
 
     def check_classes(self, classes: NDArray[Any]) -> None:
-        """Raise if the attack knows other classes than the target has.
+        """Raise if a model that the attack uses has other classes than the target.
 
         Parameters
         ----------
@@ -132,42 +132,42 @@ class Attack(BaseEstimator, ABC):
         return getattr(module, "clip_values", None) if own is None else own
 
     def _validate(self) -> None:
-        """Raise for parameters that make no sense."""
+        """Raise for invalid parameters."""
         check_parameters(self)
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class BoundedAttack(Attack):
-    """Base of the attacks that search an eps-ball: batches, validation and guarantees.
+    """Base class of attacks that search an eps-ball: batches, validation and guarantees.
 
-    The result of a sample does not depend on the batch it stands in. Results lie in the eps-ball
-    and in the box exactly. The attacked module is left as it was.
+    The result of a sample does not depend on the other samples of its batch. Results are exactly
+    in the eps-ball and in the box. The attacked module is left unchanged.
 
     Parameters
     ----------
     eps : float, default=8/255
-        Radius of the ball, in the units of X. In the maximum norm, more than the box is wide is
-        refused.
+        Radius of the ball, in the units of X. In the maximum norm, a radius larger than the width
+        of the box is refused.
     norm : {"linf", "l2"}, default="linf"
         Norm of the perturbation.
     targeted : bool, default=False
         Whether `y` holds the classes to reach instead of those to leave.
     loss : str, default="margin"
-        What is ascended: ``"margin"``, ``"cw_margin"``, ``"dlr"``, ``"cross_entropy"``,
+        The loss to maximise: ``"margin"``, ``"cw_margin"``, ``"dlr"``, ``"cross_entropy"``,
         ``"member_cross_entropy"`` or ``"member_margin"``. ``"margin"`` is the log-odds of the
         ensemble's mean probability against the label: the same direction as ``"cross_entropy"``
         of the mean probability, but it does not round to zero for over-confident ensembles. The
         member losses are means of the members' own. ``"released_cw"`` and ``"double_softmax"``
         only reproduce published numbers.
     aggregation : {"mean_proba", "mean_logits"} or int, default="mean_proba"
-        How the loss combines an ensemble's members; a number is one member alone. Success is
-        always that of the deployed rule, the mean probability.
+        How the loss combines an ensemble's members; a number selects one member. Success is
+        always judged by the deployed rule, the mean probability.
     clip_values : tuple of two floats, default=None
         Box that adversarial examples stay in; None takes the box of the estimator (or of the
         module's attribute `clip_values`), if it has one.
     batch_size : int, default=256
-        Samples that go through the module at once; halved where memory runs out. Does not change
-        the result.
+        Samples in one pass through the module; halved when memory runs out. Does not change the
+        result.
     random_state : int or None, default=0
         Seed of random starts. The noise of a sample depends on this seed and on the sample
         alone. None draws a new seed for each call.
@@ -208,7 +208,7 @@ class BoundedAttack(Attack):
     def _block(
         self, objective: Objective, ball: Ball, y: Tensor, seed: int, stop_when_broken: bool
     ) -> Tensor:
-        """Adversarial examples made with a faster module, that hold for the module as it is."""
+        """Adversarial examples made on a faster version of the module, checked on the original."""
         if not self._accelerates(stop_when_broken):
             return self._perturb(objective, ball, y, seed, stop_when_broken)
         fast = FastEval(objective.module, ball.x[:_TRIAL])
@@ -216,7 +216,7 @@ class BoundedAttack(Attack):
             adversarial = self._perturb(objective, ball, y, seed, stop_when_broken)
         if not fast or not stop_when_broken:
             return adversarial
-        # rounding may tell the two modules apart: what only the faster one calls broken is not
+        # the two modules differ by rounding: a sample broken only for the faster one is not broken
         unbroken = (~objective.broken(adversarial, y)).nonzero().squeeze(1)
         if len(unbroken):
             with fast.on():
@@ -226,7 +226,7 @@ class BoundedAttack(Attack):
         return adversarial
 
     def _accelerates(self, stop_when_broken: bool) -> bool:
-        """Whether a module that differs by rounding will do, until decisions are checked."""
+        """Whether a module that differs by rounding may be used, until decisions are checked."""
         return True
 
     def check_radius(self, box: Box | None) -> None:
@@ -268,7 +268,7 @@ class BoundedAttack(Attack):
         seed : int
             Of the random start; a new one for each batch.
         objective : InnerObjective, default=None
-            What is climbed instead of `loss`.
+            The objective to maximise instead of `loss`.
 
         Returns
         -------
@@ -277,7 +277,7 @@ class BoundedAttack(Attack):
         Raises
         ------
         ValueError
-            For an objective, where the attack climbs none but its own.
+            If an objective is given and the attack can only maximise its own.
         """
         climbed = Objective(module, self.loss, targeted=self.targeted)
         if objective is not None:

@@ -16,7 +16,7 @@ from .engine.forward import member_logits
 from .engine.margins import aggregate, cw_margin
 from .minimum_norm import MinimumNormAttack, Nearest
 
-# what keeps artanh finite at the ends of the box, and Adam's way back from there short
+# keeps artanh finite at the ends of the box, and Adam's way back from there short
 _INSIDE = 1 - 1e-4
 _FACTOR_WITHOUT_SUCCESS = 10.0
 
@@ -36,15 +36,16 @@ class CarliniWagnerL2(MinimumNormAttack):
               + \kappa, 0)
 
     by Adam, in the variable :math:`\mathrm{artanh}` of x where there is a box, with a binary
-    search for the smallest c that succeeds, for each sample by itself. Slow; `FAB` finds as near
-    examples in less time. See `MinimumNormAttack` for what ``stop_when_broken=False`` gives.
+    search for the smallest c that succeeds, separately for each sample. Slow; `FAB` finds equally
+    near examples in less time. See `MinimumNormAttack` for the effect of
+    ``stop_when_broken=False``.
 
     Parameters
     ----------
     norm : {"l2"}, default="l2"
         Norm of the perturbation.
     n_steps : int, default=1000
-        Of Adam, in each search.
+        Steps of Adam in each search.
     n_searches : int, default=9
         Weights c tried for each sample.
     initial_const : float, default=0.01
@@ -52,7 +53,7 @@ class CarliniWagnerL2(MinimumNormAttack):
     confidence : float, default=0.0
         Kappa, in the units of log-probabilities.
     lr : float, default=0.01
-        Of Adam.
+        Learning rate of Adam.
 
     References
     ----------
@@ -123,7 +124,7 @@ class CarliniWagnerL2(MinimumNormAttack):
 def _coordinates(
     box: Box | None,
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """From the variable that Adam moves freely to points of the box, and back."""
+    """Maps from Adam's unbounded variable to points of the box, and back."""
     if box is None:
         return (lambda variable: variable), (lambda x: x.detach().clone())
     centre, half = (box[0] + box[1]) / 2, (box[1] - box[0]) / 2

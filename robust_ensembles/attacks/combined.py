@@ -1,4 +1,4 @@
-"""A control without gradients, and the per-sample worst case over several attacks."""
+"""`WorstCase`, the per-sample worst case over several attacks, and `UniformNoise`, a control."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class UniformNoise(BoundedAttack):
 
     @property
     def gradient_free(self) -> bool:
-        """True: only decisions are looked at."""
+        """True: the attack uses decisions only."""
         return True
 
     def _perturb(
@@ -71,7 +71,7 @@ class UniformNoise(BoundedAttack):
 class WorstCase(Attack):
     """Per-sample worst case: a sample is broken if any of the attacks breaks it.
 
-    Each attack takes the samples that those before it have left, so put cheap ones first.
+    Each attack runs on the samples not broken by those before it, so put cheap ones first.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ class WorstCase(Attack):
         return self.attacks[0]._box(module)
 
     def check_classes(self, classes: NDArray[Any]) -> None:
-        """Ask each of the attacks; see `Attack`."""
+        """Check the classes of each attack; see `Attack`."""
         for attack in self.attacks:
             attack.check_classes(classes)
 
@@ -135,18 +135,18 @@ def first_success(
     *,
     targeted: bool,
 ) -> Tensor:
-    """Try one way to make examples after the other, each on the samples that are left.
+    """Make examples by one function after the other, each on the samples not yet broken.
 
     Parameters
     ----------
     makers : iterable of callables
-        From X and y to examples.
+        Each takes X and y and returns examples.
     module : nn.Module
-        Whose decisions count.
+        The module whose decisions count.
     X : Tensor of shape (n_samples, ...)
     y : Tensor of shape (n_samples,)
     active : int64 Tensor of shape (n_active,)
-        Indices of the samples to attack; the others stay as they are.
+        Indices of the samples to attack; the others are left unchanged.
     targeted : bool
 
     Returns

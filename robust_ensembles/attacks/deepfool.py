@@ -1,4 +1,4 @@
-"""DeepFool: to the nearest linearised boundary, again and again (Moosavi-Dezfooli et al. 2016)."""
+"""DeepFool: repeated steps to the nearest linearised boundary (Moosavi-Dezfooli et al. 2016)."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from .minimum_norm import MinimumNormAttack, Nearest, project_onto_hyperplane
 class DeepFool(MinimumNormAttack):
     """Steps onto the nearest of the linearised boundaries until the decision changes.
 
-    Quick and rough: `FAB` finds nearer examples. See `MinimumNormAttack` for what
-    ``stop_when_broken=False`` gives.
+    Quick and rough: `FAB` finds nearer examples. See `MinimumNormAttack` for the effect of
+    ``stop_when_broken=False``.
 
     Parameters
     ----------
     n_steps : int, default=50
         Steps onto a boundary.
     n_target_classes : int, default=9
-        How many of the likeliest wrong classes are looked at; at most all.
+        How many of the likeliest wrong classes to consider; at most all.
     overshoot : float, default=0.02
-        How far beyond the boundary, as a part of the way from x.
+        Step beyond the boundary, as a fraction of the distance from x.
 
     References
     ----------
@@ -77,7 +77,7 @@ class DeepFool(MinimumNormAttack):
                 x.flatten(1), w, -at.loss, norm=self.norm, box=ball.clip_values
             )
             delta = step.view_as(x)
-            # the box may end before the boundary
+            # the boundary may be outside the box
             reached = (w * step).sum(dim=1) / -at.loss
             distance = ball.length(delta) / reached.clamp_min(torch.finfo(x.dtype).tiny)
             nearer = distance < shortest

@@ -1,4 +1,4 @@
-"""Attacks of other libraries, under the rules of this one."""
+"""`External`: attacks of other libraries, with the checks of this one."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .base import BoundedAttack
 from .engine.ascent import Objective
 from .engine.balls import Ball
 
-# how far rounding may carry another library's examples out of the ball, as a part of eps
+# how far rounding may move another library's examples out of the ball, as a fraction of eps
 _SLACK = 1e-3
 
 
 class _Deployed(nn.Module):
-    """A module with its members hidden: log-probabilities, as other libraries expect them."""
+    """A module that returns only log-probabilities, as other libraries expect."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -42,19 +42,19 @@ class _Deployed(nn.Module):
 class External(BoundedAttack):
     """Any attack that is a function of a model, images and labels, such as another library's.
 
-    The function sees a module in eval mode with frozen parameters that returns log-probabilities
-    (valid logits). What it returns is checked against the ball and the box and, within rounding,
-    projected into them. The global random numbers that it draws are put back.
+    The function is called with a module in eval mode with frozen parameters, which returns
+    log-probabilities (valid logits). Its result is checked against the ball and the box and, within
+    rounding, projected into them. The state of the global random generators is restored.
 
     Parameters
     ----------
     function : callable
         ``function(module, x, y) -> x_adv``, on tensors.
     eps : float, default=8/255
-        Radius of the ball that the function promises to stay in.
+        Radius of the ball that the function stays in.
     seed_everything : bool, default=True
-        Whether torch's global generator starts from `random_state` for each batch, so that the
-        function is reproducible. It is put back afterwards.
+        Whether to seed torch's global generator from `random_state` for each batch, so that the
+        function is reproducible. Its state is restored afterwards.
 
     Examples
     --------
@@ -111,7 +111,7 @@ class External(BoundedAttack):
         return made
 
     def _checked(self, made: Tensor, ball: Ball) -> Tensor:
-        """What the function returned, inside the ball and the box."""
+        """Check the function's result, and project it into the ball and the box."""
         if not made.isfinite().all():
             raise ValueError("External: the function returned NaN or infinity")
         excess = float((ball.length(made - ball.x) - self.eps).max())

@@ -35,26 +35,26 @@ _TINY = 1e-8
 )
 @dataclass(kw_only=True, repr=False, eq=False)
 class FAB(MinimumNormAttack):
-    """Looks for the *nearest* adversarial example by stepping onto linearised boundaries.
+    """Searches for the *nearest* adversarial example by steps onto linearised boundaries.
 
-    Targeted inside, as in AutoAttack: one boundary after the other, to each of the likeliest
-    wrong classes; any wrong decision counts. See `MinimumNormAttack` for what
-    ``stop_when_broken=False`` gives.
+    Targets classes internally, as in AutoAttack: one boundary after the other, to each of the
+    likeliest wrong classes; any wrong decision counts. See `MinimumNormAttack` for the effect of
+    ``stop_when_broken=False``.
 
     Parameters
     ----------
     n_steps : int, default=100
         Steps onto a boundary, for each class.
     n_restarts : int, default=1
-        The first starts from x, further ones from random points.
+        Number of walks; the first starts from x, others from random points.
     n_target_classes : int, default=9
-        How many classes are tried; at most all wrong ones.
+        How many classes to try; at most all wrong ones.
     eta : float, default=1.05
         Overshoot beyond the boundary.
     alpha_max : float, default=0.1
         Largest share of the step that starts from x itself.
     beta : float, default=0.9
-        After an adversarial iterate: how much of the way out is kept.
+        Fraction of the perturbation that is kept after an adversarial iterate.
 
     References
     ----------
@@ -78,7 +78,7 @@ class FAB(MinimumNormAttack):
                 active = nearest.wanting()
                 if not len(active):
                     return
-                # the first walk finds most; random starts depend on what was found before them
+                # the first walk finds most; random starts depend on the examples found before
                 width = 1 if restart or not done else max(SIDE_BY_SIDE // len(active), 1)
                 targets = classes[active, done : done + width]
                 active = active.repeat_interleave(targets.shape[1])
@@ -88,7 +88,7 @@ class FAB(MinimumNormAttack):
                 done += width
 
     def _start(self, nearest: Nearest, active: Tensor, seed: int, restart: int) -> Tensor:
-        """X itself at first, then random points half as far as the nearest example or eps."""
+        """X itself first, then random points half as far as the nearest example or eps."""
         x = nearest.ball.x[active]
         if restart == 0 or not self.eps:
             return x
@@ -99,7 +99,7 @@ class FAB(MinimumNormAttack):
     def _walk(
         self, towards: TowardsClass, active: Tensor, x: Tensor, y: Tensor, nearest: Nearest
     ) -> None:
-        """Step onto the boundary again and again, and note what lies beyond it."""
+        """Step onto the boundary repeatedly, and offer the adversarial points beyond it."""
         for _ in range(self.n_steps):
             if not len(active):
                 return

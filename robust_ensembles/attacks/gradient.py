@@ -1,4 +1,4 @@
-"""FGSM, BIM, MIM, PGD and CW: one loop, walked in different ways."""
+"""Attacks by projected gradient steps: FGSM, BIM, MIM, PGD and CW."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ from .engine.noise import RESTART_SHIFT
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class GradientAttack(BoundedAttack):
-    """Base of the attacks that climb the loss with projected steps.
+    """Base class of attacks that maximise the loss by projected gradient steps.
 
     Parameters
     ----------
     n_steps : int, default=20
-        Number of gradients.
+        Number of steps, each with one gradient.
     step_size : float, default=None
-        Length of a step in the units of X; None is a fixed fraction of eps, so that a search
-        over eps keeps the shape of the walk.
+        Length of a step in the units of X; None is a fixed fraction of eps, so that steps scale
+        with eps.
     n_restarts : int, default=1
-        Walks from different random points. The samples that one leaves unbroken go into the
-        next.
+        Walks from different random points, each on the samples not broken by those before it.
     random_start : bool, default=True
         Whether walks begin at a random point of the ball, or at x.
     """

@@ -1,8 +1,8 @@
-"""What attacks that look for the nearest adversarial example share.
+"""Base class of attacks that search for the nearest adversarial example.
 
-A subclass searches and offers what it finds; `Nearest` keeps the nearest for each sample, and at
-the end bisection moves it back to the boundary. `project_onto_hyperplane` is the step of those
-that linearise the boundary (FAB, DeepFool).
+A subclass searches and offers the examples it finds; `Nearest` keeps the nearest one for each
+sample, and at the end bisection moves it back to the boundary. `project_onto_hyperplane` is the
+step of attacks that linearise the boundary (FAB, DeepFool).
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _BISECTIONS = 20
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class MinimumNormAttack(BoundedAttack):
-    """Base of the attacks that make the perturbation small instead of the loss large.
+    """Base class of attacks that minimise the perturbation instead of maximising the loss.
 
-    Untargeted. Within eps by default: a sample is left alone once an example lies in its ball.
-    With ``stop_when_broken=False`` the result is the nearest adversarial example that was found,
-    *whatever eps is*, moved back to the boundary by bisection; samples for which none was found
-    stay as they are. `loss` has no effect.
+    Untargeted. Within eps by default: the search for a sample ends once an example is in its ball.
+    With ``stop_when_broken=False``, the result is the nearest adversarial example found, *whatever
+    eps is*, moved back to the boundary by bisection; samples without one are left unchanged.
+    `loss` has no effect.
     """
 
     @abstractmethod
     def _search(self, objective: Objective, nearest: Nearest, y: Tensor, seed: int) -> None:
-        """Offer adversarial examples to `nearest` for the samples that want one."""
+        """Offer adversarial examples to `nearest` for the samples that still need one."""
 
     def _perturb(
         self, objective: Objective, ball: Ball, y: Tensor, seed: int, stop_when_broken: bool
@@ -47,7 +47,7 @@ class MinimumNormAttack(BoundedAttack):
         return nearest.x
 
     def _accelerates(self, stop_when_broken: bool) -> bool:
-        # the nearest examples lie on the boundary of the module that they are made with
+        # the nearest examples are on the boundary of the module that they are made with
         return stop_when_broken
 
     def _validate(self) -> None:
@@ -60,13 +60,13 @@ class MinimumNormAttack(BoundedAttack):
 
 
 class Nearest:
-    """The nearest adversarial examples so far.
+    """The nearest adversarial examples found so far.
 
     Parameters
     ----------
     ball : Ball
     enough : float
-        Distance at which a sample needs no nearer example.
+        Distance below which a sample needs no nearer example.
     """
 
     def __init__(self, ball: Ball, *, enough: float) -> None:
@@ -96,7 +96,7 @@ class Nearest:
 
 
 def _bisect(objective: Objective, y: Tensor, nearest: Nearest) -> None:
-    """Halve the way between x and the nearest example again and again: searches overshoot."""
+    """Bisect between x and the nearest example: searches overshoot the boundary."""
     found = nearest.distance.isfinite().nonzero().squeeze(1)
     inside, outside = nearest.ball.x[found], nearest.x[found]
     for _ in range(_BISECTIONS):
@@ -110,7 +110,7 @@ def _bisect(objective: Objective, y: Tensor, nearest: Nearest) -> None:
 def project_onto_hyperplane(
     x: Tensor, w: Tensor, gap: Tensor, *, norm: str, box: Box | None
 ) -> Tensor:
-    r"""Shortest step that changes a linear function by a given amount without leaving the box.
+    r"""Shortest step inside the box that changes a linear function by a given amount.
 
     .. math:: \min_\delta |\delta|_p \quad\text{subject to}\quad w^T \delta = g,\;
               x + \delta \in \text{box}
@@ -123,14 +123,14 @@ def project_onto_hyperplane(
     x, w : Tensor of shape (n_samples, n_features)
         Points in the box, gradients of the linear functions.
     gap : Tensor of shape (n_samples,)
-        By how much the functions are to change.
+        Required change of the functions.
     norm : {"linf", "l2"}
     box : tuple of two floats or None
 
     Returns
     -------
     delta : Tensor of shape (n_samples, n_features)
-        All the room there is where the box does not reach the hyperplane.
+        Where the box does not reach the hyperplane, the step to its end.
     """
     direction = w * gap.sign().unsqueeze(1)
     weight = direction.abs()
@@ -139,9 +139,9 @@ def project_onto_hyperplane(
     else:
         room = torch.where(direction > 0, box[1] - x, x - box[0]).clamp_min(0)
     speed = torch.ones_like(weight) if norm == "linf" else weight
-    # coordinates that do not matter stay where they are
+    # coordinates of weight 0 do not move
     speed = torch.where(weight > 0, speed, 0.0)
     lam = water_filling(weight * speed, torch.where(weight > 0, weight * room, 0.0), gap.abs())
-    # 0 times infinity is where a coordinate does not matter and the box ends too early
+    # 0 times infinity: a coordinate of weight 0 where the box does not reach the hyperplane
     length = torch.minimum((lam.unsqueeze(1) * speed).nan_to_num(nan=0.0, posinf=torch.inf), room)
     return direction.sign() * torch.where(length.isfinite(), length, 0.0)

@@ -16,21 +16,21 @@ from .engine.ascent import Objective
 from .engine.balls import Ball
 from .engine.forward import Minibatches
 
-# of the paper: members' logits count as they are up to this gap between the two largest
+# from the paper: members' logits are scaled down if the gap between the two largest exceeds this
 _LARGEST_GAP = 10.0
 _TINY = 1e-8
 
 
 class ReweighedMembers(Objective):
-    r"""An ensemble whose members count by what each can add to breaking it.
+    r"""Objective that weights the members by how much each can contribute to breaking the ensemble.
 
-    The gradient of :math:`\log \bar p_c - \log \bar p_y` by member i's logit of class c is
+    The gradient of :math:`\log \bar p_c - \log \bar p_y` in member i's logit of class c is
 
     .. math:: w_i \propto p_{ic} \Big( \frac{p_{iy}}{\bar p_y} + \frac{1 - p_{ic}}{\bar p_c} \Big)
 
-    with c the strongest wrong class. A confident member's own gradient vanishes and a broken one
-    needs no more breaking, so the attack climbs a mixture of logits in which members that are
-    still right count by w:
+    with c the strongest wrong class. A confident member's own gradient vanishes, and a broken
+    member needs no further attack, so the attack maximises the loss of a mixture of logits in
+    which members that are still correct have weight w:
 
     .. math:: (1 - s) \frac{\bar z}{\mathrm{gap}(\bar z)} + s\, \frac{\sum_i w_i z_i}{\sum_i w_i}
 
@@ -38,7 +38,7 @@ class ReweighedMembers(Objective):
     ----------
     module : nn.Module
     share : float
-        s, the part of the reweighed members.
+        s, the weight of the reweighed members.
     minibatches : Minibatches, default=None
         See `Objective`.
     """
@@ -62,13 +62,13 @@ class ReweighedMembers(Objective):
 
 
 def _gap(logits: Tensor) -> Tensor:
-    """Between the two largest logits; a number, not differentiated."""
+    """Gap between the two largest logits; not differentiated."""
     top = logits.detach().topk(2, dim=-1).values
     return top[..., 0] - top[..., 1]
 
 
 def _weights(members: Tensor, y: Tensor) -> Tensor:
-    """W of each member, (n_members, n_samples); 0 for members that are wrong already."""
+    """Weight w of each member, (n_members, n_samples); 0 for members that are already wrong."""
     p = F.softmax(members, dim=-1)
     mean = p.mean(dim=0)
     wrong = mean.scatter(1, y[:, None], -1.0).argmax(dim=1)
@@ -88,16 +88,16 @@ def _weights(members: Tensor, y: Tensor) -> Tensor:
 )
 @dataclass(kw_only=True, repr=False, eq=False)
 class MORA(MomentumAttack):
-    """Attacks an ensemble by a mixture of its members that is reweighed at every step.
+    """Attacks an ensemble through a mixture of its members that is reweighed at every step.
 
-    Summed gradients of an ensemble that was trained for diversity cancel, and confident members
-    hide theirs. See `ReweighedMembers` for what is climbed instead; steps shrink linearly from
-    twice eps, with momentum 0.75. For a plain module it is an ordinary attack.
+    The gradients of an ensemble trained for diversity cancel in the sum, and those of confident
+    members vanish. See `ReweighedMembers` for the objective used instead; steps shrink linearly
+    from twice eps, with momentum 0.75. For a module without members it is an ordinary attack.
 
     Parameters
     ----------
     shares : sequence of float, default=(0.5, 0.0, 0.25, 0.75, 1.0)
-        Parts of the reweighed members; one walk for each, on the samples that are left.
+        Weights s of the reweighed members; one walk for each, on the samples not yet broken.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Attacks by name: ``"pgd20_linf_8_255"``."""
+"""Attacks from names such as ``"pgd20_linf_8_255"``."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _PATTERN = re.compile(
 
 
 def attack_from_name(name: str, *, surrogate: Any = None, **defaults: Any) -> Attack:
-    """Attack that a name stands for.
+    """Make the attack with a given name.
 
     Parameters
     ----------
     name : str
         Attack, number of steps, norm and eps: ``"fgsm"``, ``"pgd20"``, ``"cw40_l2_0.5"``,
-        ``"autoattack_linf_8_255"``. All but the attack may be left out; the number of the
-        attacks that search without gradients is that of queries. ``"transfer"``, or
-        ``"transfer_"`` before another name, makes the examples on the surrogate.
+        ``"autoattack_linf_8_255"``. All but the attack may be omitted; for attacks that search
+        without gradients, the number is that of queries. ``"transfer"``, or ``"transfer_"``
+        before another name, makes the examples on the surrogate.
     surrogate : fitted estimator, nn.Module, or sequence of these, default=None
         For ``"transfer"``.
     **defaults
-        Parameters that the name does not give: `eps`, `norm`, `clip_values` and so on. None
-        leaves the attack's own default.
+        Parameters that are not in the name: `eps`, `norm`, `clip_values` and so on. None keeps
+        the attack's own default.
 
     Returns
     -------
@@ -38,8 +38,7 @@ def attack_from_name(name: str, *, surrogate: Any = None, **defaults: Any) -> At
     Raises
     ------
     ValueError
-        For a name that is not understood, with the nearest attack, or a transfer without
-        surrogate.
+        For an unknown name, with the nearest one as a hint, or for a transfer without surrogate.
     """
     if not isinstance(name, str):
         raise TypeError(f"the name of an attack must be a text such as 'pgd20'; got {name!r}")
@@ -69,7 +68,7 @@ def attack_from_name(name: str, *, surrogate: Any = None, **defaults: Any) -> At
 
 
 def _transfer(name: str, surrogate: Any, defaults: dict[str, Any]) -> Attack:
-    """The black-box attack that a name stands for."""
+    """The black-box attack with a given name."""
     if surrogate is None:
         raise ValueError(
             f"{name!r} needs a surrogate to make the examples on: "

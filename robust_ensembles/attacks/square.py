@@ -1,6 +1,6 @@
-"""Square: random search by patches, by outputs alone (Andriushchenko et al. 2020).
+"""Square attack: random search with patches, from outputs alone (Andriushchenko et al. 2020).
 
-A `Proposal` says what is changed: in the maximum norm stripes at first, then squares at either end
+A `Proposal` makes the changes: in the maximum norm stripes at first, then squares at either end
 of the ball; in the Euclidean norm lumps, whose mass moves from one square to another.
 """
 
@@ -21,7 +21,7 @@ from .engine.ascent import Objective
 from .engine.balls import Ball
 from .engine.noise import sample_keys, stream, uniform
 
-# of 10,000 queries, those after which the patches' area is halved
+# the queries, of 10,000, after which the patches' area is halved
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _SCHEDULE_QUERIES = 10_000
 _TINY = 1e-12
@@ -38,15 +38,15 @@ _TINY = 1e-12
 class Square(BoundedAttack):
     """Random search that changes a patch of pixels at a time and keeps what raises the loss.
 
-    Looks at the outputs of the module only, so it finds out whether gradients mislead. In rows of
-    features a patch is a run of neighbours.
+    Uses only the outputs of the module, so it reveals misleading gradients. In rows of features, a
+    patch is a run of neighbouring features.
 
     Parameters
     ----------
     n_queries : int, default=5000
-        Outputs looked at for each sample, beside the first two.
+        Queries for each sample, besides the first two.
     p_init : float, default=0.8
-        Part of the image that the first patches cover; it shrinks on the paper's schedule.
+        Fraction of the image that the first patches cover; it shrinks by the paper's schedule.
 
     References
     ----------
@@ -60,14 +60,14 @@ class Square(BoundedAttack):
 
     @property
     def gradient_free(self) -> bool:
-        """True: nothing need be differentiable."""
+        """True: nothing needs to be differentiable."""
         return True
 
     def _climbs_anything(self) -> bool:
         return True
 
     def count_queries(self, module: nn.Module, X: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Adversarial examples, and how many outputs were looked at to find them.
+        """Adversarial examples, and the number of queries needed to find them.
 
         Parameters
         ----------
@@ -80,7 +80,8 @@ class Square(BoundedAttack):
         X_adv : Tensor of shape (n_samples, ...)
             As the attack itself returns them.
         n_queries : int64 Tensor of shape (n_samples,)
-            1 for samples that are wrong from the start, `n_queries` + 2 for those that withstand.
+            1 for samples that are misclassified from the start, `n_queries` + 2 for those that
+            are never broken.
         """
         counted = _Counting(**self.get_params())
         X_adv = counted(module, X, y)
@@ -94,7 +95,7 @@ class Square(BoundedAttack):
     def _search(
         self, objective: Objective, ball: Ball, y: Tensor, seed: int, stop_when_broken: bool
     ) -> tuple[Tensor, Tensor]:
-        """Examples, and the numbers of queries."""
+        """Examples, and their numbers of queries."""
         proposal = PROPOSALS[self.norm](ball, self.eps)
         keys = sample_keys(ball.x, seed)
         result = ball.project(ball.x).clone()
@@ -115,14 +116,14 @@ class Square(BoundedAttack):
             proposed = proposal.change(active, x, part, stream(keys[active], query + 1))
             new_loss, broken = objective.look(proposed, y[active])
             n_queries[active] += 1
-            # to break and to raise the loss are not the same under every loss
+            # with some losses, a broken sample may have a smaller loss
             better = (new_loss > loss) | (broken & stop_when_broken)
             x[better], loss = proposed[better], torch.where(better, new_loss, loss)
         result[active] = x
         return result, n_queries
 
     def part(self, query: int) -> float:
-        """Part of the image that a patch covers at a query, counted from 0."""
+        """Fraction of the image that a patch covers at a query, counted from 0."""
         scaled = query / self.n_queries * _SCHEDULE_QUERIES
         return self.p_init / 2 ** sum(scaled > step for step in _HALVED_AFTER)
 
@@ -160,11 +161,11 @@ class Proposal(ABC):
 
     @abstractmethod
     def start(self, index: Tensor, keys: Tensor) -> Tensor:
-        """First points of some samples, from one key for each."""
+        """Starting points of some samples, from one key for each."""
 
     @abstractmethod
     def change(self, index: Tensor, x: Tensor, part: float, keys: Tensor) -> Tensor:
-        """Points with a patch changed that covers a part of the image."""
+        """Points with one patch changed, which covers the fraction `part` of the image."""
 
     def _window(self, side: int, u: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and columns of a patch in each sample, (n, 1, s, 1) and (n, 1, 1, s)."""
@@ -176,7 +177,7 @@ class Proposal(ABC):
         return corners[0][:, None, :, None], corners[1][:, None, None, :]
 
     def _side(self, part: float) -> int:
-        """Side of a square (length of a run) that covers a part of the image."""
+        """Side of a square (length of a run) that covers the fraction `part` of the image."""
         _, height, width = self.shape
         area = part * height * width
         return max(round(area if 1 in (height, width) else math.sqrt(area)), 1)
@@ -193,7 +194,7 @@ class Proposal(ABC):
 
 
 class LinfProposal(Proposal):
-    """Each channel of a square goes to one end of the ball or the other."""
+    """Sets each channel of a square to one end of the ball or the other."""
 
     def start(self, index: Tensor, keys: Tensor) -> Tensor:
         """Vertical stripes of plus and minus eps."""
@@ -215,7 +216,7 @@ class LinfProposal(Proposal):
 
 
 class L2Proposal(Proposal):
-    """The mass of one square moves into another, in a lump."""
+    """Moves the mass of one square into another, as a lump."""
 
     def start(self, index: Tensor, keys: Tensor) -> Tensor:
         """A grid of lumps of either sign."""
@@ -232,7 +233,7 @@ class L2Proposal(Proposal):
         return self._at(index, delta)
 
     def change(self, index: Tensor, x: Tensor, part: float, keys: Tensor) -> Tensor:
-        """Empty one square, and fill another with a lump as heavy as both and what was left."""
+        """Empty one square, and fill another with the mass of both and any unused mass."""
         delta = as_images(x - self.ball.x[index]).clone()
         channels = self.shape[0]
         u = uniform(keys, torch.Size([5 + channels]), x.dtype)
@@ -252,7 +253,7 @@ class L2Proposal(Proposal):
         return self._at(index, delta)
 
     def _oriented_lump(self, like: Tensor, u: Tensor) -> Tensor:
-        """A lump that lies or stands, by a coin for each sample."""
+        """A lump that is horizontal or vertical, at random for each sample."""
         height, width = like.shape[2:]
         lying = _lump(height, width, like=like)
         if height != width:
@@ -260,7 +261,7 @@ class L2Proposal(Proposal):
         return torch.where((u < 0.5).view(-1, 1, 1, 1), lying, lying.T)
 
     def _at(self, index: Tensor, delta: Tensor) -> Tensor:
-        """The end of the ball in the direction of delta."""
+        """The boundary point of the ball in the direction of delta."""
         x = self.ball.x[index]
         length = delta.flatten(1).norm(dim=1).clamp_min(_TINY).view(-1, 1, 1, 1)
         return self.ball[index].project(x + (self.eps * delta / length).view_as(x))
@@ -273,7 +274,7 @@ def as_images(x: Tensor) -> Tensor:
     """Samples as (n, channels, height, width): rows of features are images one pixel high."""
     if x.ndim == 4:
         return x
-    # written out, since -1 is ambiguous for no samples at all
+    # written out, since -1 is ambiguous without samples
     channels = x.shape[1] if x.ndim == 3 else 1
     return x.reshape(len(x), channels, 1, x.shape[1:].numel() // channels)
 
@@ -283,7 +284,7 @@ def _signs(u: Tensor) -> Tensor:
 
 
 def _norms(images: Tensor) -> Tensor:
-    """Of each channel, (n, channels, 1, 1)."""
+    """Norm of each channel, (n, channels, 1, 1)."""
     return images.square().sum(dim=(2, 3), keepdim=True).sqrt()
 
 

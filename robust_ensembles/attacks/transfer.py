@@ -1,4 +1,4 @@
-"""Black box: adversarial examples made on surrogates, tried on the target."""
+"""`Transfer`: black-box attack with adversarial examples made on surrogates."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .gradient import PGD
 )
 @dataclass(repr=False, eq=False)
 class Transfer(Attack):
-    """Examples made on surrogates without looking at the target; the worst for each sample.
+    """Examples made on surrogates without access to the target; the worst case for each sample.
 
     The attacks take all their steps on a surrogate. A sample is broken if any example from any
     surrogate and any attack breaks it on the target, which need not be differentiable.
@@ -39,10 +39,10 @@ class Transfer(Attack):
     Parameters
     ----------
     surrogate : fitted estimator, nn.Module, or sequence of these
-        Trained on the same classes, on raw X of the same kind. A surrogate that shares all its
-        weights with the target, or the target with it, is refused: that is a white-box attack.
+        Trained on the same classes, on raw X of the same kind. A surrogate whose weights are all
+        in the target, or the reverse, is refused: that is a white-box attack.
     attack : BoundedAttack or sequence of BoundedAttack, default=None
-        For instance the same attack with several losses and seeds. None is ``PGD()``.
+        For example, the same attack with several losses and seeds. None is ``PGD()``.
 
     Examples
     --------
@@ -63,7 +63,7 @@ class Transfer(Attack):
 
     @property
     def gradient_free(self) -> bool:
-        """True: of the target, only decisions are looked at."""
+        """True: only decisions of the target are used."""
         return True
 
     @property
@@ -128,7 +128,7 @@ class Transfer(Attack):
         return first_success(self._makers(surrogates), module, X, y, left, targeted=self.targeted)
 
     def _makers(self, surrogates: list[nn.Module]) -> list[Callable[[Tensor, Tensor], Tensor]]:
-        """Each attack on each surrogate."""
+        """Functions that run each attack on each surrogate."""
         return [partial(_on_surrogate, m, a) for m in surrogates for a in self.attacks()]
 
     def _validate(self) -> None:

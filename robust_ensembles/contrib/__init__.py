@@ -1,1 +1,1 @@
-"""Opt-in parts that no measurement backs yet: imported by name only."""
+"""Opt-in parts whose benefit has not been measured yet; imported by name only."""

@@ -1,11 +1,11 @@
-"""The whole training step, loss to optimizer, as a function of tensors that a CUDA graph replays.
+"""Training steps replayed as CUDA graphs, from the loss to the optimizer.
 
 Networks as small as those of ensembles leave a GPU waiting for the processor, which needs longer to
 launch a kernel than the kernel runs. A graph launches all kernels of a function at once.
 
-`replayed_steps` puts this in the place of a net's own steps. `Replayed` is any function of tensors
-that reads them from fixed memory, and a `Recorder` is how it is recorded. What a graph cannot
-record is found out on any device, by `capture_rules`, before it is tried.
+`replayed_steps` replaces a net's own steps. `Replayed` is a function of tensors that reads them
+from fixed memory, and a `Recorder` records it. `capture_rules` finds on any device, before a
+capture is tried, what a graph cannot record.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _CAPTURE = threading.Lock()
 
 _OF_EPOCH = ("epoch", "epoch_seed")
 
-# numbers of an optimizer's state that torch keeps on the host, unless they are to be captured
+# numbers of an optimizer's state that torch keeps on the host unless it is capturable
 _COUNTS = {"step", "mu_product", "eta", "mu"}
 
 Run = Callable[[], Any]
@@ -59,7 +59,7 @@ Run = Callable[[], Any]
 
 @contextmanager
 def replayed_steps(net: EnsembleNet, recorder: Recorder | None = None) -> Iterator[ReplayedStep]:
-    """Replay the training steps of a net, for as long as the context lasts.
+    """Replay the training steps of a net within the context.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def replayed_steps(net: EnsembleNet, recorder: Recorder | None = None) -> Iterat
 
 
 class ReplayedStep:
-    """Optimizer steps on full batches; the others are left to the net. See `replayed_steps`."""
+    """Replayed optimizer steps on full batches; the net runs all others. See `replayed_steps`."""
 
     def __init__(self, net: EnsembleNet, recorder: Recorder) -> None:
         self.net = net
@@ -96,13 +96,14 @@ class ReplayedStep:
         self._size: int | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # a copy of the net, made meanwhile by a callback, replays nothing
+        # a copy of the net, made by a callback in the meantime, replays nothing
         return type(None), ()
 
     def takes(self, batch: Batch) -> bool:
-        """Whether this batch is for a replayed step.
+        """Whether to use a replayed step for this batch.
 
-        The first batch decides: others of its size are, if its step needs no help of the host.
+        The first batch decides: if its step does not need the host, batches of its size are
+        replayed.
         """
         if self._size is None:
             self._fields = [name for name, value in batch._asdict().items() if value is not None]
@@ -121,7 +122,7 @@ class ReplayedStep:
         seed : int
             Of this step.
         meter : EpochMeter
-            Gets the terms of the loss.
+            Receives the terms of the loss.
 
         Returns
         -------
@@ -141,7 +142,7 @@ class ReplayedStep:
         return {"loss": terms["loss"], "y_pred": None}
 
     def _compute(self, *tensors: Tensor) -> Tensor:
-        """The loss and its terms, after which the weights have moved."""
+        """Compute the loss and its terms, and update the weights."""
         *fields, seed = tensors
         missing = dict.fromkeys(Batch._fields)
         batch = Batch(**{**missing, **dict(zip(self._fields, fields, strict=True))})  # type: ignore[arg-type]
@@ -186,9 +187,9 @@ class ReplayedStep:
 
 
 class _WatchedStep(TrainingStep):
-    """A step that notes which numbers of its epoch the loss depends on.
+    """A step that records which numbers of its epoch the loss depends on.
 
-    They lie on the host, so what was recorded with them is good for that epoch only.
+    They are on the host, so a recording made with them is valid for that epoch only.
     """
 
     def __init__(self, step: TrainingStep, read: set[str]) -> None:
@@ -201,29 +202,29 @@ class _WatchedStep(TrainingStep):
 
 
 def _optimizer_settings(optimizer: torch.optim.Optimizer) -> tuple[Any, ...]:
-    """What a recorded step takes from the host: rates and the like, and which weights move."""
+    """Host values that a recorded step depends on: learning rates etc., and trainable weights."""
     settings: list[Any] = []
     for group in optimizer.param_groups:
         for name, value in group.items():
             if name == "params":
                 settings.append(tuple(p.requires_grad for p in value))
             else:
-                # a tensor is read by each replay where it lies
+                # each replay reads a tensor's present value
                 settings.append((name, id(value) if isinstance(value, Tensor) else repr(value)))
     return tuple(settings)
 
 
 def _set_capturable(optimizer: torch.optim.Optimizer, flags: Sequence[bool]) -> None:
-    """Let an optimizer count its steps beside its weights or, as by default, on the host.
+    """Let an optimizer count its steps on the device of its weights or, by default, on the host.
 
     Parameters
     ----------
     optimizer : torch.optim.Optimizer
-        One without the option is left alone.
+        One without the option is left unchanged.
     flags : sequence of bool
         For each parameter group.
     """
-    # torch warns of capturable steps that are not captured; ours are, but for the first ones
+    # torch warns of capturable steps that are not captured; here all but the first ones are
     optimizer._warned_capturable_if_run_uncaptured = True
     for group, flag in zip(optimizer.param_groups, flags, strict=True):
         if "capturable" not in group:
@@ -240,21 +241,21 @@ def _set_capturable(optimizer: torch.optim.Optimizer, flags: Sequence[bool]) -> 
 class Replayed:
     """A function of tensors, recorded once for each shape of its arguments.
 
-    The first calls compute as usual, then the function is recorded, and replayed from then on: no
-    line of its Python runs again. What it reads beside its arguments is read where it lay while
-    recording: tensors must be changed in place, and what lies on the host stays as it was, unless
-    it is in `key`. Where a graph cannot be captured, the reason is logged and all calls compute as
-    usual.
+    The first calls compute as usual, then the function is recorded and replayed from then on: its
+    Python code does not run again. Tensors that it reads besides its arguments are read from the
+    same memory as during recording, so they must be changed in place; host values keep their value
+    at recording, unless they are in `key`. If a graph cannot be captured, the reason is logged and
+    all calls compute as usual.
 
     Parameters
     ----------
     function : callable
-        From tensors to a Tensor or a tuple of Tensors.
+        Takes tensors and returns a Tensor or a tuple of Tensors.
     recorder : Recorder
     buckets : bool, default=False
         Whether samples are independent of each other, so that a batch may be padded, by copies of
         its first sample, to the next power of two or to the largest batch so far, whichever is
-        less. Else every size is recorded by itself.
+        less. Otherwise every size is recorded separately.
     """
 
     def __init__(
@@ -274,12 +275,12 @@ class Replayed:
             The first has the samples on its first axis. With `buckets`, so has every other one
             that has as many rows.
         key : hashable, default=None
-            What else the recording depends on. A new key makes those before it invalid.
+            What else the recording depends on. A new key invalidates earlier recordings.
 
         Returns
         -------
         outputs : Tensor or tuple of Tensors
-            Copies, which the next call leaves alone.
+            Copies, which the next call does not overwrite.
         """
         if key != self._key:
             for slot in self._slots.values():
@@ -301,7 +302,7 @@ class Replayed:
 
 
 class _Slot:
-    """Fixed memory for arguments of one shape, and what was recorded on it."""
+    """Fixed memory for arguments of one shape, and the recording that uses it."""
 
     def __init__(
         self, function: Callable[..., Any], recorder: Recorder, static: list[Tensor]
@@ -321,7 +322,7 @@ class _Slot:
         return self.recorder.warm_up(self._run)
 
     def forget(self) -> None:
-        """Record anew after a call as usual, so that what changes all the time never is."""
+        """Record again only after an ordinary call, so that ever-changing steps never are."""
         self.replay, self.n_warm_ups = None, max(self.n_warm_ups, 1)
 
     def _record(self) -> None:
@@ -336,7 +337,7 @@ class _Slot:
 
 
 def _fill(memory: Tensor, x: Tensor) -> None:
-    """Copy an argument, and its first row into the rows that it lacks."""
+    """Copy an argument, and its first row into the remaining rows of the memory."""
     if memory.shape == x.shape:
         memory.copy_(x)
     else:
@@ -345,7 +346,7 @@ def _fill(memory: Tensor, x: Tensor) -> None:
 
 
 def _copies(outputs: Any, n: int | None) -> Any:
-    """Copies of a Tensor or of all in a tuple, of their first n rows only if n is given."""
+    """Copies of a Tensor or a tuple of Tensors; only the first n rows if n is given."""
     if isinstance(outputs, Tensor):
         return outputs[:n].clone() if outputs.ndim else outputs.clone()
     copies = [_copies(output, n) for output in outputs]
@@ -353,9 +354,9 @@ def _copies(outputs: Any, n: int | None) -> Any:
 
 
 class Recorder(ABC):
-    """How a computation on fixed memory is recorded."""
+    """Records a computation on fixed memory."""
 
-    # calls that really compute before the first recording: libraries allocate and choose kernels
+    # ordinary calls before the first recording: libraries allocate memory and choose kernels
     n_warm_ups: ClassVar[int] = 3
 
     @abstractmethod
@@ -364,7 +365,7 @@ class Recorder(ABC):
 
     @abstractmethod
     def record(self, run: Run) -> Run:
-        """What computes the same again each time that it is called; recording computes nothing."""
+        """Return a function that repeats the computation; recording itself computes nothing."""
 
 
 class CudaGraphRecorder(Recorder):
@@ -377,7 +378,7 @@ class CudaGraphRecorder(Recorder):
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        # one stream for everything: libraries keep handles and workspaces for each
+        # one stream for everything: libraries keep handles and workspaces for each stream
         self.stream = torch.cuda.Stream(device)
 
     def warm_up(self, run: Run) -> Any:
@@ -407,7 +408,7 @@ class CudaGraphRecorder(Recorder):
 
     @contextmanager
     def _beside(self) -> Iterator[None]:
-        """Work on the recorder's stream, after what is queued and before what follows."""
+        """Run on the recorder's stream, after queued work and before later work."""
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
@@ -417,7 +418,7 @@ class CudaGraphRecorder(Recorder):
 
 @contextmanager
 def _same_stream_after() -> Iterator[None]:
-    """Go back to the present stream even where a capture fails, which torch may not do."""
+    """Return to the present stream even if a capture fails, which torch may not do."""
     stream = torch.cuda.current_stream()
     try:
         yield
@@ -426,9 +427,9 @@ def _same_stream_after() -> Iterator[None]:
 
 
 class EagerRecorder(Recorder):
-    """Records nothing, computes anew and holds the function to the rules of a capture.
+    """Records nothing, recomputes, and checks the function against the rules of a capture.
 
-    On a CPU it stands in for `CudaGraphRecorder`, in all but speed.
+    Replaces `CudaGraphRecorder` on a CPU, with the same behaviour except for speed.
     """
 
     def warm_up(self, run: Run) -> Any:
@@ -446,12 +447,12 @@ class EagerRecorder(Recorder):
 
 
 class NotCapturableError(RuntimeError):
-    """A computation that needs the host in the middle."""
+    """A computation needs the host before its end."""
 
 
 @contextmanager
 def capture_rules() -> Iterator[None]:
-    """Raise for whatever a CUDA graph could not record, also on a CPU.
+    """Raise for operations that a CUDA graph could not record, also on a CPU.
 
     A graph repeats kernels, not Python: nothing may read a value of a tensor (`item`, ``if`` on a
     tensor, a mask as an index), take numbers from the host, or change devices.
@@ -459,7 +460,7 @@ def capture_rules() -> Iterator[None]:
     Raises
     ------
     NotCapturableError
-        At the first such operation; its traceback tells where.
+        At the first such operation; its traceback shows where.
     """
     with ExitStack() as stack:
         operations = stack.enter_context(_Operations())
@@ -468,7 +469,7 @@ def capture_rules() -> Iterator[None]:
 
 
 def place(error: BaseException) -> str:
-    """File and line of Python that an error comes from, outside of torch.
+    """File and line of the Python code, outside torch, that an error comes from.
 
     Parameters
     ----------
@@ -477,7 +478,7 @@ def place(error: BaseException) -> str:
     Returns
     -------
     place : str
-        Such as ``"_balls.py:125"``.
+        Such as ``"balls.py:125"``.
     """
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
@@ -487,7 +488,7 @@ def place(error: BaseException) -> str:
 
 
 class _Operations(TorchDispatchMode):
-    """Looks at each operation, those of backward passes included."""
+    """Checks each operation, including those of backward passes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -505,7 +506,7 @@ class _Operations(TorchDispatchMode):
 
 
 class _Reads(TorchFunctionMode):
-    """Sees what never becomes an operation, and lets pass what only a CPU waits for."""
+    """Checks calls that never become operations, and allows those that only a CPU waits for."""
 
     def __init__(self, operations: _Operations) -> None:
         super().__init__()
@@ -518,7 +519,7 @@ class _Reads(TorchFunctionMode):
         if func in _READING:
             raise NotCapturableError(f"{func.__name__} moves a tensor to the host")
         if func is F.one_hot and len(args) + len(kwargs) > 1:
-            # checks its labels on a CPU; where the number of classes is given, not on CUDA
+            # checks its labels on a CPU; not on CUDA if the number of classes is given
             return self._unwatched(func, args, kwargs)
         return func(*args, **kwargs)
 
@@ -535,7 +536,7 @@ def _why_not(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | 
         return _WAITING[func]
     if torch.Tag.data_dependent_output in func.tags:
         return "reads a value of a tensor"
-    # indices are tagged for the sake of masks alone
+    # torch tags indexing only because of masks
     if func.overloadpacket in (_aten.index, _aten.index_put, _aten.index_put_):
         if any(t.dtype in (torch.bool, torch.uint8) for t in _tensors(args[1])):
             return "has a mask as an index: the result's shape depends on values"

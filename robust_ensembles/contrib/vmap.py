@@ -1,4 +1,4 @@
-"""Members of one architecture as one network whose weights have a further axis."""
+"""Members of the same architecture as one network whose weights have an additional axis."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Named = dict[str, Tensor]
 
 
 def vectorized_logits(module: Ensemble, inputs: Tensor | Sequence[Tensor]) -> Tensor:
-    """Logits of all members by one forward pass, in which a layer of all members is one call.
+    """Logits of all members by one forward pass, with one call for a layer of all members.
 
     Values, gradients of any order and BatchNorm's statistics are those of a loop over the
-    members, up to rounding. Dropout draws other numbers than in a loop, different ones for each
-    member.
+    members, up to rounding. Dropout draws other random numbers than a loop, different ones for
+    each member.
 
     Parameters
     ----------
     module : Ensemble
-        For which `why_not_vectorized` finds nothing.
+        One for which `why_not_vectorized` returns None.
     inputs : Tensor of shape (n_samples, ...), or sequence of n_members of them
         One batch that all members see, or one for each.
 
@@ -40,22 +40,22 @@ def vectorized_logits(module: Ensemble, inputs: Tensor | Sequence[Tensor]) -> Te
 
 @contextmanager
 def vectorized_members(module: Ensemble) -> Iterator[Ensemble]:
-    """Let an ensemble's own `member_logits` be one forward pass, for as long as the context lasts.
+    """Within the context, compute an ensemble's `member_logits` by one forward pass.
 
-    So everything that looks at the ensemble as a whole, attacks included, is vectorized too. The
-    method then takes a sequence of inputs, one for each member, as well.
+    So everything that uses the ensemble as a whole, attacks included, is vectorized too. The
+    method then also takes a sequence of inputs, one for each member.
 
     Parameters
     ----------
     module : Ensemble
-        For which `why_not_vectorized` finds nothing.
+        One for which `why_not_vectorized` returns None.
 
     Yields
     ------
     module : Ensemble
         The same.
     """
-    # a partial, not a closure: copies of the ensemble, made meanwhile, have to call themselves
+    # a partial, not a closure: copies of the ensemble made in the meantime must call themselves
     vars(module)["member_logits"] = partial(vectorized_logits, module)
     try:
         yield module
@@ -68,20 +68,20 @@ def vectorized(
     inputs: Tensor | Sequence[Tensor],
     call: Callable[[nn.Module, Tensor], Any],
 ) -> Any:
-    """What a function makes of every member and its batch; see `vectorized_logits`.
+    """Apply a function to every member and its batch; see `vectorized_logits`.
 
     Parameters
     ----------
     module : Ensemble
     inputs : Tensor or sequence of n_members Tensors
     call : callable
-        From a member and a batch to a Tensor, or to a tuple of Tensors. It may hook the member,
-        such as for its embedding.
+        Takes a member and a batch; returns a Tensor or a tuple of Tensors. It may hook the member,
+        for its embedding for example.
 
     Returns
     -------
     outputs : Tensor or tuple of Tensors
-        What `call` returns, with the members on a further first axis.
+        The results of `call`, with the members on an additional first axis.
     """
     members = list(module)
     template = _Called(members[0], call)
@@ -107,12 +107,12 @@ def _logits(member: nn.Module, x: Tensor) -> Tensor:
     return logits
 
 
-# what `_Called` puts in front of the names of a member's parameters
+# prefix of the names of a member's parameters in `_Called`
 _PREFIX = "member."
 
 
 class _Called(nn.Module):
-    """A function of a module as a module, so that its weights can be exchanged meanwhile."""
+    """A function of a module as a module, so that its weights can be replaced during a call."""
 
     def __init__(self, member: nn.Module, call: Callable[[nn.Module, Tensor], Any]) -> None:
         super().__init__()
@@ -123,13 +123,13 @@ class _Called(nn.Module):
 
 
 def _stacked(tensors: Sequence[Named]) -> Named:
-    """Tensors of the same name on a further first axis; gradients reach each of them."""
+    """Stack tensors of the same name on an additional first axis; gradients reach each of them."""
     return {_PREFIX + name: torch.stack([named[name] for named in tensors]) for name in tensors[0]}
 
 
 @torch.no_grad()
 def _write_back(members: Sequence[nn.Module], moved: Named) -> None:
-    """Move the buffers of the members to their new values, in place."""
+    """Copy new values into the members' buffers, in place."""
     by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
     for i, member in enumerate(members):
         for name, buffer in member.named_buffers():
@@ -152,8 +152,8 @@ def why_not_vectorized(module: Ensemble) -> str | None:
     Returns
     -------
     reason : str or None
-        None if nothing speaks against it. A forward pass that asks for values of its tensors
-        (``if x.max() > 1``) is only found out by running it: torch raises RuntimeError then.
+        None if they can. A forward pass that depends on values of its tensors
+        (``if x.max() > 1``) is only found by running it: torch raises RuntimeError then.
     """
     members = list(module)
     if len(members) < 2:
@@ -189,12 +189,12 @@ _HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
-# what every module has; the rest of its attributes are settings of the layer
+# attributes of every module; all others are settings of the layer
 _OF_MODULES = frozenset(vars(nn.Module()))
 
 
 def _architecture(member: nn.Module) -> list[tuple[Any, ...]]:
-    """All that two members must have in common: layers, their settings and modes, shapes."""
+    """What two members must have in common: layers, their settings, modes and shapes."""
     layers = [
         (name, type(layer), layer.training, sorted(_settings(layer)))
         for name, layer in member.named_modules()
@@ -212,5 +212,5 @@ def _named_tensors(member: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _count(members: Sequence[nn.Module]) -> int:
-    """How many different tensors members have."""
+    """Number of distinct tensors of the members."""
     return len({id(tensor) for member in members for _, tensor in _named_tensors(member)})

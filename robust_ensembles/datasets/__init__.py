@@ -1,7 +1,7 @@
 """Image data sets as NumPy arrays ``(X, y)`` with the channels on axis 1.
 
 The loaders return pixels as uint8, 0 to 255, which the estimators scale to [0, 1], except
-`load_digits_images`, whose pixels are float32 in [0, 1]. No data comes with the package.
+`load_digits_images`, whose pixels are float32 in [0, 1]. The package contains no data.
 """
 
 from .cifar import load_cifar10, load_cifar100

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100."""
+"""Loaders of CIFAR-10 and CIFAR-100."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def load_cifar10(
 ) -> ImagesAndLabels:
     """Load CIFAR-10 [1]_: photographs, 32 x 32 colour pixels, 10 classes.
 
-    The files are looked for in ``data_home/cifar-10-batches-py``, then in the archive
+    The files are searched for in ``data_home/cifar-10-batches-py``, then in the archive
     ``data_home/cifar-10-python.tar.gz`` (which is unpacked there); then they are downloaded.
-    They are pickles, so they are read only if torchvision's checksums fit.
+    They are pickles, so they are read only if torchvision's checksums match.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def load_cifar10(
         Folder of the data sets; None for the environment variable
         ``ROBUST_ENSEMBLES_DATA``, else ``~/robust_ensembles_data``.
     download : bool, default=True
-        Whether to download files that are missing, by torchvision, to `data_home`.
+        Whether to download missing files with torchvision to `data_home`.
 
     Returns
     -------
@@ -47,9 +47,9 @@ def load_cifar10(
     Raises
     ------
     DatasetNotFoundError
-        If the files are nowhere and cannot be downloaded.
+        If the files are not found and cannot be downloaded.
     ValueError
-        If `split` is not known or a file is not the published one.
+        If `split` is unknown or a file is not the published one.
 
     References
     ----------
@@ -67,9 +67,9 @@ def load_cifar100(
 ) -> ImagesAndLabels:
     """Load CIFAR-100 [1]_: photographs, 32 x 32 colour pixels, 100 (fine) classes.
 
-    The files are looked for in ``data_home/cifar-100-python``, then in the archive
+    The files are searched for in ``data_home/cifar-100-python``, then in the archive
     ``data_home/cifar-100-python.tar.gz`` (which is unpacked there); then they are downloaded.
-    They are pickles, so they are read only if torchvision's checksums fit.
+    They are pickles, so they are read only if torchvision's checksums match.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def load_cifar100(
         Folder of the data sets; None for the environment variable
         ``ROBUST_ENSEMBLES_DATA``, else ``~/robust_ensembles_data``.
     download : bool, default=True
-        Whether to download files that are missing, by torchvision, to `data_home`.
+        Whether to download missing files with torchvision to `data_home`.
 
     Returns
     -------
@@ -91,9 +91,9 @@ def load_cifar100(
     Raises
     ------
     DatasetNotFoundError
-        If the files are nowhere and cannot be downloaded.
+        If the files are not found and cannot be downloaded.
     ValueError
-        If `split` is not known or a file is not the published one.
+        If `split` is unknown or a file is not the published one.
 
     References
     ----------
@@ -106,7 +106,7 @@ def load_cifar100(
 def _load(
     name: str, split: str, data_home: str | os.PathLike[str] | None, download: bool
 ) -> ImagesAndLabels:
-    """Find, unpack or download the files, and read a split by torchvision."""
+    """Find, unpack or download the files, and read a split with torchvision."""
     one_of(split, ("train", "test"), "split")
     home = data_home_folder(data_home)
     dataset = getattr(torchvision.datasets, name)
@@ -114,7 +114,7 @@ def _load(
     failure: Exception | None = None
     if not _is_complete(dataset, folder):
         archive = home / dataset.filename
-        # With a sound archive in place, torchvision's download only unpacks it.
+        # if a valid archive exists, torchvision's download only unpacks it
         if download or check_integrity(archive, dataset.tgz_md5):
             failure = try_download(lambda: dataset(home, download=True))
         if not _is_complete(dataset, folder):
@@ -139,7 +139,7 @@ def _checksums(dataset: Any) -> list[tuple[str, str]]:
 
 
 def _is_complete(dataset: Any, folder: Path) -> bool:
-    """Whether all files are there, sound or not."""
+    """Whether all files exist, valid or not."""
     return all((folder / name).is_file() for name, _ in _checksums(dataset))
 
 

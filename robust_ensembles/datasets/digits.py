@@ -1,4 +1,4 @@
-"""scikit-learn's digits as images."""
+"""Loader of scikit-learn's digits as images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def load_digits_images(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]] | Bunch:
     """Load the 1797 handwritten digits of scikit-learn [1]_ as images of 8 x 8 grey pixels.
 
-    They come with scikit-learn: nothing is downloaded.
+    They are included in scikit-learn: nothing is downloaded.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def load_digits_images(
     y : ndarray of int64, shape (1797,)
         Digits, 0 to 9.
     bunch : Bunch
-        Instead of `X` and `y`, where `return_X_y` is False: ``data`` (X), ``target`` (y),
+        Instead of `X` and `y`, if `return_X_y` is False: ``data`` (X), ``target`` (y),
         ``target_names`` and ``DESCR``.
 
     References

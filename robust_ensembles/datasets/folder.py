@@ -1,4 +1,4 @@
-"""Images from a folder with a sub-folder for each class."""
+"""Loader of images from a folder with a sub-folder for each class."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .._checks import check_count, check_flag
 from ..exceptions import DatasetNotFoundError
 
 _WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
-# from 0 to 65535 to 0 to 255
+# scales 0 to 65535 to 0 to 255
 _PER_LEVEL = 257
 
 
@@ -29,7 +29,7 @@ def read_picture(file: Path, size: int | None, grey: bool) -> NDArray[np.uint8]:
     ----------
     file : Path
     size : int or None
-        Height and width that it is resized to.
+        Height and width to resize it to.
     grey : bool
 
     Returns
@@ -39,7 +39,7 @@ def read_picture(file: Path, size: int | None, grey: bool) -> NDArray[np.uint8]:
     Raises
     ------
     ValueError
-        If it cannot be read, or its pixels have no known range.
+        If it cannot be read, or the range of its pixels is unknown.
     """
     try:
         with Image.open(file) as picture:
@@ -55,7 +55,7 @@ def read_picture(file: Path, size: int | None, grey: bool) -> NDArray[np.uint8]:
 
 
 def _has_16_bits(picture: Image.Image) -> bool:
-    """Whether grey levels are from 0 to 65535; of these two formats, Pillow may say 32 bits."""
+    """Whether grey levels are from 0 to 65535; for these two formats, Pillow may report 32 bits."""
     of_format = picture.mode == "I" and picture.format in ("PNG", "PPM")
     return of_format or picture.mode.startswith("I;16")
 
@@ -70,7 +70,7 @@ def _scaled(image: Image.Image) -> Image.Image:
 
 
 def _known(image: Image.Image) -> Image.Image:
-    """Refuse pixels whose range nobody knows; Pillow would clip them."""
+    """Refuse pixels of unknown range; Pillow would clip them."""
     kinds = {"I": "32-bit whole numbers", "F": "floating point numbers"}
     if image.mode in kinds:
         raise ValueError(
@@ -81,7 +81,7 @@ def _known(image: Image.Image) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Put a transparent image on white; what lies under transparency is anything."""
+    """Put a transparent image on white; transparent pixels have arbitrary colours."""
     if image.mode not in _WITH_ALPHA and "transparency" not in image.info:
         return image
     page = Image.new("RGBA", image.size, "white")
@@ -100,16 +100,15 @@ def load_image_folder(
 ) -> tuple[NDArray[np.uint8], NDArray[np.str_]]:
     """Load a folder of images with a sub-folder for each class into memory.
 
-    The files are those that torchvision's ``ImageFolder`` takes, in its order: sub-folders and
-    their files by name, whatever lies deeper in a sub-folder included; but none whose name, or
-    whose folder's name, begins with a dot. How many files of other kinds were not taken is
-    logged. The labels are the names of the sub-folders, so that they mean the same in another
-    folder with other classes.
+    The files are those that torchvision's ``ImageFolder`` reads, in its order: sub-folders and
+    their files by name, including nested folders, except names that begin with a dot. The number
+    of skipped files of other kinds is logged. The labels are the names of the sub-folders, so that
+    they mean the same in another folder with other classes.
 
-    Images are turned as their EXIF data say, and transparent ones are put on white. Grey levels
-    of 16 bits, 0 to 65535, are scaled to 0 to 255.
+    Images are rotated according to their EXIF data, and transparent ones are put on white. Grey
+    levels of 16 bits, 0 to 65535, are scaled to 0 to 255.
 
-    For what does not fit into memory, give an ``ImageFolder`` with a transform to the
+    If the images do not fit into memory, pass an ``ImageFolder`` with a transform to the
     estimator's `fit` instead.
 
     Parameters
@@ -117,10 +116,10 @@ def load_image_folder(
     path : path-like
         The folder.
     size : int or None, default=None
-        Height and width in pixels that each image is resized to (bilinear, both sides, so that
-        other shapes are squeezed). None takes them as they are: all must have the same size.
+        Height and width in pixels to resize each image to (bilinear; the aspect ratio is not
+        kept). None does not resize: all images must have the same size.
     grey : bool, default=False
-        Whether images become grey, with one channel, rather than colours with three.
+        Whether to convert images to grey, with one channel, instead of three colours.
 
     Returns
     -------
@@ -134,9 +133,9 @@ def load_image_folder(
     DatasetNotFoundError
         If there is no such folder.
     ValueError
-        If it has no sub-folders, or one without images, or if they are called train and test, like
-        parts rather than classes; if an image cannot be read, has pixels of 32 bits, whose range
-        nobody knows, or another size than the first.
+        If there are no sub-folders, or one without images, or if they are named train and test,
+        like parts rather than classes; if an image cannot be read, has 32-bit pixels, whose range
+        is unknown, or another size than the first.
 
     Examples
     --------
@@ -164,7 +163,7 @@ def load_image_folder(
 
 
 class _Visible(ImageFolder):
-    """What is not hidden: previews and notebooks' copies are no classes, ``._`` files no images."""
+    """An `ImageFolder` without hidden folders and files, such as notebook copies and previews."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -172,7 +171,7 @@ class _Visible(ImageFolder):
         super().__init__(folder, is_valid_file=self._takes)
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        """The sub-folders' names, and their numbers."""
+        """The names of the sub-folders, and their indices."""
         names = [name for name in super().find_classes(directory)[0] if name[0] != "."]
         if not names:
             raise FileNotFoundError(f"All sub-folders of {directory} are hidden.")
@@ -200,7 +199,7 @@ class _Visible(ImageFolder):
 
 
 def _refuse_parts(folder: Path, names: list[str]) -> None:
-    """Raise where the sub-folders are parts of a data set, which would be learnt as classes."""
+    """Raise if the sub-folders look like parts of a data set, which would be learnt as classes."""
     if {name.lower() for name in names} <= _PARTS:
         raise ValueError(
             f"the sub-folders of {folder}, {' and '.join(names)}, look like parts of a data set "

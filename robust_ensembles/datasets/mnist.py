@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST."""
+"""Loaders of MNIST and Fashion-MNIST."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _UNSIGNED_BYTES = 0x08
 def read_idx(path: Path, ndim: int) -> NDArray[np.uint8]:
     """Read an idx file of unsigned bytes.
 
-    torchvision's own reader takes no gzipped file and does not compare the header with the
-    length, so a truncated file fails there without its name.
+    torchvision's own reader does not read gzipped files and does not compare the header with the
+    length, so its error for a truncated file lacks the file's name.
 
     Parameters
     ----------
     path : Path
-        File; gzipped if it starts with gzip's magic number, whatever its name.
+        The file; gzipped if it starts with gzip's magic number, whatever its name.
     ndim : int
-        Axes it must have: 3 for images, 1 for labels.
+        Required number of axes: 3 for images, 1 for labels.
 
     Returns
     -------
@@ -39,7 +39,7 @@ def read_idx(path: Path, ndim: int) -> NDArray[np.uint8]:
     Raises
     ------
     ValueError
-        If the file is corrupt or truncated, or holds something else.
+        If the file is corrupt or truncated, or has other content.
     """
     content = _read_bytes(path)
     start = 4 + 4 * ndim
@@ -56,12 +56,12 @@ def read_idx(path: Path, ndim: int) -> NDArray[np.uint8]:
             f"{path} has {len(content)} bytes, but its header (shape {shape}) asks for "
             f"{expected}: it is truncated or corrupt; delete it and get it again"
         )
-    # A copy, as an array over bytes is read-only.
+    # a copy, because an array over bytes is read-only
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
 
 
 def _read_bytes(path: Path) -> bytes:
-    """Content of a file, decompressed where it is gzipped."""
+    """Content of a file, decompressed if it is gzipped."""
     content = path.read_bytes()
     if content[:2] != b"\x1f\x8b":
         return content
@@ -75,7 +75,7 @@ def _read_bytes(path: Path) -> bytes:
 
 _DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
-# MNIST and Fashion-MNIST name their files alike; their first labels tell them apart.
+# MNIST and Fashion-MNIST use the same file names; their first labels tell them apart
 _FIRST_LABELS: dict[tuple[str, str], tuple[int, ...]] = {
     ("MNIST", "train"): (5, 0, 4, 1, 9, 2, 1, 3, 1, 4),
     ("MNIST", "test"): (7, 2, 1, 0, 4, 1, 4, 9, 5, 9),
@@ -92,7 +92,7 @@ def load_mnist(
 ) -> ImagesAndLabels:
     """Load MNIST [1]_: handwritten digits, 28 x 28 grey pixels, 10 classes.
 
-    The idx files (plain or ``.gz``) are looked for in ``data_home/MNIST/raw``, where
+    The idx files (plain or ``.gz``) are searched for in ``data_home/MNIST/raw``, where
     torchvision puts them, and in `data_home` itself; then they are downloaded.
 
     Parameters
@@ -103,7 +103,7 @@ def load_mnist(
         Folder of the data sets; None for the environment variable
         ``ROBUST_ENSEMBLES_DATA``, else ``~/robust_ensembles_data``.
     download : bool, default=True
-        Whether to download files that are missing, by torchvision, to `data_home`.
+        Whether to download missing files with torchvision to `data_home`.
 
     Returns
     -------
@@ -115,9 +115,9 @@ def load_mnist(
     Raises
     ------
     DatasetNotFoundError
-        If the files are nowhere and cannot be downloaded.
+        If the files are not found and cannot be downloaded.
     ValueError
-        If `split` is not known, or a file is truncated, corrupt or of Fashion-MNIST.
+        If `split` is unknown, or a file is truncated, corrupt or from Fashion-MNIST.
 
     References
     ----------
@@ -135,7 +135,7 @@ def load_fashion_mnist(
 ) -> ImagesAndLabels:
     """Load Fashion-MNIST [1]_: pictures of clothes, 28 x 28 grey pixels, 10 classes.
 
-    The idx files (plain or ``.gz``) are looked for in ``data_home/FashionMNIST/raw``, where
+    The idx files (plain or ``.gz``) are searched for in ``data_home/FashionMNIST/raw``, where
     torchvision puts them, in `data_home` itself, and in ``/usr/share/datasets/fashion-mnist``,
     where Debian's package ``dataset-fashion-mnist`` puts them; then they are downloaded.
 
@@ -147,7 +147,7 @@ def load_fashion_mnist(
         Folder of the data sets; None for the environment variable
         ``ROBUST_ENSEMBLES_DATA``, else ``~/robust_ensembles_data``.
     download : bool, default=True
-        Whether to download files that are missing, by torchvision, to `data_home`.
+        Whether to download missing files with torchvision to `data_home`.
 
     Returns
     -------
@@ -160,9 +160,9 @@ def load_fashion_mnist(
     Raises
     ------
     DatasetNotFoundError
-        If the files are nowhere and cannot be downloaded.
+        If the files are not found and cannot be downloaded.
     ValueError
-        If `split` is not known, or a file is truncated, corrupt or of MNIST.
+        If `split` is unknown, or a file is truncated, corrupt or from MNIST.
 
     References
     ----------
@@ -188,7 +188,7 @@ def _load(
     extra_folders: list[Path],
     extra_advice: str,
 ) -> ImagesAndLabels:
-    """Find, or else download, the two files of a split and read them."""
+    """Find or download the two files of a split, and read them."""
     one_of(split, ("train", "test"), "split")
     home = data_home_folder(data_home)
     folders = [home / name / "raw", home, *extra_folders]
@@ -207,7 +207,7 @@ def _load(
 
 
 def _find(folders: list[Path], stems: tuple[str, str]) -> tuple[Path, Path] | None:
-    """Images' and labels' files in the first folder that has both."""
+    """Files of images and labels in the first folder that has both."""
     for folder in folders:
         images, labels = (_existing(folder, stem) for stem in stems)
         if images is not None and labels is not None:
@@ -216,7 +216,7 @@ def _find(folders: list[Path], stems: tuple[str, str]) -> tuple[Path, Path] | No
 
 
 def _existing(folder: Path, stem: str) -> Path | None:
-    """Return the file of that name, or else the gzipped one, where there is one."""
+    """The file of that name, else the gzipped one, else None."""
     candidates = (folder / stem, folder / f"{stem}.gz")
     return next((path for path in candidates if path.is_file()), None)
 

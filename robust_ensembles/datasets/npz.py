@@ -1,4 +1,4 @@
-"""Images from a NumPy archive, as arrays or as JPEG files end to end."""
+"""Loader of images from a NumPy archive, as arrays or concatenated JPEG files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def load_image_npz(
 
     - ``{split}_images``: uint8 of shape (n, height, width), (n, channels, height, width) or
       (n, height, width, channels), with 1 or 3 channels; or
-    - ``{split}_jpeg`` and ``{split}_offsets``: JPEG files end to end as uint8, and n + 1
+    - ``{split}_jpeg`` and ``{split}_offsets``: concatenated JPEG files as uint8, and n + 1
       whole numbers; image `i` is in ``jpeg[offsets[i]:offsets[i + 1]]``. All are decoded to
       three channels and must have the same size.
 
@@ -48,11 +48,11 @@ def load_image_npz(
     path : path-like
         The archive.
     split : str, default="train"
-        First part of the keys: "train", "test" or what else the archive has.
+        First part of the keys: "train", "test" or another one of the archive.
     n_samples : int or None, default=None
-        Number of images to load, from the first on; None for all.
+        Number of images to load, starting with the first; None for all.
     indices : sequence of int or None, default=None
-        Which images to load, in this order, counted from 0; not together with `n_samples`.
+        Indices of the images to load, in this order; not together with `n_samples`.
 
     Returns
     -------
@@ -67,8 +67,7 @@ def load_image_npz(
         If there is no such file.
     ValueError
         If the file is truncated or not an archive; a key is missing; the split is empty; arrays
-        do not fit one another; an image cannot be decoded; or `n_samples` or `indices` are out
-        of range.
+        do not match; an image cannot be decoded; or `n_samples` or `indices` are out of range.
 
     Examples
     --------
@@ -87,14 +86,14 @@ def load_image_npz(
 
 
 def _read_arrays(path: Path, split: str) -> dict[str, NDArray[Any]]:
-    """Read the arrays of a split, by their names without the split."""
+    """Read the arrays of a split; the keys are their names without the split."""
     with _opened(path) as archive:
         names = _wanted_names(list(archive), split)
         return {name: _read_array(archive, f"{split}_{name}") for name in names}
 
 
 def _read_array(archive: Any, key: str) -> NDArray[Any]:
-    """One array; of Python objects, say how they become numbers."""
+    """One array; raise for Python objects, with advice on how to convert them."""
     try:
         return np.asarray(archive[key])
     except ValueError as error:
@@ -107,18 +106,18 @@ def _read_array(archive: Any, key: str) -> NDArray[Any]:
 
 
 def splits_of(path: str | os.PathLike[str]) -> list[str]:
-    """Splits that an archive has labels for, in its order; raises what `load_image_npz` raises."""
+    """Splits for which an archive has labels, in its order; raises as `load_image_npz` does."""
     with _opened(Path(path)) as archive:
         return [key.removesuffix("_labels") for key in archive if key.endswith("_labels")]
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Open an archive; say of what goes wrong which file it is."""
+    """Open an archive; errors name the file."""
     if not path.is_file():
         raise DatasetNotFoundError(f"{path} does not exist; give the path of a .npz file")
     try:
-        # Opened here, as np.load leaves the file of a broken archive open.
+        # opened here, because np.load leaves the file of a broken archive open
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -129,7 +128,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _wanted_names(keys: list[str], split: str) -> tuple[str, ...]:
-    """Names of the arrays to read, of the two layouts the one that is there."""
+    """Names of the arrays to read, in the one of the two layouts that the archive has."""
     for names in (("images", "labels"), ("jpeg", "offsets", "labels")):
         if all(f"{split}_{name}" in keys for name in names):
             return names
@@ -153,7 +152,7 @@ def _check_labels(labels: NDArray[Any], path: Path, split: str) -> NDArray[np.in
 
 
 def _cure_of_labels(labels: NDArray[Any]) -> str:
-    """What makes whole numbers of labels, if anything does."""
+    """Advice on how to convert labels to whole numbers."""
     if labels.ndim == 2 and labels.dtype.kind in "iufb":
         return ". One column for each class becomes numbers by labels.argmax(axis=1)"
     if labels.ndim == 1 and labels.dtype.kind in "fb":
@@ -214,7 +213,7 @@ def _check_images(images: NDArray[Any], n: int, path: Path, split: str) -> NDArr
 def _check_offsets(
     arrays: dict[str, NDArray[Any]], n: int, path: Path, split: str
 ) -> NDArray[np.int64]:
-    """Return the offsets if they cut the bytes into one piece for each label."""
+    """Return the offsets if they divide the bytes into one piece for each label."""
     jpeg, offsets = arrays["jpeg"], arrays["offsets"]
     if jpeg.ndim != 1 or jpeg.dtype != np.uint8:
         raise ValueError(
@@ -241,7 +240,7 @@ def _decode(
     path: Path,
     split: str,
 ) -> NDArray[np.uint8]:
-    """Decode the chosen images, of which there is one at least, into one array."""
+    """Decode the chosen images, at least one, into one array."""
 
     def decoded(row: int) -> NDArray[np.uint8]:
         return _decode_one(jpeg[offsets[row] : offsets[row + 1]], row, path, split)
@@ -262,7 +261,7 @@ def _decode(
 def _decode_one(content: NDArray[np.uint8], row: int, path: Path, split: str) -> NDArray[np.uint8]:
     """One image in colour, channels first."""
     try:
-        # Pillow, not torchvision.io, whose decoders are deprecated since torchvision 0.29.
+        # Pillow, because the decoders of torchvision.io are deprecated since torchvision 0.29
         with Image.open(io.BytesIO(content.tobytes()), formats=["JPEG"]) as picture:
             return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

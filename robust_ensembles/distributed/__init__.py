@@ -1,7 +1,7 @@
-"""Several processes that train one ensemble together, each on a share of every batch.
+"""Data-parallel training: several processes train one ensemble, each on a share of every batch.
 
-`DataParallel` is what training sees of it, and `robust_ensembles.parallel.data_parallel` alone
-imports it.
+Training only uses the strategy `DataParallel`; `robust_ensembles.parallel.data_parallel` is the
+only module that imports it.
 """
 
 from .ranks import Ranks

@@ -1,11 +1,11 @@
-"""Exchanges between processes that can be differentiated, any number of times.
+"""Differentiable exchanges between processes, to any order.
 
-A tensor is either whole, the same on all processes, or each process has its own rows of it. What
-is computed from whole tensors alone is computed by every process, and so is its gradient: that is
-whole too. The gradient of a process's own rows is its own. So the gradient of `own_rows` is
-`all_rows` of a gradient, and the other way round; nothing is summed twice. All processes must run
-the same exchanges in the same order, in their backward passes too: they do if they build the same
-graph, since autograd follows the order in which that was built.
+A tensor is either replicated, the same on all processes, or each process has its own rows of it.
+Results of replicated tensors alone are computed by every process, and so are their gradients: they
+are replicated too. The gradient of a process's own rows is local. So the gradient of `own_rows` is
+`all_rows` of a gradient, and vice versa; nothing is summed twice. All processes must run the same
+exchanges in the same order, in their backward passes too: they do if they build the same graph,
+since autograd follows the order in which the graph was built.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .ranks import Ranks
 
 
 def row_counts(n_rows: int, size: int) -> list[int]:
-    """Rows of each process: the same number, but one more for the first ones if it must be."""
+    """Number of rows of each process: equal, or one more for the first processes."""
     share, rest = divmod(n_rows, size)
     return [share + (rank < rest) for rank in range(size)]
 
@@ -32,7 +32,7 @@ def own_rows(x: Tensor, ranks: Ranks) -> Tensor:
     Parameters
     ----------
     x : Tensor of shape (n_samples, ...)
-        Whole.
+        Replicated.
     ranks : Ranks
 
     Returns
@@ -51,22 +51,22 @@ def all_rows(own: Tensor, n_rows: int, ranks: Ranks) -> Tensor:
     ----------
     own : Tensor of shape (n_own, ...)
     n_rows : int
-        Of all.
+        Number of rows of all processes.
     ranks : Ranks
 
     Returns
     -------
     x : Tensor of shape (n_rows, ...)
-        Whole.
+        Replicated.
     """
     x: Tensor = _AllRows.apply(own, n_rows, ranks)
     return x
 
 
 def summed(own: Tensor, ranks: Ranks) -> Tensor:
-    """The sum over the processes, each of which goes on with it on rows of its own.
+    """The sum over the processes, each of which then uses it on its own rows.
 
-    So the gradient by it is the processes' own, and is summed as well.
+    So the gradient of the sum is local to each process, and is summed as well.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ class _AllRows(Function):
     def forward(ctx: Any, own: Tensor, n_rows: int, ranks: Ranks) -> Tensor:
         ctx.ranks = ranks
         counts = row_counts(n_rows, ranks.size)
-        # messages of one size: a row of zeros where others have one more
+        # messages of equal size: a row of zeros where others have one more row
         message = own.new_zeros(counts[0], *own.shape[1:])
         message[: len(own)] = own
         received = [torch.empty_like(message) for _ in counts]

@@ -1,4 +1,4 @@
-"""What has to hold before processes train one net together."""
+"""Checks before several processes train one net together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _IMPOSSIBLE = {
 
 
 class Trained(Protocol):
-    """The net that is trained: an `EnsembleNet`, of which this is what is looked at."""
+    """The part of an `EnsembleNet` that is used here."""
 
     techniques: frozenset[str]
     callbacks_: list[tuple[str, Any]]
@@ -33,12 +33,12 @@ class Trained(Protocol):
 
     @property
     def trained_modules(self) -> list[torch.nn.Module]:
-        """The ensemble, and what its method trains beside it."""
+        """The ensemble, and the module that its method trains beside it."""
 
 
 @contextmanager
 def in_lockstep(net: Trained, ranks: Ranks) -> Iterator[None]:
-    """Check that processes can train a net together; only the first prints meanwhile.
+    """Check that the processes can train a net together, and let only the first one print.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def in_lockstep(net: Trained, ranks: Ranks) -> Iterator[None]:
     Raises
     ------
     ValueError
-        If they cannot, on all of them.
+        In all processes, if they cannot.
     """
     _check_techniques(net.techniques)
     for module in net.trained_modules:
@@ -65,15 +65,15 @@ def in_lockstep(net: Trained, ranks: Ranks) -> Iterator[None]:
 
 
 def check_same(value: Any, explain: Callable[[Any, Any, int], str], ranks: Ranks) -> None:
-    """Raise on all processes unless they have the same.
+    """Raise in all processes unless they have the same value.
 
     Parameters
     ----------
     value : object
-        Plain.
+        A plain value.
     explain : callable
-        From the first process's value, another one's and that one's number to what differs, in
-        words.
+        Takes the first process's value, another one's, and the number of that one; returns the
+        difference in words.
     ranks : Ranks
 
     Raises
@@ -101,7 +101,7 @@ def _check_techniques(techniques: frozenset[str]) -> None:
 
 
 def _check_exchange(device: torch.device) -> None:
-    """Try to send something from where the tensors will be."""
+    """Try to exchange a tensor from the training device."""
     try:
         dist.all_reduce(torch.zeros(1, device=device))
     except RuntimeError as error:
@@ -113,7 +113,7 @@ def _check_exchange(device: torch.device) -> None:
 
 
 def _summary(net: Trained) -> dict[str, Any]:
-    """The state of a net in short."""
+    """Summary of the state of a net."""
     state = net.optimizer_.state_dict()["state"]
     return {
         "seed": net.seed,

@@ -1,4 +1,4 @@
-"""The processes that train one ensemble together, and what they send to each other."""
+"""The processes of a data-parallel training, and their messages."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Ranks:
     rank : int
         Number of this process, from 0.
     size : int
-        How many there are.
+        Number of processes.
     control : ProcessGroup
-        All of them, for objects on the host; tensors go through the default group.
+        A group of all processes for objects on the host; tensors use the default group.
     """
 
     rank: int
@@ -32,19 +32,19 @@ class Ranks:
     control: Any
 
     def collect(self, value: T) -> list[T]:
-        """What each process gives, on all of them."""
+        """The values of all processes, in all processes."""
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self.control)
         return values
 
     def share(self, value: T) -> T:
-        """What the first process gives, on all of them."""
+        """The first process's value, in all processes."""
         values = [value]
         dist.broadcast_object_list(values, src=0, group=self.control)
         return values[0]
 
     def any(self, flag: bool) -> bool:
-        """Whether a process says yes."""
+        """Whether the flag is true in any process."""
         raised = torch.tensor(int(flag))
         dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self.control)
         return bool(raised)
@@ -57,7 +57,7 @@ def share_tensors(tensors: Iterable[Tensor]) -> None:
 
 
 def sum_tensors(tensors: Sequence[Tensor]) -> None:
-    """Overwrite tensors with their sums over the processes, by one message for each dtype."""
+    """Overwrite tensors with their sums over the processes, with one message for each dtype."""
     for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
         alike = [tensor for tensor in tensors if tensor.dtype == dtype]
         flat = torch.cat([tensor.flatten() for tensor in alike])

@@ -1,9 +1,9 @@
-"""Members whose forward passes processes share out, while all else sees whole batches.
+"""Sharding of the members' forward passes over processes, while all else uses whole batches.
 
-Batches, attacks, losses and what a method trains beside its members are computed by every process
-on the whole batch. Only a member's forward pass is not: each process runs its own rows and gets
-those of the others back. So input gradients, their derivatives and attacks inside the step are
-those of the whole batch, and no method needs to know.
+Every process computes batches, attacks, losses and auxiliary modules on the whole batch. Only a
+member's forward pass is sharded: each process runs its own rows and receives the outputs of the
+others. So input gradients, their derivatives and attacks inside the step are those of the whole
+batch, and methods need no change.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from .ranks import Ranks, sum_tensors
 class Share:
     """The rows of this process in a batch that a member is running on.
 
-    A process without rows, where the batch is smaller than the number of processes, runs one row
-    of padding, so that networks need not know what an empty batch is. It counts nowhere.
+    If the batch is smaller than the number of processes, a process without rows runs one row of
+    padding, so that networks never get an empty batch. Padding does not affect any result.
 
     Parameters
     ----------
     n_rows : int
-        Of the whole batch.
+        Number of rows of the whole batch.
     ranks : Ranks
     """
 
@@ -43,26 +43,26 @@ class Share:
 
     @property
     def counts(self) -> list[int]:
-        """Rows of each process."""
+        """Number of rows of each process."""
         return row_counts(self.n_rows, self.ranks.size)
 
     @property
     def n_own(self) -> int:
-        """Rows of this process, without the padding."""
+        """Number of rows of this process, without padding."""
         return self.counts[self.ranks.rank]
 
     @property
     def n_run(self) -> int:
-        """Rows of this process, with the padding."""
+        """Number of rows of this process, with padding."""
         return max(self.n_own, 1)
 
     def take(self, x: Tensor) -> Tensor:
-        """What this process computes with, from the rows of all."""
+        """The rows of this process, from those of the whole batch."""
         own = own_rows(x, self.ranks)
         return own if self.n_own else torch.cat([own, x.detach()[:1]])
 
     def give(self, own: Tensor) -> Tensor:
-        """The rows of all, from what each process has computed."""
+        """The rows of the whole batch, from those computed by each process."""
         if len(own) != self.n_run:
             raise RuntimeError(
                 f"a layer or a member returned {len(own)} rows for {self.n_run} samples; "
@@ -77,7 +77,7 @@ current_share = _SHARE.get
 
 @contextmanager
 def running(share: Share) -> Iterator[Share]:
-    """Say that a member runs on this share, for as long as the context lasts."""
+    """Declare within the context that a member runs on this share."""
     token = _SHARE.set(share)
     try:
         yield share
@@ -86,7 +86,7 @@ def running(share: Share) -> Iterator[Share]:
 
 
 def gather_rows(own: Tensor) -> Tensor:
-    """Rows of all samples, from what a layer inside a member has here.
+    """Gather the rows of all samples from the rows that a member has in each process.
 
     Parameters
     ----------
@@ -95,14 +95,14 @@ def gather_rows(own: Tensor) -> Tensor:
     Returns
     -------
     x : Tensor of shape (n_samples, ...)
-        The same tensor outside of a member's forward pass.
+        Outside a member's forward pass, the same tensor.
     """
     share = current_share()
     return own if share is None else share.give(own)
 
 
 def take_own_rows(x: Tensor) -> Tensor:
-    """What a member goes on with here, from the rows of all samples: the inverse of `gather_rows`.
+    """Take the rows that a member computes in this process: the inverse of `gather_rows`.
 
     Parameters
     ----------
@@ -111,18 +111,18 @@ def take_own_rows(x: Tensor) -> Tensor:
     Returns
     -------
     own : Tensor of shape (n_own, ...)
-        The same tensor outside of a member's forward pass.
+        Outside a member's forward pass, the same tensor.
     """
     share = current_share()
     return x if share is None else share.take(x)
 
 
-# the three plain kinds share one; torch's own synchronised one computes the same
+# the three plain classes share one forward pass; torch's own synchronised class computes the same
 _FORWARDS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
 
 
 def batch_norms(module: nn.Module) -> Iterator[_BatchNorm]:
-    """The layers of a module that have to look at the whole batch.
+    """The layers of a module that need statistics of the whole batch.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def batch_norms(module: nn.Module) -> Iterator[_BatchNorm]:
 
 
 def check_batch_norms(module: nn.Module) -> None:
-    """Raise for batch normalisations that cannot be synchronised.
+    """Raise for batch normalisation layers that cannot be synchronised.
 
     Parameters
     ----------
@@ -153,19 +153,19 @@ def check_batch_norms(module: nn.Module) -> None:
 
 
 def synchronized_forward(layer: _BatchNorm, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Forward pass of a batch normalisation inside a member.
+    """Forward pass of a batch normalisation layer inside a member.
 
     Parameters
     ----------
     layer : _BatchNorm
     plain : callable
-        Its forward pass for one process, which serves where running statistics do.
+        Its forward pass for one process, which is used with running statistics.
     x : Tensor of shape (n_own, n_channels, ...)
 
     Returns
     -------
     y : Tensor of the shape of x
-        What `layer` would compute from the rows of all processes; running statistics move alike.
+        What `layer` would compute from the rows of all processes; running statistics likewise.
     """
     share = current_share()
     if share is None or not uses_batch_statistics(layer):
@@ -185,7 +185,7 @@ def synchronized_forward(layer: _BatchNorm, plain: Callable[[Tensor], Tensor], x
 
 
 def _counts(x: Tensor, share: Share) -> list[int]:
-    """How many values of a channel each process has."""
+    """Number of values per channel in each process."""
     n_values = x.numel() // x.shape[1]
     if n_values % share.n_run:
         raise RuntimeError(
@@ -204,8 +204,8 @@ def _counts(x: Tensor, share: Share) -> list[int]:
 def _statistics(x: Tensor, counts: list[int], share: Share) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel over all processes.
 
-    Each process's mean and the squares around it are sent by one message and then combined:
-    sums of squares around zero would lose digits.
+    Each process sends its mean and squared deviations in one message, which are then combined:
+    sums of squares around zero would lose precision.
     """
     axes = [0, *range(2, x.ndim)]
     own_mean = x.mean(axes)
@@ -232,10 +232,10 @@ def _of_channels(values: Tensor, x: Tensor) -> Tensor:
 
 
 class _Sharding:
-    """Who shares out the members' forward passes, and what was taken of the last batch.
+    """Shards the members' forward passes, and remembers the rows taken from the last batch.
 
-    So members that see one batch share its gradient, which is then gathered once, and not for
-    each member.
+    So members with the same batch share its gradient, which is then gathered once instead of once
+    for each member.
 
     Parameters
     ----------
@@ -248,7 +248,7 @@ class _Sharding:
         self._own: Tensor | None = None
 
     def take(self, share: Share, x: Tensor) -> Tensor:
-        """What this process computes with."""
+        """The rows of this process."""
         tracked = torch.is_grad_enabled() and x.requires_grad
         last = self._key
         same = last is not None and last[0] is x and last[1:] == (x._version, tracked)
@@ -257,22 +257,22 @@ class _Sharding:
         return self._own
 
 
-# found here by forward passes, and not given to them: copies of members are made with all that a
-# partial holds, and processes cannot be copied
+# forward passes look it up here: copying a member copies everything that a partial holds, and
+# process groups cannot be copied
 _SHARDING: ContextVar[_Sharding | None] = ContextVar("sharding", default=None)
 
 
 @contextmanager
 def sharded(module: Ensemble, ranks: Ranks) -> Iterator[None]:
-    """Share out the members' forward passes among the processes, for as long as the context lasts.
+    """Within the context, shard the members' forward passes over the processes.
 
     Parameters
     ----------
     module : Ensemble
-        Batch normalisations in it that are in train mode use the statistics of all rows.
+        Its batch normalisation layers in train mode use the statistics of all rows.
     ranks : Ranks
     """
-    # partials, not closures: copies of the layers have to call themselves
+    # partials, not closures: copies of the layers must call themselves
     forwards: dict[nn.Module, Callable[[Tensor], Tensor]] = {
         layer: partial(synchronized_forward, layer, layer.forward) for layer in batch_norms(module)
     }
@@ -295,14 +295,14 @@ def _sharded_forward(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def sum_gradients(module: nn.Module, auxiliary: nn.Module | None, ranks: Ranks) -> None:
-    """Make the gradients those of the whole batch, after a backward pass.
+    """After a backward pass, turn the gradients into those of the whole batch.
 
     Parameters
     ----------
     module : Ensemble
-        Each process has the gradients of its own rows' loss.
+        In each process, its gradients come from the rows of that process.
     auxiliary : nn.Module or None
-        All processes have all of its gradient, up to what a GPU may compute in another order.
+        In each process, its gradients are complete, up to rounding from another order on a GPU.
     ranks : Ranks
     """
     repeated = _gradients(auxiliary) if auxiliary is not None else []

@@ -1,4 +1,4 @@
-"""Several processes that train one ensemble together, each on a share of every batch."""
+"""The training strategy of several processes that each run a share of every batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class DataParallel(SingleProcess):
-    """The strategy of processes that share out the rows of every batch.
+    """Strategy of processes that distribute the rows of every batch.
 
     Parameters
     ----------
@@ -32,24 +32,24 @@ class DataParallel(SingleProcess):
 
     @property
     def is_single(self) -> bool:
-        """False; see `SingleProcess`, as for all of these."""
+        """False; see `SingleProcess`, as for all methods here."""
         return False
 
     @property
     def rank_stream(self) -> tuple[int, ...]:
-        """The number of this process, but for the first one, which draws as one alone would."""
+        """The number of this process; empty for the first one, which draws as if it were alone."""
         return (self.ranks.rank,) if self.ranks.rank else ()
 
     def any_rank(self, flag: bool) -> bool:
-        """Whether a process says yes."""
+        """Whether the flag is true in any process."""
         return self.ranks.any(flag)
 
     def broadcast_from_first(self, value: T) -> T:
-        """What the first process has."""
+        """The first process's value."""
         return self.ranks.share(value)
 
     def on_first_rank(self, act: Callable[[], T]) -> T:
-        """What the first process gets, or its exception."""
+        """The result of the first process, or its exception."""
         outcome: Any = None
         failure: Exception | None = None
         if self.ranks.rank == 0:
@@ -64,7 +64,7 @@ class DataParallel(SingleProcess):
         return result
 
     def check_same(self, value: Any, explain: Callable[[Any, Any, int], str]) -> None:
-        """Raise unless all processes have the same."""
+        """Raise unless all processes have the same value."""
         check_same(value, explain, self.ranks)
 
     def check_same_batches(self, iterator: Any) -> None:
@@ -77,13 +77,13 @@ class DataParallel(SingleProcess):
         return in_lockstep(net, self.ranks)
 
     def share_weights(self, modules: Iterable[nn.Module]) -> None:
-        """Overwrite weights and buffers by the first process's."""
+        """Overwrite weights and buffers with the first process's."""
         share_tensors(t for module in modules for t in module.state_dict().values())
 
     def share_buffers(self, module: nn.Module) -> None:
-        """Overwrite buffers by the first process's.
+        """Overwrite buffers with the first process's.
 
-        Batch normalisations remember the same anyway.
+        Those of batch normalisation are equal anyway.
         """
         share_tensors(
             buffer

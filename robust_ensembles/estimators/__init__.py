@@ -1,4 +1,4 @@
-"""What a user fits: one file per paper, read from top to bottom like the paper."""
+"""The estimators, one file per paper."""
 
 from .adversarial_training import AdversarialTraining
 from .base import BaseEnsembleClassifier

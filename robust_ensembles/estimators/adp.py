@@ -21,7 +21,7 @@ from .adversarial_training import AdversarialTraining, Reduce
 )
 @dataclass(kw_only=True, repr=False, eq=False)
 class ADPEnsembleClassifier(AdversarialTraining):
-    r"""Members whose predictions beside the true class span a large volume.
+    r"""Members whose predictions for the wrong classes span a large volume.
 
     .. math:: L = \sum_i \mathrm{CE}_i - \alpha\, H(\bar p)
               - \beta \log\det(\hat M^T \hat M + 10^{-6} I)
@@ -38,9 +38,9 @@ class ADPEnsembleClassifier(AdversarialTraining):
         Whether, with an attack, the two terms apply to the adversarial predictions too, as in
         the original code. None is True for ``formulation="released"``.
     formulation : {"paper", "released"}, default="paper"
-        Sets `regularize_adversarial` and `craft_bn`; without an attack both are the same.
+        Sets `regularize_adversarial` and `craft_bn`; has no effect without an attack.
     n_estimators : int, default=3
-        Number of members, fewer than classes.
+        Number of members, less than the number of classes.
 
     References
     ----------

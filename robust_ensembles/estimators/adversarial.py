@@ -1,4 +1,4 @@
-"""Adversarial training of an ensemble, or of each member by itself."""
+"""Adversarial training of an ensemble, or of each member separately (Madry et al. 2018)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class AdversarialEnsembleClassifier(AdversarialTraining):
     calibration : CollaborativeCalibration, default=None
         Adds CEAT's two distance terms, which makes this `CEATEnsembleClassifier`.
     formulation : {"paper", "released"}, default="paper"
-        ``"released"`` lets the attack's iterates move BatchNorm's running statistics.
+        With ``"released"``, the attack's iterates change BatchNorm's running statistics.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Adversarial batches: for the methods that train on them, and as an option of all others."""
+"""Base class for training on adversarial batches, required by some methods, optional in others."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from .calibration import CollaborativeCalibration, warn_without_peers
 Reduce = Literal["sum", "mean"]
 
 PGD10 = PGD(eps=8 / 255, n_steps=10, step_size=2 / 255)
-"""What the papers train on: the default attack of those who cannot do without one."""
+"""The training attack of the papers: the default of methods that need an attack."""
 
 
 class Coupling(Protocol):
-    """What couples the members on adversarial examples, such as `CollaborativeCalibration`."""
+    """Couples the members on adversarial examples, as `CollaborativeCalibration` does."""
 
     def terms(self, step: TrainingStep, clean: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
-        """Addends of the loss, summed over the members, from their logits on both batches."""
+        """Terms of the loss, summed over the members, from their logits on both batches."""
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class AdversarialTraining(BaseEnsembleClassifier):
-    """Base of the methods that can train on adversarial examples, which may be calibrated.
+    """Base class of methods that can train on adversarial examples, optionally with calibration.
 
-    A method's `_objective` crafts first, by `_craft`, and adds `_adversarial_terms` to its loss.
-    One that needs an attack has a `default_attack`.
+    A method's `_objective` first crafts examples by `_craft`, then adds `_adversarial_terms` to its
+    loss. A method that needs an attack has a `default_attack`.
 
     Parameters
     ----------
@@ -41,13 +41,14 @@ class AdversarialTraining(BaseEnsembleClassifier):
         Adds adversarial training: the cross-entropy on these examples. Its `clip_values` default
         to the estimator's box. None adds nothing.
     attack_target : {"ensemble", "member"}, default="ensemble"
-        Whether one example is crafted on the ensemble and shared, or one on each member.
+        Whether to craft one example on the ensemble for all members, or one on each member.
     craft_bn : {"train_frozen_stats", "train", "eval"}, default=None
-        BatchNorm while crafting: batch statistics without a trace; batch statistics, with the
-        running ones moved by the iterates as in released code; or running statistics.
-        None is the first, or the second for ``formulation="released"``.
+        BatchNorm while crafting: batch statistics, with the running statistics restored
+        afterwards; batch statistics, with the running statistics updated by the iterates as in
+        released code; or running statistics. None is the first, or the second for
+        ``formulation="released"``.
     formulation : {"paper", "released"}, default="paper"
-        Whether to compute what the paper says or what its code does: here it sets `craft_bn` only.
+        Whether to follow the paper or its released code: here it only sets `craft_bn`.
     calibration : CollaborativeCalibration, default=None
         Adds CEAT's two distance terms, for any number of members. Needs an attack.
     """
@@ -58,7 +59,7 @@ class AdversarialTraining(BaseEnsembleClassifier):
     formulation: Formulation = param("paper", choice("paper", "released"))
     calibration: CollaborativeCalibration | None = param(None, CollaborativeCalibration, None)
 
-    # what attack=None stands for
+    # the attack used for attack=None
     default_attack: ClassVar[BoundedAttack | None] = None
 
     def _validate_params(self) -> None:
@@ -79,7 +80,7 @@ class AdversarialTraining(BaseEnsembleClassifier):
         return self.craft_bn or default
 
     def _check_method(self, n_classes: int) -> None:
-        """Raise for attacks and calibrations that make no sense, before training."""
+        """Raise for invalid attacks and calibrations, before training."""
         attack = self._training_attack
         if attack is not None:
             attack._validate()
@@ -97,7 +98,7 @@ class AdversarialTraining(BaseEnsembleClassifier):
             )
 
     def _craft(self, step: TrainingStep) -> list[Tensor] | None:
-        """The adversarial batch for each member, or None if there is no attack."""
+        """The adversarial batch for each member, or None without an attack."""
         attack = self._training_attack
         if attack is None:
             return None
@@ -114,19 +115,18 @@ class AdversarialTraining(BaseEnsembleClassifier):
         reduce: Reduce,
         clean: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """What adversarial training adds to a method's loss; nothing without an attack.
+        """Terms that adversarial training adds to a method's loss; none without an attack.
 
         Parameters
         ----------
         step : TrainingStep
         x_adv : list of Tensors or None
-            From `_craft`, which comes first in a step: the members are then not in the middle
-            of a forward pass.
+            From `_craft`, which must come first in a step, before the members' forward passes.
         reduce : {"sum", "mean"}
-            Over the members, as the method's own cross-entropy.
+            Reduction over the members, as in the method's own cross-entropy.
         clean : Tensor of shape (n_members, n_samples, n_classes), default=None
-            Logits of the clean batch, if the method has them. Computed only where a term needs
-            them: a forward pass moves BatchNorm's running statistics.
+            Logits of the clean batch, if the method has them. Otherwise computed only if a term
+            needs them: a forward pass updates BatchNorm's running statistics.
         """
         if x_adv is None:
             return {}
@@ -135,7 +135,7 @@ class AdversarialTraining(BaseEnsembleClassifier):
     def _terms_on(
         self, step: TrainingStep, adversarial: Tensor, *, reduce: Reduce, clean: Tensor | None
     ) -> dict[str, Tensor]:
-        """The same, from the logits of the adversarial batch."""
+        """The same terms, from the logits of the adversarial batch."""
         return {
             **self._adversarial_loss(step, adversarial, reduce=reduce),
             **self._coupling_terms(step, adversarial, reduce=reduce, clean=clean),
@@ -151,7 +151,7 @@ class AdversarialTraining(BaseEnsembleClassifier):
     def _coupling_terms(
         self, step: TrainingStep, adversarial: Tensor, *, reduce: Reduce, clean: Tensor | None
     ) -> dict[str, Tensor]:
-        """What couples the members on the adversarial batch."""
+        """Terms that couple the members on the adversarial batch."""
         coupling = self._coupling()
         if coupling is None:
             return {}

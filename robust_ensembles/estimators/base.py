@@ -1,7 +1,7 @@
-"""The scikit-learn contract that all ensembles keep.
+"""Base class of all estimators: the scikit-learn API without a training objective.
 
-What a method may define comes first, then `fit` and what it calls, in this order, then predictions
-and files.
+The hooks that a method may override come first, then `fit` and the methods that it calls, in
+order, then predictions and files.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ from .parameters import (
 
 _LOGGER = logging.getLogger("robust_ensembles")
 
-# where batch_size="auto" begins
+# the first batch size tried by batch_size="auto"
 _LARGEST = 128
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class BaseEnsembleClassifier(ClassifierMixin, EnsembleParameters, ABC):
-    """Base of all ensembles: everything but the training objective.
+    """Base class of all ensembles: everything but the training objective.
 
     The decision is the argmax of the members' mean probability. A method defines `_objective`.
 
@@ -76,11 +76,11 @@ class BaseEnsembleClassifier(ClassifierMixin, EnsembleParameters, ABC):
     ----------
     classes_ : ndarray of shape (n_classes,)
     n_features_in_ : int
-        Numbers in one sample.
+        Number of values in one sample.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         If X has feature names.
     input_shape_ : tuple of int
-        Shape of one sample as the members take it.
+        Shape of one sample, as passed to the members.
     clip_values_ : tuple of two floats or None
     net_ : EnsembleNet
         The skorch net.
@@ -88,13 +88,13 @@ class BaseEnsembleClassifier(ClassifierMixin, EnsembleParameters, ABC):
     estimators_ : list of nn.Module
         The members.
     history_ : skorch.history.History
-        One row for each epoch; ``train_loss`` is the sum of the objective's terms, which are
-        columns of their own.
+        One row for each epoch; ``train_loss`` is the sum of the objective's terms, each of which
+        has its own column.
     n_iter_ : int
-        Epochs trained.
+        Number of trained epochs.
     device_ : torch.device
     batch_size_ : int
-        Samples in a training batch, if ``batch_size="auto"`` less than it began with.
+        Samples in a training batch; with ``batch_size="auto"``, the size that fitted into memory.
     checkpoint_dir_ : Path
         Folder of the last fit's checkpoints, if it had any.
     """
@@ -106,14 +106,14 @@ class BaseEnsembleClassifier(ClassifierMixin, EnsembleParameters, ABC):
 
     @abstractmethod
     def _objective(self, step: TrainingStep) -> dict[str, Tensor]:
-        """The addends of the method's loss on one batch, by name."""
+        """The terms of the method's loss on one batch, by name."""
 
     def _build_auxiliary(self, members: list[nn.Module], n_classes: int) -> nn.Module | None:
-        """What the method trains beside the members."""
+        """The module that the method trains beside the members."""
         return None
 
     def _check_method(self, n_classes: int) -> None:
-        """Raise, before anything is built, for what this method cannot be trained with."""
+        """Raise, before anything is built, for parameters that the method cannot train with."""
 
     def _check_members(self, members: list[nn.Module]) -> None:
         """Raise for members that this method cannot train."""
@@ -124,11 +124,11 @@ class BaseEnsembleClassifier(ClassifierMixin, EnsembleParameters, ABC):
         """Set the new members' weights, for methods that start from trained ones."""
 
     def _method_state(self) -> dict[str, Tensor]:
-        """What the method remembers from epoch to epoch beside the weights."""
+        """State of the method, besides the weights, that must be in checkpoints."""
         return {}
 
     def _restore_method_state(self, state: dict[str, Tensor]) -> None:
-        """Remember it again."""
+        """Restore the state that `_method_state` returned."""
 
     def _check_n_estimators(self, least: int, reason: str) -> None:
         """Raise unless there are enough members."""
@@ -148,9 +148,9 @@ class BaseEnsembleClassifier(ClassifierMixin, EnsembleParameters, ABC):
         ----------
         X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
             Floating point, or uint8, which is divided by 255. Or a `torch.utils.data.Dataset`
-            with a length, for what does not fit into memory: see the Notes.
+            with a length, for data that do not fit into memory: see the Notes.
         y : array-like of shape (n_samples,), default=None
-            Class labels. Only a data set may have them in its items, (x, y).
+            Class labels. May be None only for a data set with items (x, y).
         sample_weight : array-like of shape (n_samples,), default=None
 
         Returns
@@ -165,34 +165,35 @@ class BaseEnsembleClassifier(ClassifierMixin, EnsembleParameters, ABC):
             If a loss term becomes NaN or infinite. The weights from the start of that epoch are
             kept, and the estimator is usable.
         KeyboardInterrupt
-            If interrupted; the estimator is usable, trained so far.
+            If interrupted; the estimator is usable, with the training so far.
         SystemExit
-            At the next batch after SIGTERM, if nobody else handles that signal; likewise.
+            At the next batch after SIGTERM, if no other handler is set; the estimator is usable,
+            with the training so far.
         OSError
-            If a checkpoint cannot be written; the ones before it are kept.
+            If a checkpoint cannot be written; earlier ones are kept.
         TrainingMemoryError
             If memory runs out, with a batch size to try. The weights of the finished epochs are
             kept, and the estimator is usable.
         RuntimeError
-            If another process is writing checkpoints to the same folder, or one that reads a data
-            set dies; in that case the estimator is usable, trained so far.
+            If another process is writing checkpoints to the same folder, or if a process that
+            reads a data set dies; in the second case the estimator is usable, with the training so
+            far.
 
         Notes
         -----
-        A data set is read in batches, by `num_workers` processes, and gives the same result to
-        the bit as an array of its samples would. Its items are (x, y), or x alone beside y. The
-        labels are y, else the attribute ``targets`` (or ``tensors``), else what a pass over the
-        data finds. A first pass is also made by ``clip_values="auto"`` for floating point data,
-        whose range it needs; uint8 and explicit boxes need none, and there a bad sample is found
-        when it is read. The first sample says what shape and type the others must have. What a
-        data set draws from torch's global generator follows from `random_state`; what it draws
-        from others does not. A checkpoint knows a data set by its length, its labels and 16
-        samples.
+        A data set is read in batches by `num_workers` processes, and gives the same result, to the
+        bit, as an array of its samples. Its items are (x, y), or x alone if y is given. Labels are
+        taken from y, else from the attribute ``targets`` (or ``tensors``), else from a pass over
+        the data. ``clip_values="auto"`` also makes a first pass over floating point data to find
+        their range; uint8 data and explicit boxes need none, and a bad sample is then found when
+        it is read. All samples must have the shape and dtype of the first. Random numbers a data
+        set takes from torch's global generator are seeded by `random_state`; other generators are
+        not. A checkpoint identifies a data set by its length, its labels and 16 samples.
         """
         warm = self.warm_start and hasattr(self, "net_")
         X, y, index = self._check_fit_input(X, y, classes=None, reset=not warm)
         weight = check_weights(self.class_weight, sample_weight, X, y)
-        # once: data parallel fits and checkpoints both ask for it, and it hashes X
+        # cached, because it hashes X: data-parallel fits and checkpoints both need it
         describe = cache(lambda: describe_fit(self, X, index, weight))
         check_same_fit(self, describe)
         with (
@@ -222,7 +223,7 @@ class BaseEnsembleClassifier(ClassifierMixin, EnsembleParameters, ABC):
             Or a `torch.utils.data.Dataset`, as in `fit`.
         y : array-like of shape (n_samples,), default=None
         classes : array-like of shape (n_classes,), default=None
-            All classes that will ever occur; by default those of the first call.
+            All classes that occur in any call; by default those of the first call.
         sample_weight : array-like of shape (n_samples,), default=None
 
         Returns
@@ -262,14 +263,14 @@ class BaseEnsembleClassifier(ClassifierMixin, EnsembleParameters, ABC):
         return X, y, index
 
     def _stored_description(self) -> dict[str, Any] | str:
-        """What a checkpoint says of this estimator for `load`, or why it cannot."""
+        """The description of this estimator in checkpoints, for `load`, or why there is none."""
         from ..persistence.header import describe
 
         return describe(self)
 
     @contextmanager
     def _checkpoints(self, describe: Callable[[], dict[str, Any]]) -> Iterator[Checkpoints | None]:
-        """The checkpoints of this fit, if it has a folder for them; raise if another one's."""
+        """The checkpoints of this fit, if it has a folder; raise if they are of another fit."""
         if self.checkpoint_dir is None:
             yield None
             return
@@ -294,7 +295,7 @@ class BaseEnsembleClassifier(ClassifierMixin, EnsembleParameters, ABC):
             self.net_ = net.build(self._build_modules)
 
     def _make_net(self, seed: int, batch_size: int | None = None) -> EnsembleNet:
-        """The net without its modules; by default with the batch size that was asked for."""
+        """The net without its modules; by default with the batch size of the parameter."""
         asked = _LARGEST if self.batch_size == "auto" else self.batch_size
         device = resolve_device(self.device)
         optimizer, optimizer_params = resolve_optimizer(self.optimizer, self.optimizer_params)
@@ -343,10 +344,10 @@ class BaseEnsembleClassifier(ClassifierMixin, EnsembleParameters, ABC):
         epochs: int,
         checkpoints: Checkpoints | None = None,
     ) -> BaseEnsembleClassifier:
-        """Train; ``batch_size="auto"`` begins again with half of it as often as memory runs out.
+        """Train; ``batch_size="auto"`` restarts with half the size whenever memory runs out.
 
-        What training then gives is what it had given with that size from the start. So batches
-        shrink only as long as no epoch is finished.
+        The result is the same as with that size from the start, so batches shrink only as long as
+        no epoch is finished.
         """
         start = None
         if self.batch_size == "auto":
@@ -367,7 +368,7 @@ class BaseEnsembleClassifier(ClassifierMixin, EnsembleParameters, ABC):
                 net.batch_size,
                 smaller,
             )
-            # a new one, because schedules and other callbacks have seen the steps that failed
+            # a new net, because schedules and other callbacks have seen the failed steps
             self.net_ = self._make_net(net.seed, smaller).build(lambda: deepcopy(start))
 
     def _train(
@@ -401,17 +402,17 @@ class BaseEnsembleClassifier(ClassifierMixin, EnsembleParameters, ABC):
 
     @property
     def n_iter_(self) -> int:
-        """Epochs trained."""
+        """Number of trained epochs."""
         return len(self.net_.history)
 
     @property
     def batch_size_(self) -> int:
-        """Samples in a training batch: `batch_size`, or what ``"auto"`` has come to."""
+        """Samples in a training batch: `batch_size`, or the size found by ``"auto"``."""
         return self.net_.batch_size
 
     @property
     def device_(self) -> torch.device:
-        """Where the members are."""
+        """Device of the members."""
         return torch.device(self.net_.device)
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -487,7 +488,7 @@ class BaseEnsembleClassifier(ClassifierMixin, EnsembleParameters, ABC):
         X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
             Or a `torch.utils.data.Dataset`.
         y : array-like of shape (n_samples,), default=None
-            True labels; None are those of a data set.
+            True labels; None uses those of a data set.
         sample_weight : array-like of shape (n_samples,), default=None
 
         Returns
@@ -508,21 +509,21 @@ class BaseEnsembleClassifier(ClassifierMixin, EnsembleParameters, ABC):
         Returns
         -------
         module : RawInput
-            From a tensor of raw X to log mean probabilities; shares its weights with this
-            estimator. ``module.member_logits(x)`` gives those of each member.
+            Maps a tensor of raw X to log mean probabilities; shares its weights with this
+            estimator. ``module.member_logits(x)`` returns the logits of each member.
         """
         check_is_fitted(self)
         return self.net_.as_module()
 
     def save(self, path: str | os.PathLike[str], *, optimizer_state: bool = False) -> None:
-        """Write this estimator to a file that can be loaded without running foreign code.
+        """Save this estimator to a file that can be loaded without running code from it.
 
         Parameters
         ----------
         path : path-like
-            Replaced as a whole, or left as it was.
+            An existing file is replaced atomically.
         optimizer_state : bool, default=False
-            Whether the optimizer's memory is kept, so that training goes on as if it had never
+            Whether to include the optimizer's state, so that training continues as if it had never
             stopped. It makes the file two (SGD with momentum) or three times (Adam) as large.
 
         Raises
@@ -533,7 +534,7 @@ class BaseEnsembleClassifier(ClassifierMixin, EnsembleParameters, ABC):
 
         See Also
         --------
-        robust_ensembles.persistence.load : What is stored, and how it comes back.
+        robust_ensembles.persistence.load : Load the file; describes what is stored.
         """
         from ..persistence import save
 
@@ -552,9 +553,9 @@ class BaseEnsembleClassifier(ClassifierMixin, EnsembleParameters, ABC):
         ----------
         path : path-like
         input_dtype : {"float32", "float64", "uint8"}, default="float32"
-            What X will be there.
+            The dtype of X in the ONNX model.
         tolerance : float, default=1e-5
-            How far onnxruntime may be from this estimator.
+            Largest allowed difference between onnxruntime and this estimator.
 
         See Also
         --------
@@ -566,7 +567,7 @@ class BaseEnsembleClassifier(ClassifierMixin, EnsembleParameters, ABC):
 
 
 def _on_host(net: EnsembleNet) -> tuple[Ensemble, nn.Module | None] | None:
-    """A copy of what a net trains, while it is untrained."""
+    """A copy of a net's modules on the CPU, before training."""
     if len(net.history):
         return None
     modules: tuple[Ensemble, nn.Module | None] = deepcopy(

@@ -1,4 +1,4 @@
-"""CEAT's collaborative calibration: its distance terms, for itself and for every other method."""
+"""CEAT's collaborative calibration: its distance terms, for CEAT and as a plug-in for others."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ..training import TrainingStep
 @dataclass(repr=False, eq=False)
 @declared
 class CalibrationParameters:
-    """Parameters of CEAT's two distances, for CEAT itself and for the plug-in.
+    """Parameters of CEAT's two distances, shared by CEAT and the plug-in.
 
-    `CollaborativeCalibration` has the equations.
+    See `CollaborativeCalibration` for the equations.
 
     Parameters
     ----------
@@ -33,15 +33,15 @@ class CalibrationParameters:
     mu_exp : float, default=None
         Exponent of the adversarial distance's disparity weights; None ties it to `mu`.
     peers : {"pair_sum", "pair_mean", "range", "exp_pair_mean"}, default="pair_sum"
-        How the disparities of more than two peers combine; see `disparity_weights`.
+        How to combine the disparities of more than two peers; see `disparity_weights`.
     distance_on : {"probabilities", "logits"}, default="probabilities"
-        What the distances compare.
+        The outputs that the distances compare.
     distance_reduce : {"sum", "mean"}, default="sum"
-        Over the classes.
+        Reduction over the classes.
     stop_gradient_clean : bool, default=False
-        Whether the adversarial distance leaves the clean output alone.
+        Whether the adversarial distance does not propagate gradients to the clean output.
     normalize_weights : bool, default=False
-        Whether each batch's disparity weights are divided by their mean.
+        Whether to divide each batch's disparity weights by their mean.
     """
 
     lam: float = param(1.0, at_least(0))
@@ -66,15 +66,15 @@ class CalibrationParameters:
 class CollaborativeCalibration(CalibrationParameters, BaseEstimator):
     r"""CEAT's regulariser as a plug-in for any adversarially trained ensemble ("+L^D").
 
-    Give it as `calibration` to an estimator that has an attack. For each member m, with the clean
-    input x and the adversarial one :math:`\tilde x`, it adds (Eqs. 17 to 21)
+    Pass it as `calibration` to an estimator with an attack. For each member m, with the clean
+    input x and the adversarial input :math:`\tilde x`, it adds (Eqs. 17 to 21)
 
     .. math:: \lambda\, w_m(x; \lambda)\, |p_m(x) - y|^2
               + \mu\, w_m(\tilde x; \mu)\, |p_m(\tilde x) - p_m(x)|^2
 
     where for three members :math:`w_a(x; \tau) = \exp(\tau |h_b(x) - h_c(x)|)` with h the
     true-class probability of the two others; `disparity_weights` has the form for any number.
-    `lam` and `mu` may be given by position.
+    `lam` and `mu` may be positional arguments.
 
     References
     ----------
@@ -115,7 +115,7 @@ class CollaborativeCalibration(CalibrationParameters, BaseEstimator):
     def _distance(
         self, logits: Tensor, anchor: Tensor, exponent: float, step: TrainingStep
     ) -> Tensor:
-        """Weighted distance of the outputs from an anchor: Eqs. 17 to 19, or 20 and 21."""
+        """Weighted distance of the outputs from an anchor: Eqs. 17 to 19, or Eqs. 20 and 21."""
         distance = squared_distance(self._output(logits), anchor, reduce=self.distance_reduce)
         weights = disparity_weights(_true_class(logits, step.y), exponent, peers=self.peers)
         return weighted_distance(

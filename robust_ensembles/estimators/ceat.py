@@ -24,7 +24,7 @@ from .calibration import CalibrationParameters, CollaborativeCalibration, warn_w
 )
 @dataclass(kw_only=True, repr=False, eq=False)
 class CEATEnsembleClassifier(CalibrationParameters, AdversarialTraining):
-    r"""Adversarial training that looks harder at what a member's peers disagree about.
+    r"""Adversarial training that weights samples by the disagreement of a member's peers.
 
     Each member m is trained on one adversarial batch, shared by the ensemble (Eq. 22):
 
@@ -36,7 +36,7 @@ class CEATEnsembleClassifier(CalibrationParameters, AdversarialTraining):
 
     where for three members :math:`w_a(x; \tau) = \exp(\tau |h_b(x) - h_c(x)|)` with h the
     true-class probability of the two others; `disparity_weights` has the general form. The paper
-    has no code: these are our readings of it.
+    has no code: this is our reading of it.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class CEATEnsembleClassifier(CalibrationParameters, AdversarialTraining):
     mu : float, default=5.0
         Weight of the adversarial distance.
     clean_cross_entropy : bool, default=False
-        Whether the cross-entropy of the clean batch is added.
+        Whether to add the cross-entropy of the clean batch.
     attack : BoundedAttack, default=None
         Crafts the training examples; its `clip_values` default to the estimator's box. None is
         PGD with 10 steps of 2/255 at eps = 8/255.
@@ -65,13 +65,13 @@ class CEATEnsembleClassifier(CalibrationParameters, AdversarialTraining):
     >>> clf = CEATEnsembleClassifier(lam=5.0, mu=1.0, attack=PGD(eps=0.1, n_steps=10))
     """
 
-    # again, because the plug-in takes them by position
+    # repeated, because in the plug-in they are positional
     lam: float = 1.0
     mu: float = 5.0
     clean_cross_entropy: bool = param(False, flag())
 
     default_attack: ClassVar[BoundedAttack | None] = PGD10
-    # no parameter here: CEAT is the calibration
+    # not a parameter here: CEAT is the calibration itself
     calibration: ClassVar[None] = None  # type: ignore[misc]
 
     def _check_method(self, n_classes: int) -> None:
@@ -94,7 +94,8 @@ class CEATEnsembleClassifier(CalibrationParameters, AdversarialTraining):
         self, step: TrainingStep, adversarial: Tensor, *, reduce: Reduce, clean: Tensor | None
     ) -> dict[str, Tensor]:
         if self.lam == self.mu == 0 and not self.clean_cross_entropy:
-            # plain adversarial training: a clean forward would only move BatchNorm's statistics
+            # plain adversarial training: a clean forward pass would only update BatchNorm's
+            # statistics
             return {}
         clean = step.module.member_logits(step.x) if clean is None else clean
         terms = super()._coupling_terms(step, adversarial, reduce=reduce, clean=clean)

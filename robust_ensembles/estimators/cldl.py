@@ -30,15 +30,15 @@ from .adversarial_training import AdversarialTraining
 )
 @dataclass(kw_only=True, repr=False, eq=False)
 class CLDLEnsembleClassifier(AdversarialTraining):
-    r"""Members that learn soft labels of their own, and whose input gradients are orthogonal.
+    r"""Members that learn their own soft labels, and whose input gradients are orthogonal.
 
     .. math:: L = \tfrac1N \sum_i \mathrm{KL}(s_i \| p_i) - \alpha\, l_{ld} + \beta\, l_{gd}
 
     Soft labels :math:`s_i = \mathrm{softmax}(\gamma\, \mathrm{onehot}(y) + c_i)` come from a
-    label confusion model that all members share, fed with their embeddings; it is trained by the
-    same loss and thrown away. l_ld and l_gd are `cldl_label_diversity` and
+    label confusion model that all members share, whose input is their embeddings; it is trained
+    with the same loss and discarded afterwards. l_ld and l_gd are `cldl_label_diversity` and
     `cldl_gradient_diversity` of `robust_ensembles.losses`. Any network with a final linear layer
-    works; the paper's have a 64-d embedding, ``module_params={"embedding_size": 64}``.
+    works; the paper's networks have a 64-d embedding, ``module_params={"embedding_size": 64}``.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class CLDLEnsembleClassifier(AdversarialTraining):
     beta : float, default=4.0
         Weight of the gradient diversity.
     formulation : {"paper", "released"}, default="paper"
-        Sets the next three, and `craft_bn`.
+        Sets the next three parameters, and `craft_bn`.
     label_diversity_on : {"soft_labels", "confusion_vectors"}, default=None
         What l_ld compares: the first in the paper, the second in the released code.
     jsd_reduction : {"sample", "element_mean"}, default=None
@@ -117,7 +117,7 @@ class CLDLEnsembleClassifier(AdversarialTraining):
     def _soft_labels(
         self, step: TrainingStep, inputs: list[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logits, confusion vectors c, soft labels s and KL(s || p), each of every member."""
+        """Logits, confusion vectors c, soft labels s and KL(s || p) of every member."""
         v, logits = _embed(step.module, inputs)
         assert step.auxiliary is not None
         c = step.auxiliary(v)
@@ -152,7 +152,7 @@ def _member_mean(divergence: Tensor, step: TrainingStep) -> Tensor:
 
 
 def _embed(module: Ensemble, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Embeddings and logits of each member on an input of its own, in one forward each."""
+    """Embeddings and logits of each member on its own input, by one forward pass each."""
     embeddings, logits = [], []
     for member, x in zip(module, inputs, strict=True):
         with captured_embedding(member) as captured:

@@ -22,7 +22,7 @@ from .feature_space import FeatureSpaceMethod
 )
 @dataclass(kw_only=True, repr=False, eq=False)
 class DVERGEEnsembleClassifier(FeatureSpaceMethod):
-    r"""Members trained to see through what deceives the others.
+    r"""Members trained on images that exploit the vulnerabilities of the others.
 
     .. math:: L = \sum_i \sum_{j\ne i} \mathrm{CE}(z_i(x'_j), y), \qquad
               x'_j = \arg\min_{|x' - x|_\infty \le \varepsilon} |f^l_j(x') - f^l_j(x_t)|^2
@@ -38,7 +38,7 @@ class DVERGEEnsembleClassifier(FeatureSpaceMethod):
     step_size : float, default=0.007
         Length of a step, in the units of X: for CIFAR-10; 0.035 for MNIST.
     formulation : {"paper", "released"}, default="paper"
-        Code and formula agree: it sets `craft_bn` only.
+        Code and formula agree: it only sets `craft_bn`.
     n_estimators : int, default=3
         Number of members, at least two.
 

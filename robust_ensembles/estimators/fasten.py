@@ -32,7 +32,7 @@ from ..training import (
 )
 from .feature_space import FeatureSpaceMethod
 
-# of the released code: weight of the inter-model term relative to beta
+# from the released code: weight of the inter-model term relative to beta
 _INTER_SHARE = 0.05
 _INTER_CAP = 10.0
 
@@ -45,48 +45,48 @@ _INTER_CAP = 10.0
 )
 @dataclass(kw_only=True, repr=False, eq=False)
 class FASTENEnsembleClassifier(FeatureSpaceMethod):
-    r"""Members trained on each other's cheap perturbations, which are kept and used again.
+    r"""Members trained on each other's cheap perturbations, which are stored and reused.
 
-    In each step two random members make one perturbation of the batch each, by a single step
-    away from their own features, blended with what the memory holds for the sample. Every member
-    sees one that it did not make, x'':
+    In each step, two random members each make one perturbation of the batch, by a single step
+    away from their own features, blended with the sample's stored perturbation. Every member is
+    trained on one that it did not make, x'':
 
     .. math:: L = \sum_i \mathrm{CE}(z_i(x''), y) + \beta\, \mathrm{intra}_i
               - 0.05\, \beta\, \mathrm{inter}_i
 
-    with `intra_model_divergence` over the views x and x'' (and the adversarial one, where there
-    is an attack) and the mean of `inter_model_divergence` over the other members. The paper's
-    text was not at hand; this follows the authors' code.
+    with `intra_model_divergence` over the views x and x'' (and the adversarial view, with an
+    attack) and the mean of `inter_model_divergence` over the other members. The paper's text was
+    not available; this follows the authors' code.
 
     Parameters
     ----------
     beta : float, default=3.0
         Weight of the divergences.
     eps_init : float, default=8/255
-        Size of the random start that both makers share, in the units of X.
+        Size of the random start shared by both perturbing members, in the units of X.
     inter_gradient : bool, default=False
-        Whether the inter-model term is differentiated (by member i's side, capped at 10). In
-        the released code both sides are detached, so it is a number without effect.
+        Whether the inter-model term is differentiated (with respect to member i, capped at 10).
+        In the released code both sides are detached, so it has no effect on training.
     clean_cross_entropy : bool, default=False
-        Whether the clean view is trained on: its cross-entropy is added and its predictions
-        pass gradients. Else it only serves as a fixed view.
+        Whether to train on the clean view: its cross-entropy is added and its predictions
+        propagate gradients. Otherwise it only serves as a fixed view.
     n_steps : int, default=1
-        StepRule of a perturbation.
+        Number of steps of a perturbation.
     attack : BoundedAttack, default=None
         Adds adversarial training: the cross-entropy on examples around x''. Its `clip_values`
-        default to the estimator's box. None adds nothing; the released code takes
+        default to the estimator's box. None adds nothing; the released code uses
         ``PGD(eps=8 / 255, step_size=2 / 255, n_steps=1)``.
     formulation : {"paper", "released"}, default="paper"
-        Only the code is known: it sets `craft_bn` only.
+        Only the code is known, so it only sets `craft_bn`.
     n_estimators : int, default=3
         Number of members, at least two.
 
     Notes
     -----
-    The memory holds one perturbation for each training sample, in its place before augmentation:
-    crops and flips misalign it, in the released code too. It takes as much space as the training
-    set does in floating point, lives as long as one call of `fit` or, with `warm_start`, as the
-    calls have the same X, and is not pickled.
+    One perturbation is stored for each training sample, in the position before augmentation: crops
+    and flips misalign it, in the released code too. The stored perturbations take as much memory as
+    the training set in floating point. They are kept for one call of `fit` or, with `warm_start`,
+    as long as the calls have the same X, and are not pickled.
 
     References
     ----------
@@ -163,7 +163,7 @@ class FASTENEnsembleClassifier(FeatureSpaceMethod):
         return terms
 
     def _perturbed(self, step: TrainingStep) -> list[Tensor]:
-        """What each member sees: a perturbation that another one has made; kept at the commit."""
+        """The batch for each member, perturbed by another one; stored when the step commits."""
         draw = np.random.default_rng(derive_seed(step.seed, "makers"))
         n_members = len(step.module)
         a, b = (int(m) for m in draw.choice(n_members, size=2, replace=False))
@@ -183,7 +183,7 @@ class FASTENEnsembleClassifier(FeatureSpaceMethod):
         return [made[peer.get(i, a if draw.random() < 0.5 else b)] for i in range(n_members)]
 
     def _make(self, step: TrainingStep, m: int, ball: LinfBall) -> Tensor:
-        """Perturb the batch by a step away from its features in member m."""
+        """Perturb the batch by steps away from its features in member m."""
         shared = generator(derive_seed(step.seed, "shared start"), step.x.device)
         own = generator(derive_seed(step.seed, "own start", m), step.x.device)
         noise = self.eps_init * _uniform(step.x, shared) + self.eps * _uniform(step.x, own)
@@ -195,7 +195,7 @@ class FASTENEnsembleClassifier(FeatureSpaceMethod):
     def _adversarial_views(
         self, step: TrainingStep, perturbed: list[Tensor]
     ) -> list[Tensor] | None:
-        """Adversarial examples around what each member sees."""
+        """Adversarial examples around each member's batch."""
         if self.attack is None:
             return None
         targets = [member if self.attack_target == "member" else None for member in step.module]

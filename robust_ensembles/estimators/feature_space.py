@@ -1,4 +1,4 @@
-"""Perturbing images in the feature space of one member: what DVERGE, LAFED and FASTEN share."""
+"""Base class of DVERGE, LAFED and FASTEN, which perturb images in a member's feature space."""
 
 from __future__ import annotations
 
@@ -27,34 +27,35 @@ from .vanilla import VanillaEnsembleClassifier
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class FeatureSpaceMethod(AdversarialTraining):
-    """Base of the methods that train members on images perturbed in each other's feature space.
+    """Base class of methods that train members on images perturbed in each other's feature space.
 
     Parameters
     ----------
     pretrained : estimator, int or None, default=None
-        What the members start from: None for fresh weights; a number of epochs, for which a
-        `VanillaEnsembleClassifier` with the same settings (but no `lr_milestones`, `callbacks`)
-        is trained first, as the originals do; an ensemble of this package, with members of the
-        same architecture. A fitted one gives its weights, an unfitted one is cloned and trained
-        on the same data first. Searches and `clone` make everything unfitted: to keep a fitted
-        ensemble there, wrap it in `sklearn.frozen.FrozenEstimator`.
+        Source of the members' initial weights: None for random weights; a number of epochs, for
+        which a `VanillaEnsembleClassifier` with the same settings (but without `lr_milestones` and
+        `callbacks`) is trained first, as in the original methods; or an ensemble of this package
+        with members of the same architecture. The weights of a fitted one are copied, an unfitted
+        one is cloned and trained on the same data first. Searches and `clone` reset fitted
+        ensembles: to keep one, wrap it in `sklearn.frozen.FrozenEstimator`.
     eps : float, default=0.07
         Radius of the perturbation (maximum norm), in the units of X.
     step_size : float, default=0.007
         Length of a step, in the units of X.
     n_steps : int, default=10
-        StepRule, with momentum 1 on gradients of unit L1 norm.
+        Number of steps, with momentum 1 on gradients of unit L1 norm.
     layers : list of str, list of lists, or None, default=None
-        Names of the layers whose outputs are features, as in `named_modules`, for all members
-        or a list for each. None takes the outputs of convolutions, blocks and linear layers
-        before their activation, the logits included.
+        Names of the layers whose outputs are features, as in `named_modules`; one list for all
+        members or one for each. None uses the outputs of convolutions, blocks and linear layers
+        before their activation, including the logits.
     layer_schedule : {"epoch", "step"}, default="epoch"
-        How often one of the layers is drawn. Members share the draw; where they have different
-        numbers of layers, it is the relative depth.
+        How often one of the layers is drawn. Members share the draw; if they have different
+        numbers of layers, the relative depth is drawn.
     craft_bn : {"train_frozen_stats", "train", "eval"}, default=None
-        BatchNorm while images are crafted or perturbed: batch statistics without a trace; batch
-        statistics, with the running ones moved by the iterates as in released code; or running
-        statistics. None is the first, or the second for ``formulation="released"``.
+        BatchNorm while images are crafted or perturbed: batch statistics, with the running
+        statistics restored afterwards; batch statistics, with the running statistics updated by
+        the iterates as in released code; or running statistics. None is the first, or the second
+        for ``formulation="released"``.
 
     Attributes
     ----------
@@ -79,7 +80,7 @@ class FeatureSpaceMethod(AdversarialTraining):
         return [names[int(depth * len(names))] for names in self.layers_]
 
     def _distill(self, step: TrainingStep) -> list[Tensor]:
-        """Images that look like the batch and have a member's features of others, for each."""
+        """For each member, images that look like the batch but have its features of others."""
         assert step.batch.x_target is not None
         walk = StepRule(self.n_steps, self.step_size, decay=1.0)
         layers = self._layer_names(step)
@@ -95,7 +96,7 @@ class FeatureSpaceMethod(AdversarialTraining):
         self.layers_ = resolve_layers(members, self.layers, self.input_shape_)
 
     def _check_pretrained(self, members: list[nn.Module]) -> None:
-        """Raise for weights that the members cannot start from."""
+        """Raise for pretrained weights that do not fit the members."""
         source = self._pretrained_source()
         if source is None:
             return
@@ -139,7 +140,7 @@ class FeatureSpaceMethod(AdversarialTraining):
                 member.load_state_dict(trained.state_dict())
 
     def _pretrained_source(self) -> Any:
-        """The ensemble that is meant, fitted or not, or None."""
+        """The source ensemble, fitted or not, or None."""
         if isinstance(self.pretrained, FrozenEstimator):
             if not isinstance(self.pretrained.estimator, BaseEnsembleClassifier):
                 raise TypeError(
@@ -151,7 +152,7 @@ class FeatureSpaceMethod(AdversarialTraining):
             return self.pretrained
         shared = {f.name: getattr(self, f.name) for f in fields(EnsembleParameters)}
         first = {"max_epochs": int(self.pretrained), "lr_milestones": None, "callbacks": None}
-        # weights are applied already, and the members are not trained before
+        # class weights are already in the sample weights, and the members are new
         rest = {"class_weight": None, "warm_start": False, "random_state": None}
         return VanillaEnsembleClassifier(**{**shared, **first, **rest})
 
@@ -159,7 +160,7 @@ class FeatureSpaceMethod(AdversarialTraining):
 def _members_of(
     estimator: BaseEnsembleClassifier, input_shape: tuple[int, ...], n_classes: int
 ) -> list[nn.Module]:
-    """The members that an unfitted ensemble would train."""
+    """New members of an unfitted ensemble."""
     with torch.random.fork_rng(devices=[]):  # these weights are not used
         return build_members(
             estimator.module,
@@ -171,7 +172,7 @@ def _members_of(
 
 
 def _check_same_architecture(ours: Iterable[nn.Module], theirs: Iterable[nn.Module]) -> None:
-    """Raise unless weights can go from one list of members to the other."""
+    """Raise unless weights can be copied from one list of members to the other."""
     pairs = itertools.zip_longest(ours, theirs)
     for index, (own, other) in enumerate(pairs):
         if own is None or other is None or type(own) is not type(other):

@@ -28,7 +28,7 @@ class GALEnsembleClassifier(AdversarialTraining):
               + \lambda\, \tfrac1B \sum_b \log \sum_{i<j} \exp(\cos(g_{ib}, g_{jb}))
 
     The original trains networks with `LeakyReLU` (``module_params={"activation":
-    "leaky_relu"}``), since ReLUs have vanishing gradients to align, on noisy images
+    "leaky_relu"}``), since gradients of ReLUs vanish where they should be aligned, on noisy images
     (``augmentation=GaussianNoise(0.045)`` for CIFAR-10).
 
     Parameters
@@ -36,11 +36,11 @@ class GALEnsembleClassifier(AdversarialTraining):
     lam : float, default=0.5
         Weight of the alignment.
     cross_entropy_reduce : {"mean", "sum"}, default="mean"
-        Over the members; one of the released ports sums.
+        Reduction over the members; one of the released ports uses the sum.
     cos_eps_mode : {"torch2", "torch1"}, default="torch2"
         ``"torch1"`` shrinks the cosines of short gradients as torch did before 1.12.
     formulation : {"paper", "released"}, default="paper"
-        The codes agree with the formula: it sets `craft_bn` only.
+        The released code agrees with the formula, so it only sets `craft_bn`.
     n_estimators : int, default=3
         Number of members, at least two.
 

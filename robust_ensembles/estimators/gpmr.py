@@ -27,8 +27,8 @@ class GPMREnsembleClassifier(AdversarialTraining):
     .. math:: L = \tfrac1N \sum_i \mathrm{CE}_i + \lambda_{div} L_{div} + \lambda_{eq} L_{eq}
 
     with the terms of `robust_ensembles.losses.gpmr_regularizer`. The original has no public code
-    and its text was not at hand: this is what NCEn's authors compared with, and our reading of
-    what it means for single samples.
+    and its text was not available: this is the form that NCEn's authors compared with, and our
+    reading of what it means for single samples.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a fit is about, in plain values: the same in another process, to be compared by content."""
+"""Identity of a fit: its data and parameters as plain values, comparable between processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .._strategy import current_strategy
 from ..training import StreamedX, differences
 from .parameters import EnsembleParameters
 
-# parameters that say how a fit is run, and not what it computes
+# parameters that affect how a fit runs, and not its result
 _HOW = {"accelerate", "checkpoint_dir", "device", "num_workers", "verbose"}
 
 
@@ -32,7 +32,7 @@ def describe_fit(
     estimator : BaseEnsembleClassifier
         With `classes_`.
     X : ndarray of shape (n_samples, ...), or StreamedX
-        Of the latter, a few samples stand for all.
+        Of the latter, a few samples represent all.
     y : int64 ndarray of shape (n_samples,)
         Class indices.
     sample_weight : ndarray of shape (n_samples,) or None
@@ -40,7 +40,7 @@ def describe_fit(
     Returns
     -------
     about : dict
-        Of values that JSON knows, by name. Functions are represented by their names.
+        Values that JSON can hold, by name. Functions are represented by their names.
     """
     data = {"X": X, "y": y, "classes": estimator.classes_, "sample_weight": sample_weight}
     described = {"estimator": type_name(estimator), **_params(estimator)}
@@ -53,7 +53,7 @@ def fit_folder(checkpoint_dir: str | os.PathLike[str], about: dict[str, Any]) ->
     Parameters
     ----------
     checkpoint_dir : path-like
-        In which ``{fit}`` stands for what tells fits apart.
+        A folder, in whose name ``{fit}`` is replaced by a digest of the fit.
     about : dict
         From `describe_fit`.
 
@@ -65,18 +65,18 @@ def fit_folder(checkpoint_dir: str | os.PathLike[str], about: dict[str, Any]) ->
 
 
 def check_same_fit(estimator: Any, get_description: Callable[[], dict[str, Any]]) -> None:
-    """Raise unless all processes that train together are about to do the same.
+    """Raise unless all processes that train together have the same fit.
 
     Parameters
     ----------
     estimator : BaseEnsembleClassifier
     get_description : callable
-        Returns what `describe_fit` does of the fit, which takes time for large data.
+        Returns the result of `describe_fit`, which takes time for large data.
 
     Raises
     ------
     ValueError
-        On all of them.
+        In all processes.
     """
     strategy = current_strategy()
     if strategy.is_single:

@@ -1,7 +1,7 @@
-"""Checks of X, y and weights before a fit, and what is learned from them.
+"""Validation of X, y, weights and user functions before a fit, and what is learned from them.
 
-`check_X` takes arrays and data sets alike. What follows it is about the box, data sets, labels,
-weights, and the functions that a user gives.
+`check_X` validates arrays and data sets. The other functions are about the box, data sets, labels,
+weights, and functions given by the user, in this order.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Box = tuple[float, float]
 def check_X(
     estimator: Any, X: Any, y: Any = "no_validation", *, reset: bool
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Validate X (and y) and give it the shape that the members take.
+    """Validate X (and y) and reshape it for the members.
 
     Parameters
     ----------
@@ -50,9 +50,9 @@ def check_X(
     X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
         Or a `torch.utils.data.Dataset` of such samples.
     y : array-like of shape (n_samples,), default="no_validation"
-        As in scikit-learn's `validate_data`: by default there is no y to look at.
+        As in scikit-learn's `validate_data`: by default, y is not validated.
     reset : bool
-        Whether to learn the shape, or to compare with what was learned.
+        Whether to learn the shape, or to compare it with the learned one.
 
     Returns
     -------
@@ -63,7 +63,7 @@ def check_X(
     Raises
     ------
     ValueError, TypeError
-        With the shape that was given, those allowed, and how to mend it.
+        With the given shape, the allowed ones, and how to fix it.
     """
     if is_dataset(X):
         return _check_dataset(estimator, X, y, reset=reset)
@@ -87,7 +87,7 @@ def check_X(
 def _check_dataset(
     estimator: Any, dataset: Any, y: Any, *, reset: bool
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Judge a data set by its first sample; the others are checked when they are read."""
+    """Check a data set's first sample; the others are checked when they are read."""
     first, label = open_dataset(dataset)
     check_X(estimator, first, reset=reset)
     X: Any = stream(estimator, dataset, first)
@@ -96,7 +96,7 @@ def _check_dataset(
 
 
 def _sample_shape(X: Any) -> tuple[int, ...] | None:
-    """Shape of one sample of an array; None where scikit-learn's own check has to judge."""
+    """Shape of one sample of an array; None if scikit-learn's own check decides."""
     if not hasattr(X, "shape"):
         X = as_array(X, "X") if isinstance(X, (list, tuple)) else X
     shape = tuple(getattr(X, "shape", ()))
@@ -153,8 +153,8 @@ def resolve_clip_values(clip_values: Any, X: Any) -> Box | None:
     ----------
     clip_values : "auto", tuple of two floats, or None
     X : ndarray of shape (n_samples, ...), or StreamedX
-        Of the latter only ``"auto"`` reads all samples, unless they are uint8. In an explicit box
-        each must lie when it is read.
+        For the latter, only ``"auto"`` reads all samples, unless they are uint8. Whether a sample
+        is in an explicit box is checked when it is read.
 
     Returns
     -------
@@ -163,7 +163,7 @@ def resolve_clip_values(clip_values: Any, X: Any) -> Box | None:
     Raises
     ------
     ValueError
-        If X lies outside an explicit box.
+        If X is outside an explicit box.
     """
     if clip_values is None or (isinstance(clip_values, str) and X.dtype == np.uint8):
         return None if clip_values is None else (0.0, 1.0)
@@ -197,12 +197,12 @@ def resolve_clip_values(clip_values: Any, X: Any) -> Box | None:
 
 
 def is_dataset(X: Any) -> bool:
-    """Whether X is a data set of torch's, and not an array."""
+    """Whether X is a `torch.utils.data.Dataset`, and not an array."""
     return isinstance(X, Dataset)
 
 
 def open_dataset(dataset: Any) -> tuple[NDArray[Any], Any]:
-    """Look at the first sample of a data set.
+    """Read the first sample of a data set.
 
     Parameters
     ----------
@@ -212,14 +212,14 @@ def open_dataset(dataset: Any) -> tuple[NDArray[Any], Any]:
     -------
     x : ndarray of shape (1, ...), float32 or uint8
     label : object
-        What stands beside it, or None.
+        Its label, or None.
 
     Raises
     ------
     TypeError
-        If samples cannot be taken in an order.
+        If samples cannot be read by index.
     ValueError
-        If there are none, or the first is no sample.
+        If there are none, or the first is not a valid sample.
     """
     kind = type(dataset).__name__
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
@@ -237,7 +237,7 @@ def open_dataset(dataset: Any) -> tuple[NDArray[Any], Any]:
 
 
 def stream(estimator: Any, dataset: Any, first: NDArray[Any]) -> StreamedX:
-    """The inputs of a data set, in the shape that the estimator has learned.
+    """The inputs of a data set, in the input shape of the estimator.
 
     Parameters
     ----------
@@ -266,10 +266,10 @@ def check_labels(X: StreamedX, y: ArrayLike | None, first: Any) -> NDArray[Any]:
     ----------
     X : StreamedX
     y : array-like of shape (n_samples,) or None
-        None takes them from the attribute ``targets``, or ``tensors`` of a `TensorDataset`, and
-        else by a pass over the data.
+        None takes them from the attribute ``targets``, or ``tensors`` of a `TensorDataset`,
+        otherwise from a pass over the data.
     first : object
-        What stands beside the first sample.
+        The label of the first sample.
 
     Returns
     -------
@@ -297,7 +297,7 @@ def check_labels(X: StreamedX, y: ArrayLike | None, first: Any) -> NDArray[Any]:
 
 
 def _known_labels(dataset: Any) -> Any:
-    """Labels that can be had without reading any sample, or None."""
+    """Labels that are available without reading any sample, or None."""
     if isinstance(dataset, Subset):
         inner = _known_labels(dataset.dataset)
         return None if inner is None else _as_array(inner)[np.asarray(dataset.indices)]
@@ -322,14 +322,14 @@ def _as_array(labels: Any) -> NDArray[Any]:
 
 
 def check_classes(estimator: Any, y: NDArray[Any], *, classes: Any, reset: bool) -> Any:
-    """Learn or compare `classes_`; return class indices.
+    """Set or check `classes_`; return class indices.
 
     Parameters
     ----------
     estimator : BaseEnsembleClassifier
     y : ndarray of shape (n_samples,)
     classes : array-like of shape (n_classes,) or None
-        All classes, if they are known.
+        All classes, if known.
     reset : bool
 
     Returns
@@ -348,7 +348,7 @@ def check_classes(estimator: Any, y: NDArray[Any], *, classes: Any, reset: bool)
         estimator.classes_ = found
     elif classes is not None and not np.array_equal(classes, estimator.classes_):
         raise ValueError(f"classes={classes!r} differs from the first call's {estimator.classes_}")
-    # not by NumPy's comparison: to that, the text "1" is the number 1
+    # not by NumPy's comparison, for which the string "1" equals the number 1
     index = {label: i for i, label in enumerate(estimator.classes_.tolist())}
     labels = y.tolist()
     unknown = {label: None for label in labels if label not in index}
@@ -361,7 +361,7 @@ def check_classes(estimator: Any, y: NDArray[Any], *, classes: Any, reset: bool)
 
 
 def _distinct(classes: Any) -> NDArray[Any]:
-    """The classes that are given, sorted."""
+    """The given classes, sorted."""
     given = as_array(classes, "classes")
     try:
         found = np.unique(given)
@@ -379,7 +379,7 @@ def _distinct(classes: Any) -> NDArray[Any]:
 def check_weights(
     class_weight: Any, sample_weight: Any, X: NDArray[Any], y: NDArray[Any]
 ) -> NDArray[np.float32] | None:
-    """Sample weights with the class weights in them, of mean 1; None if all are alike.
+    """Sample weights times class weights, of mean 1; None if all are equal.
 
     Parameters
     ----------
@@ -410,7 +410,7 @@ def check_weights(
 
 
 def resolve_train_split(train_split: Any, seed: int) -> Any:
-    """A fraction becomes a stratified split, and errors of all splits name the parameter."""
+    """Turn a fraction into a stratified split, and let errors of all splits name the parameter."""
     if train_split is None:
         return None
     if callable(train_split):
@@ -420,12 +420,12 @@ def resolve_train_split(train_split: Any, seed: int) -> Any:
 
 @dataclass(frozen=True)
 class TrainSplit:
-    """A split whose failures say where it came from.
+    """A split whose errors name the parameter that it came from.
 
     Parameters
     ----------
     split : callable
-        ``(dataset, y) -> (training part, part that is held back or None)``.
+        ``(dataset, y) -> (training part, held-out part or None)``.
     """
 
     split: Any
@@ -463,7 +463,7 @@ class TrainSplit:
 
 
 def try_callables(estimator: Any, X: NDArray[Any] | StreamedX, y: NDArray[np.int64]) -> None:
-    """Call the user's own functions that training calls, while nothing is built yet.
+    """Try out the user's functions that training will call, before anything is built.
 
     Parameters
     ----------
@@ -475,7 +475,7 @@ def try_callables(estimator: Any, X: NDArray[Any] | StreamedX, y: NDArray[np.int
     Raises
     ------
     TypeError, ValueError
-        If `augmentation` or `train_split` do not give what is asked of them.
+        If `augmentation` or `train_split` return something else than required.
     """
     split = resolve_train_split(estimator.train_split, seed=0)
     if split is not None:
@@ -489,7 +489,7 @@ def try_callables(estimator: Any, X: NDArray[Any] | StreamedX, y: NDArray[np.int
 
 
 def check_callbacks(callbacks: Any) -> None:
-    """Raise for what is no callback of skorch.
+    """Raise for entries that are not skorch callbacks.
 
     Parameters
     ----------

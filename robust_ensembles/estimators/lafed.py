@@ -27,22 +27,22 @@ from .feature_space import FeatureSpaceMethod
 class LAFEDEnsembleClassifier(FeatureSpaceMethod):
     r"""Members trained on the others' vulnerabilities, mixed in their own latent space.
 
-    Member i sees the image that was distilled from one random donor c (see
-    `DVERGEEnsembleClassifier`). At layer l its features become
+    Member i is trained on an image distilled from one random donor c (see
+    `DVERGEEnsembleClassifier`). At layer l, its features become
 
     .. math:: A\, f_i^l(x'_c) + (1 - A) \frac{1}{N-2} \sum_{j \ne i, c} f_i^l(x'_j),
               \qquad A \sim \mathrm{Beta}(1, 1)
 
-    for each sample, and the loss is the cross-entropy with `hierarchical_labels`, smoothed
-    the more the later the member. The paper's text was not at hand; this is a reconstruction
-    from its abstract and its code, in which the mixing never runs.
+    for each sample, and the loss is the cross-entropy with `hierarchical_labels`, whose smoothing
+    increases with the index of the member. The paper's text was not available; this is a
+    reconstruction from its abstract and its code, in which the mixing never runs.
 
     Parameters
     ----------
     smoothing : float, default=0.05
-        What the last member's labels give away to the other classes.
+        Probability that the last member's labels assign to the other classes.
     formulation : {"paper", "released"}, default="paper"
-        ``"released"`` mixes nothing, as the authors' code, and clamps labels; see
+        ``"released"`` mixes nothing, like the authors' code, and clamps labels; see
         `hierarchical_labels`.
     n_estimators : int, default=3
         Number of members, at least three; with two, use DVERGE.
@@ -84,7 +84,7 @@ class LAFEDEnsembleClassifier(FeatureSpaceMethod):
     def _mixed_logits(
         self, step: TrainingStep, donors: list[int], distilled: list[Tensor]
     ) -> Tensor:
-        """Logits of each member on its donor's image, with the others' mixed in at its layer."""
+        """Logits of each member on its donor's image, mixed with the others' at its layer."""
         layers = self._layer_names(step)
         with step.frozen(self._craft_mode), torch.no_grad():
             mixed_in = []

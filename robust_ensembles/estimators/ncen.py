@@ -33,20 +33,20 @@ class NCEnEnsembleClassifier(AdversarialTraining):
     Parameters
     ----------
     lambda_cos : float, default=0.06
-        Weight of the directions, the paper's for CIFAR-10 (0.02 for Fashion-MNIST). The published
-        weights belong to code that applies the softmax twice (`ce_on_probabilities`), where the
-        cross-entropy's gradient is about half as large or less: with a sound cross-entropy
-        search for your own.
+        Weight of the directions; the default is the paper's for CIFAR-10 (0.02 for
+        Fashion-MNIST). The published weights were tuned with code that applies the softmax twice
+        (`ce_on_probabilities`), where the cross-entropy's gradient is about half as large or less:
+        tune them again with a correct cross-entropy.
     lambda_norm : float, default=0.04
-        Weight of the magnitudes, likewise (0.02 for Fashion-MNIST).
+        Weight of the magnitudes, as `lambda_cos` (0.02 for Fashion-MNIST).
     formulation : {"paper", "released"}, default="paper"
         ``"released"`` uses log-sum-exp forms and cross-entropy of probabilities, and sets
         `craft_bn`.
     norm_sign : {1, -1}, default=1
-        -1 makes the norm term balance the magnitudes, which the paper says that it does; as
-        printed (1) it drives them apart.
+        With -1 the norm term balances the magnitudes, as the paper states; as printed (1) it
+        drives them apart.
     ce_on_probabilities : bool, default=None
-        Whether the members' *probabilities* are fed to the cross-entropy as if they were logits,
+        Whether to pass the members' *probabilities* to the cross-entropy as if they were logits,
         as the released code does. None is True for ``formulation="released"``.
 
     References

@@ -1,4 +1,4 @@
-"""The parameters that all ensembles share."""
+"""The parameters that all estimators share."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
 }
 
-# they take sparse gradients only
+# optimizers that only take sparse gradients
 _UNFIT_OPTIMIZERS = {torch.optim.SparseAdam}
 
-# parameters that may be None, and what to put there
+# parameters that may be None, with an example value for messages
 _EXAMPLES = {
     "attack": "PGD(eps=8 / 255, n_steps=10)",
     "calibration": "CollaborativeCalibration()",
     "pretrained": "VanillaEnsembleClassifier(max_epochs=20)",
 }
 
-# parameters that are not estimators, but take double-underscore names: where those are kept
+# parameters that are not estimators but take double-underscore names, and where these are kept
 _PARAMS_OF = {"module": "module_params", "optimizer": "optimizer_params"}
 
 
@@ -49,16 +49,16 @@ class EnsembleParameters(BaseEstimator):
     module : str, nn.Module class, callable, nn.Module, list of these, or None, default=None
         The network of a member: a name from `robust_ensembles.modules` such as ``"resnet20"``, a
         class, a factory such as ``torchvision.models.resnet18``, or a list of these, one per
-        member (a mixed ensemble). None picks by the shape of X: an `MLP` for rows of features,
+        member (a mixed ensemble). None chooses by the shape of X: an `MLP` for rows of features,
         `LeNet5` for small images, `ResNet20` from 32 x 32 pixels.
     module_params : dict or list of dict, default=None
         Arguments of the module's constructor, also as ``module__name=value`` in `set_params`.
     n_estimators : int, default=3
         Number of members.
     optimizer : {"adam", "adamw", "sgd"} or torch.optim.Optimizer class, default="adam"
-        One optimizer with a parameter group for each member.
+        One optimizer is used, with a parameter group for each member.
     optimizer_params : dict, default=None
-        Further arguments of the optimizer, also as ``optimizer__name=value`` in `set_params`.
+        Other arguments of the optimizer, also as ``optimizer__name=value`` in `set_params`.
     lr : float, default=1e-3
         Learning rate.
     lr_milestones : sequence of int, default=None
@@ -66,55 +66,56 @@ class EnsembleParameters(BaseEstimator):
     max_epochs : int, default=20
         Passes over the data in `fit`.
     batch_size : int or "auto", default=128
-        Samples in a training batch. ``"auto"`` is 128 or, where memory runs out in the first
-        epoch, half of it, or half of that, and so on: the fit begins again each time (callbacks,
-        too), so that it does what it does with that size from the start. See `batch_size_`.
+        Samples in a training batch. ``"auto"`` starts with 128 and halves it as often as memory
+        runs out in the first epoch: the fit restarts each time (callbacks, too), so that the
+        result is that of the final size from the start. See `batch_size_`.
     augmentation : callable or list of callables, default=None
-        Changes of each training batch, ``(x, generator) -> x``: `RandomCrop` and the others of
-        `robust_ensembles.training`.
+        Transforms of each training batch, ``(x, generator) -> x``, such as `RandomCrop` and others
+        in `robust_ensembles.training`.
     input_shape : tuple of int, default=None
         Shape of one sample, for flat rows that are images: (channels, height, width).
     clip_values : "auto", tuple of two floats, or None, default="auto"
-        Box that attacks stay in. ``"auto"`` is (0, 1) if all of X lies in it, else none (with a
+        Box that attacks stay in. ``"auto"`` is (0, 1) if all of X is in it, else none (with a
         warning for images). X outside an explicit box is an error.
     class_weight : dict or "balanced", default=None
         Weights of the classes, multiplied into `sample_weight`.
     train_split : float or callable, default=None
-        Part of the data held back for ``valid_loss`` and ``valid_acc`` in the history: a
+        Part of the data held out for ``valid_loss`` and ``valid_acc`` in the history: a
         fraction, or a splitter such as `skorch.dataset.ValidSplit`.
     callbacks : list, default=None
         skorch callbacks.
-    device : str, torch.device or what `one_fit_per_gpu` gives, default="auto"
-        ``"auto"`` is CUDA, else MPS, else the CPU. With `parallel.one_fit_per_gpu` each fit takes
-        a GPU that no other process has.
+    device : str, torch.device or the object returned by `one_fit_per_gpu`, default="auto"
+        ``"auto"`` is CUDA, else MPS, else the CPU. With `parallel.one_fit_per_gpu`, each fit takes
+        a GPU that no other process uses.
     num_workers : int, default=0
-        Processes that read a `torch.utils.data.Dataset` ahead of the training; 0 reads in this
-        one. They never change the result. Arrays need none.
+        Processes that read a `torch.utils.data.Dataset` ahead of the training; with 0 this process
+        reads it. The result is the same. No effect on arrays.
     precision : {"float32", "bfloat16"}, default="float32"
-        Arithmetic of the members in training. ``"bfloat16"`` (mixed: weights, losses and updates
-        stay float32) is for GPUs, where it is faster, and changes the result a little. Attacks
-        and scores always compute in the precision of the weights.
+        Arithmetic of the members in training. ``"bfloat16"`` (mixed precision: weights, losses and
+        updates stay float32) is faster on GPUs and changes the result slightly. Attacks and scores
+        always use the precision of the weights.
     accelerate : {"auto", "none"}, name or list of names, default="auto"
-        How steps are made fast; never changes what they compute, beyond rounding. ``"auto"`` is
-        what was measured to pay on the device, ``"none"`` plain torch. Names of single
-        techniques: ``"double_backward"`` (closed-form second derivatives), ``"channels_last"``,
-        ``"fused_optimizer"``, ``"flush_denormal"``, ``"vmap"``, ``"cuda_graph"``.
+        Techniques that make training steps faster, with the same result up to rounding.
+        ``"auto"`` uses those measured to be faster on the device, ``"none"`` is plain torch. Names
+        of single techniques: ``"double_backward"`` (closed-form second derivatives),
+        ``"channels_last"``, ``"fused_optimizer"``, ``"flush_denormal"``, ``"vmap"``,
+        ``"cuda_graph"``.
     warm_start : bool, default=False
-        Whether `fit` goes on from where the last one ended.
+        Whether `fit` continues the training of the previous call.
     checkpoint_dir : path-like, default=None
-        Folder of this fit alone, where a checkpoint is written after each epoch. ``{fit}`` in it
-        stands for a digest of data and parameters: ``"runs/{fit}"`` gives each fit of a search
-        its own, so that a search which is interrupted and run again goes on, too. `fit` with the
-        same data and parameters (but `device`, `accelerate`, `num_workers`, `verbose`) then goes
-        on from the last one, after an interrupt or a crash, to the same result: on a CPU to the
-        bit. What is finished already is only read. The last two checkpoints are kept, of a
-        finished fit the last, and the best one by ``valid_loss``, or ``train_loss`` if nothing is
-        held back, to which ``best.safetensors`` is a link. Each is a saved model:
-        `persistence.load` makes a fitted estimator of it. Neither with `warm_start` nor for
+        Folder for this fit only, where a checkpoint is written after each epoch. ``{fit}`` in it
+        is replaced by a digest of data and parameters: ``"runs/{fit}"`` gives each fit of a search
+        its own folder, so that an interrupted search can be run again and resumes, too. `fit` with
+        the same data and parameters (except `device`, `accelerate`, `num_workers`, `verbose`) then
+        resumes from the last checkpoint, after an interrupt or a crash, with the same result: on a
+        CPU to the bit. A finished fit is only read. The last two checkpoints are kept, for a
+        finished fit only the last, and the best one by ``valid_loss``, or ``train_loss`` if no data
+        are held out, to which ``best.safetensors`` is a link. Each is a saved model:
+        `persistence.load` returns it as a fitted estimator. Not available with `warm_start` or for
         `partial_fit`.
     random_state : int, RandomState instance or None, default=None
-        Seed of weights, order, augmentation and attacks. Two fits with one seed on a CPU are
-        identical to the bit. The global random state stays as it is.
+        Seed of weights, order, augmentation and attacks. Two fits with the same seed on a CPU are
+        identical to the bit. The global random state is left unchanged.
     verbose : int, default=0
         1 prints a line for each epoch.
     """
@@ -146,7 +147,7 @@ class EnsembleParameters(BaseEstimator):
     random_state: Any = param(None, "random_state")
     verbose: int = param(0, "verbose")
 
-    # for scikit-learn, from the lines above and those of the subclasses
+    # constraints for scikit-learn, collected from the lines above and those of subclasses
     _parameter_constraints: ClassVar[dict[str, list[Any]]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -181,7 +182,7 @@ class EnsembleParameters(BaseEstimator):
 
 
 def merge_component_params(estimator: Any, params: dict[str, Any]) -> dict[str, Any]:
-    """Turn ``module__x`` and ``optimizer__x`` into new dicts, which no clone shares.
+    """Merge ``module__x`` and ``optimizer__x`` into new dicts, which clones do not share.
 
     Parameters
     ----------
@@ -192,7 +193,7 @@ def merge_component_params(estimator: Any, params: dict[str, Any]) -> dict[str, 
     Returns
     -------
     params : dict
-        With plain names, and ``attack__x``, which the attack itself understands.
+        With plain names, and ``attack__x``, which is passed on to the attack.
     """
     plain: dict[str, Any] = {}
     merged: dict[str, dict[str, Any]] = {}
@@ -212,7 +213,7 @@ def merge_component_params(estimator: Any, params: dict[str, Any]) -> dict[str, 
 
 
 def _default_components(estimator: Any, params: dict[str, Any]) -> dict[str, Any]:
-    """Components that are None so far, for the parameters that name something inside them."""
+    """Default components in place of None, for parameters that set something inside them."""
     defaults: dict[str, Any] = {}
     for component, example in _EXAMPLES.items():
         inner = next((name for name in params if name.startswith(f"{component}__")), None)
@@ -232,13 +233,13 @@ def _default_components(estimator: Any, params: dict[str, Any]) -> dict[str, Any
 
 
 def resolve_device(device: Any) -> torch.device:
-    """The device that is meant, which must be there.
+    """The requested device, which must exist.
 
     Parameters
     ----------
     device : str, torch.device or OneFitPerGPU
-        ``"auto"`` is CUDA, else MPS, else the CPU; a free one is the one that is reserved by now,
-        or the same as ``"auto"`` where nothing is trained.
+        ``"auto"`` is CUDA, else MPS, else the CPU; `OneFitPerGPU` is the reserved device, or the
+        same as ``"auto"`` outside training.
 
     Returns
     -------
@@ -247,7 +248,7 @@ def resolve_device(device: Any) -> torch.device:
     Raises
     ------
     ValueError
-        If the device is absent from this machine.
+        If this machine does not have the device.
     """
     if hasattr(device, "reserve"):
         device = device.held or "auto"
@@ -272,13 +273,13 @@ def resolve_device(device: Any) -> torch.device:
 
 
 def reserved_device(device: Any, trained: torch.device | None) -> AbstractContextManager[Any]:
-    """Keep the device of a fit from others, if that was asked for.
+    """Reserve the device of a fit, if requested.
 
     Parameters
     ----------
     device : str, torch.device or OneFitPerGPU
     trained : torch.device or None
-        Where the weights are, if they are trained on.
+        Device of the weights, if their training continues.
 
     Returns
     -------
@@ -319,7 +320,7 @@ def resolve_optimizer(
 
 
 def resolve_milestones(milestones: Any) -> tuple[int, ...]:
-    """Numbers of epochs as whole numbers.
+    """Convert milestones to a tuple of whole numbers.
 
     Parameters
     ----------
@@ -332,7 +333,7 @@ def resolve_milestones(milestones: Any) -> tuple[int, ...]:
     Raises
     ------
     ValueError
-        For anything but whole numbers from 0.
+        For anything but whole numbers of at least 0.
     """
     values = as_array(() if milestones is None else milestones, "lr_milestones")
     numbers = values.dtype.kind in "iuf" and bool((values >= 0).all())

@@ -26,22 +26,22 @@ from .adversarial_training import AdversarialTraining, over_members
 )
 @dataclass(kw_only=True, repr=False, eq=False)
 class TRSEnsembleClassifier(AdversarialTraining):
-    r"""Members with orthogonal input gradients that stay short all around the data.
+    r"""Members with orthogonal input gradients that are short in a neighbourhood of the data.
 
     .. math:: L = \tfrac1N \sum_i \mathrm{CE}_i + s \Big( c\, \tfrac1B\sum_b
               \tfrac{2}{N(N-1)} \sum_{i<j} |\cos(g_{ib}, g_{jb})|
               + l\, \tfrac1B \sum_b \tfrac2N \sum_i |g_{ib}(\hat x)|_2^2 \Big)
 
-    with s, c and l for `scale`, `coeff` and `lamda`. The first half of :math:`\hat x` is clean;
-    the second maximises the gradients' lengths within a ball of radius delta, which grows from
-    epoch to epoch. That inner maximisation differentiates gradients in each of its steps: by far
-    the most expensive method.
+    with `scale` s, `coeff` c and `lamda` l. The first half of :math:`\hat x` is clean; the second
+    maximises the gradients' lengths within a ball of radius delta, which grows from epoch to epoch.
+    This inner maximisation differentiates gradients in each of its steps: by far the most expensive
+    method.
 
     Parameters
     ----------
     scale : float, default=1.0
-        Weight of both terms. `scale`, `coeff` and `lamda` are names of the released code, values
-        used for CIFAR-10; (5, 2, 2) for MNIST.
+        Weight of both terms. `scale`, `coeff` and `lamda` are the names in the released code; the
+        defaults are its values for CIFAR-10, (5, 2, 2) for MNIST.
     coeff : float, default=20.0
         Weight of the similarity: the paper's lambda_a is scale * coeff.
     lamda : float, default=2.5
@@ -51,27 +51,30 @@ class TRSEnsembleClassifier(AdversarialTraining):
     delta_final : float, default=0.03
         The same in the last of `max_epochs`; 0.2 for MNIST.
     n_inner_steps : int, default=6
-        StepRule of the inner maximisation, each of delta / 3.
+        Number of steps of the inner maximisation, each of length delta / 3.
     inner_max : bool, default=True
-        False measures smoothness at the clean batch, as one port does.
+        Whether to run the inner maximisation. False measures smoothness at the clean batch, as one
+        port does.
     inner_momentum : bool, default=None
         Whether steps follow the sum of all gradients so far, as the released code does since it
         never zeroes them. None is True for ``formulation="released"``.
     norm_power : {2, 1}, default=2
-        Power of the gradients' lengths: squares in the released code, which the coefficients
-        belong to.
+        Power of the gradients' lengths. The coefficients were chosen for squares, as in the
+        released code.
     gradient_scale : {"mean", "sum"}, default="mean"
-        Of which loss over the batch the gradients are. Coefficients belong to the mean.
+        Reduction over the batch of the loss whose gradients are used. The coefficients were chosen
+        for the mean.
     cross_entropy_reduce : {"mean", "sum"}, default=None
-        Over the members. None is the mean, or the sum for ``formulation="released"``.
+        Reduction over the members. None is the mean, or the sum for ``formulation="released"``.
     cos_eps_mode : {"torch2", "torch1"}, default="torch2"
         ``"torch1"`` shrinks the cosines of short gradients as torch did before 1.12.
     craft_bn : {"train_frozen_stats", "train", "eval"}, default=None
-        BatchNorm while crafting and in the inner maximisation: batch statistics without a trace;
-        batch statistics, with the running ones moved by the iterates as in released code; or
-        running statistics. None is the first, or the second for ``formulation="released"``.
+        BatchNorm while crafting and in the inner maximisation: batch statistics, with the running
+        statistics restored afterwards; batch statistics, with the running statistics updated by
+        the iterates as in released code; or running statistics. None is the first, or the second
+        for ``formulation="released"``.
     formulation : {"paper", "released"}, default="paper"
-        Sets the above, and whether the last epoch reaches `delta_final`.
+        Sets the parameters above that are None, and whether the last epoch reaches `delta_final`.
     n_estimators : int, default=3
         Number of members, at least two.
 
@@ -129,7 +132,7 @@ class TRSEnsembleClassifier(AdversarialTraining):
         return trs_smoothness(g, norm_power=self.norm_power, sample_weight=step.sample_weight)
 
     def _roughest(self, step: TrainingStep) -> Tensor | None:
-        """Points to measure smoothness at: half of the batch, and what the inner max finds."""
+        """Points at which smoothness is measured: half of the batch, and the inner maximisers."""
         clean = len(step.x) // 2
         if not self.inner_max or len(step.x) - clean < 2:  # BatchNorm needs two samples
             return None
@@ -153,7 +156,7 @@ class TRSEnsembleClassifier(AdversarialTraining):
 
 
 class _Roughness(GradientOracle):
-    """Lengths of the members' input gradients, as something to climb."""
+    """Lengths of the members' input gradients, as an objective to maximise."""
 
     def __init__(self, step: TrainingStep, norm_power: int, *, accumulate: bool) -> None:
         self.step, self.norm_power = step, norm_power
@@ -161,7 +164,7 @@ class _Roughness(GradientOracle):
         self.total: Tensor | float = 0.0
 
     def gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient of the lengths, or the sum of those so far; nothing counts as broken."""
+        """Gradient of the lengths, or the sum of all so far; nothing counts as broken."""
         x = x.detach().requires_grad_()
         with torch.enable_grad():
             lengths = trs_smoothness(_gradients(self.step, x, y), norm_power=self.norm_power)
@@ -175,6 +178,6 @@ class _Roughness(GradientOracle):
 def _gradients(step: TrainingStep, x: Tensor, y: Tensor) -> Tensor:
     """Input gradients of the members at x, (n_members, n_samples, n_features)."""
     x = x if x.requires_grad else x.detach().requires_grad_()
-    # copies, so that a member's gradient is its own, and can be differentiated by x itself
+    # copies, so that each member has its own gradient, which can be differentiated by x itself
     _, g = step.input_gradients([x.clone() for _ in step.module], y)
     return g

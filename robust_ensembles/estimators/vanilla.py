@@ -20,7 +20,7 @@ from .base import BaseEnsembleClassifier
 )
 @dataclass(kw_only=True, repr=False, eq=False)
 class VanillaEnsembleClassifier(BaseEnsembleClassifier):
-    r"""Members trained by their own cross-entropy: the baseline that every defence must beat.
+    r"""Members trained independently with the cross-entropy: the baseline without a defence.
 
     .. math:: L = \sum_i \mathrm{CE}(z_i(x), y)
 

@@ -1,4 +1,4 @@
-"""Looking closely at fitted ensembles: transfer between members, and displays."""
+"""Inspection of fitted ensembles: robustness reports, transferability, and displays."""
 
 from .displays.attack_comparison import AttackComparisonDisplay
 from .displays.decision_region import DecisionRegionDisplay

@@ -1,8 +1,8 @@
-"""One measurement: an estimator under an attack.
+"""Cells of a report: each is the measurement of one estimator under one attack.
 
-A `Cell` is the result, or why there is none; `Witness` looks at the examples on their way, whether
-they lie in the ball and the box (`Limits`) of the attack. `describe` and `digest_of_model` tell
-whether a cell of an earlier report is still the same measurement.
+A `Cell` is the result, or the error; `Witness` checks whether the examples are in the ball and the
+box (`Limits`) of the attack. `describe` and `digest_of_model` show whether a cell of an earlier
+report is still the same measurement.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..attacks.engine.forward import device_of
 from ..exceptions import NotDifferentiableError
 from ..metrics.robust import correct_mask, robust_mask
 
-# as a part of X's size: what float32 does to a scaled image before any attack
+# as a fraction of X's magnitude: rounding of a scaled image in float32, before any attack
 _TOLERANCE = 1e-6
 _BATCH_SIZE = 1024
 CLEAN, WORST = "clean", "worst"
@@ -34,24 +34,24 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """What one attack has left of one estimator.
+    """Result of one attack on one estimator.
 
     Parameters
     ----------
     estimator, attack : str
-        Names; the attack ``"clean"`` is none at all.
+        Names; the attack ``"clean"`` means no attack.
     fingerprint : str
-        Of the data, the estimator and the attack.
+        Digest of the data, the estimator and the attack.
     robust : bool ndarray of shape (n_samples,) or None
-        Samples that are right before and after the attack; None if it failed.
+        Samples that are classified correctly before and after the attack; None if it failed.
     seconds : float
     device : str
     error : str or None
-        Why there is no number.
+        Why the attack failed.
     outside : tuple of int
-        Samples whose example left the ball or the box.
+        Samples whose example is outside the ball or the box.
     excess : float
-        How far at most, in the units of X.
+        Largest distance outside, in the units of X.
     """
 
     estimator: str
@@ -65,10 +65,10 @@ class Cell:
     excess: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; the mask as a text of 0 and 1."""
+        """Plain values, for JSON; the mask as a string of 0 and 1."""
         robust = None if self.robust is None else "".join("01"[int(r)] for r in self.robust)
         plain = {**vars(self), "robust": robust, "outside": list(self.outside)}
-        # infinite for an example that is NaN, which JSON cannot say
+        # infinite for an example that is NaN; JSON has no infinity
         return {**plain, "excess": self.excess if np.isfinite(self.excess) else "inf"}
 
     @classmethod
@@ -91,21 +91,21 @@ def measure(
     fingerprint: str,
     clean: Mask | None = None,
 ) -> Cell:
-    """Measure one cell; what goes wrong is noted in it, so that the others are not lost.
+    """Measure one cell; errors are stored in it, so that other cells are not lost.
 
     Parameters
     ----------
     name : str
-        Of the estimator.
+        Name of the estimator.
     estimator : fitted estimator or nn.Module
     X : array-like of shape (n_samples, ...)
     y : array-like of shape (n_samples,)
     attack_name : str
     attack : Attack or None
-        None is no attack.
+        None runs without an attack.
     fingerprint : str
     clean : bool ndarray of shape (n_samples,), default=None
-        Samples that are right without an attack: those that are attacked.
+        Samples that are classified correctly without an attack; only these are attacked.
 
     Returns
     -------
@@ -130,11 +130,11 @@ def measure(
 
 
 def _outside(witness: Witness, clean: Mask | None) -> tuple[tuple[int, ...], float]:
-    """Samples whose examples lie outside, and how far the worst of them does."""
+    """Samples whose examples are outside the limits, and the largest distance."""
     outside = np.flatnonzero(witness.excess)
     if not len(outside):
         return (), 0.0
-    # only the samples that are right are attacked; with random outputs nobody knows which
+    # only correct samples are attacked; with random outputs, they cannot be told from the mask
     attacked = None if clean is None else np.flatnonzero(clean)
     known = attacked is not None and len(attacked) == len(witness.excess)
     samples = attacked[outside] if attacked is not None and known else outside
@@ -142,14 +142,14 @@ def _outside(witness: Witness, clean: Mask | None) -> tuple[tuple[int, ...], flo
 
 
 class Limits(NamedTuple):
-    """Where the examples of an attack may lie.
+    """Ball and box of an attack's examples.
 
     Parameters
     ----------
     eps : float
     norm : str
     clip_values : tuple of two floats or None
-        None is the box of the module.
+        None uses the box of the module.
     """
 
     eps: float
@@ -158,7 +158,7 @@ class Limits(NamedTuple):
 
 
 def limits_of(attack: Attack) -> list[Limits]:
-    """Limits of an attack, those of each part for a union; empty where nothing is known."""
+    """Limits of an attack, one for each part of a union; empty if unknown."""
     if hasattr(attack, "eps") and hasattr(attack, "norm"):
         box = getattr(attack, "clip_values", None)
         return [Limits(attack.eps, attack.norm, None if box is None else tuple(box))]
@@ -174,7 +174,7 @@ def same_threat(attack: Any, limits: Limits) -> bool:
 
 
 class Witness(Attack):
-    """Another attack, whose examples are looked at on their way out.
+    """Wraps an attack and checks its examples against its limits.
 
     Parameters
     ----------
@@ -183,8 +183,8 @@ class Witness(Attack):
     Attributes
     ----------
     excess : ndarray of shape (n_attacked,)
-        How far each of the latest examples lies outside the ball or the box, in the units of X;
-        0 within rounding, infinite for NaN.
+        Distance of each of the latest examples from the ball and the box, in the units of X; 0
+        within rounding, infinite for NaN.
     """
 
     def __init__(self, attack: Attack) -> None:
@@ -193,20 +193,20 @@ class Witness(Attack):
 
     @property
     def gradient_free(self) -> bool:
-        """As the attack."""
+        """See the wrapped attack."""
         return self.attack.gradient_free
 
     def __call__(
         self, module: nn.Module, X: Tensor, y: Tensor, *, stop_when_broken: bool = True
     ) -> Tensor:
-        """Adversarial examples of the attack; see `Attack`."""
+        """Adversarial examples of the wrapped attack; see `Attack`."""
         made = self.attack(module, X, y, stop_when_broken=stop_when_broken)
         box = getattr(module, "clip_values", None)
         self.excess = excess(limits_of(self.attack), box, X, made)
         return made
 
     def check_classes(self, classes: NDArray[Any]) -> None:
-        """As the attack."""
+        """See the wrapped attack."""
         self.attack.check_classes(classes)
 
     def _validate(self) -> None:
@@ -216,13 +216,13 @@ class Witness(Attack):
 def excess(
     limits: Sequence[Limits], box: Box | None, X: Tensor, made: Tensor
 ) -> NDArray[np.float64]:
-    """How far examples lie outside the nearest of several limits.
+    """Distance of examples from the nearest of several limits.
 
     Parameters
     ----------
     limits : sequence of Limits
     box : tuple of two floats or None
-        Of the module, for limits without a box of their own.
+        The box of the module, for limits without their own box.
     X, made : Tensor of shape (n_samples, ...)
 
     Returns
@@ -241,7 +241,7 @@ def excess(
 
 
 def _beyond(limits: Limits, box: Box | None, start: Tensor, end: Tensor) -> Tensor:
-    """Distance from one ball and box, (n_samples,); negative inside."""
+    """Distance from one ball and its box, (n_samples,); negative inside."""
     distance = torch.full((len(start),), -torch.inf, dtype=torch.float64)
     if limits.norm in NORMS:
         distance = NORMS[limits.norm].length(end - start) - limits.eps
@@ -254,7 +254,7 @@ def _beyond(limits: Limits, box: Box | None, start: Tensor, end: Tensor) -> Tens
 
 
 def describe(value: Any) -> Any:
-    """Describe a parameter by values that JSON knows.
+    """Describe a parameter by values that JSON can hold.
 
     Parameters
     ----------
@@ -279,10 +279,10 @@ def _describe_object(value: Any) -> Any:
 
 
 def digest_of_model(model: Any) -> str:
-    """Digest of what a fitted estimator or a module computes.
+    """Digest of the function that a fitted estimator or a module computes.
 
-    Weights and buffers, the architecture, the parameters (steps of a Pipeline that learn nothing
-    obey those) and the classes. Functions are compared by name.
+    It covers weights and buffers, the architecture, the parameters (for stateless steps of a
+    Pipeline) and the classes. Functions are compared by name.
 
     Parameters
     ----------

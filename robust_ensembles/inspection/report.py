@@ -1,4 +1,4 @@
-"""Robust accuracies of several estimators under several attacks, and whether to trust them."""
+"""`robustness_report`: robust accuracies of estimators under attacks, with sanity checks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from .cells import CLEAN, WORST, Limits, describe, digest_of_model, limits_of, m
 from .results import RobustnessReport, Store
 from .sanity import CHECKS, Evidence, run_check
 
-# of one sanity check, in passes of the module over its samples, for remaining times only
+# cost of one sanity check in passes of the module over its samples, for the time left
 _COST_OF_CHECK = 150.0
 
 
@@ -60,14 +60,15 @@ def robustness_report(
 ) -> RobustnessReport:
     """Measure robust accuracies, and check whether they can be trusted.
 
-    Each attack is run on all samples that are right without it. An attack that cannot be run,
-    such as a gradient attack where no gradient arrives, is reported as failed, never as a number.
+    Each attack is run on all samples that are classified correctly without it. An attack that
+    cannot be run, such as a gradient attack on a model without gradients, is reported as failed,
+    never as a number.
 
     Parameters
     ----------
     estimators : fitted estimator, nn.Module, or dict of these
         Estimators of this package, Pipelines or searches that end in one, or modules that return
-        logits; by name, where they are several.
+        logits; a dict by name for several.
     X : array-like of shape (n_samples, ...)
         Raw X.
     y : array-like of shape (n_samples,)
@@ -75,26 +76,26 @@ def robustness_report(
     attacks : str, Attack, sequence of these, or dict of these
         Names as in `metrics.attack_from_name`, or attacks, which must be untargeted.
     eps : float, default=8/255
-        Radius of the ball, in the units of X, for the names that do not say. Attacks given as
+        Radius of the ball, in the units of X, for attack names without one. Attacks given as
         objects keep their own.
     norm : {"linf", "l2"}, default="linf"
-        Likewise.
+        Norm, for attack names without one.
     clip_values : tuple of two floats, default=None
-        Likewise. None is the box of each estimator.
+        Box, for attacks given by name. None is the box of each estimator.
     surrogate : fitted estimator, nn.Module, or sequence of these, default=None
-        Trained apart, for the check of transfer and for attacks named ``"transfer"``. In the
-        check several estimators are each other's surrogates, too.
+        Independently trained, for the check of transfer and for attacks named ``"transfer"``. In
+        the check, several estimators are also each other's surrogates.
     sanity_checks : bool, default=True
-        Whether to run the checks that the notes list.
+        Whether to run the checks listed in the Notes.
     n_sanity : int, default=100
-        How many samples the sanity checks look at.
+        Number of samples for the sanity checks.
     path : path-like, default=None
         JSON file that is written after each measurement and each check. A later call with the
         same path measures only what is missing or has changed: estimators are compared by their
         weights and parameters, attacks by their parameters, functions among these by their
         name. It stays readable after an interruption.
     progress : bool, default=False
-        Whether a bar on the error stream shows the remaining time.
+        Whether to show a progress bar with the time left on stderr.
 
     Returns
     -------
@@ -103,10 +104,10 @@ def robustness_report(
     Raises
     ------
     TypeError
-        For something that is no estimator or no attack.
+        For something that is not an estimator or not an attack.
     ValueError
-        For bad parameters, X outside `clip_values`, lengths that differ, NaN in X, or a file
-        with a report on other data.
+        For invalid parameters, X outside `clip_values`, different lengths of X and y, NaN in X, or
+        a file with a report on other data.
     FileNotFoundError
         If the folder of `path` does not exist.
     sklearn.exceptions.NotFittedError
@@ -114,28 +115,28 @@ def robustness_report(
     OSError
         If the report cannot be written, such as on a full disk; the former one is kept.
     SystemExit
-        After SIGTERM, if nobody else handles that signal, as soon as Python gets to it.
+        After SIGTERM, if no other handler is set, as soon as Python receives the signal.
 
     Notes
     -----
-    The checks look at the threat (eps, norm, box) of the first attack, after [1]_ and [2]_:
+    The checks use the threat (eps, norm, box) of the first attack, after [1]_ and [2]_:
 
-    * ``eval_mode``: the module computes in eval mode what it computes as it was given.
+    * ``eval_mode``: the module computes the same in eval mode as in the given mode.
     * ``determinism``: two passes agree.
-    * ``agreement``: the attacked module computes what the estimator answers.
-    * ``raw_units``: images lie in the declared box, or in [0, 1].
-    * ``gradients``: neither zero nor NaN, and they reach X.
+    * ``agreement``: the attacked module agrees with the estimator's predictions.
+    * ``raw_units``: images are in the declared box, or in [0, 1].
+    * ``gradients``: they are neither zero nor NaN, and they reach X.
     * ``saturation``: no member has a gap above 15 between its two largest logits.
-    * ``order``: FGSM leaves no fewer samples than PGD, PGD than APGD, APGD than AutoAttack.
+    * ``order``: FGSM breaks no more samples than PGD, PGD than APGD, APGD than AutoAttack.
     * ``more_steps``: PGD with 50 steps is not weaker than with 10.
-    * ``strength``: ordinary gradient attacks break nothing that the report's attacks leave.
-    * ``huge_eps``: a ball that holds everything leaves about nothing.
-    * ``noise``, ``square``, ``transfer``: what needs no gradient breaks nothing that gradient
-      attacks leave.
+    * ``strength``: ordinary gradient attacks break no sample that withstands the report's attacks.
+    * ``huge_eps``: in a ball that contains everything, nearly no sample withstands.
+    * ``noise``, ``square``, ``transfer``: attacks without gradients break no sample that withstands
+      gradient attacks.
     * ``aggregation_swap``: neither do attacks on other aggregations or on single members.
-    * ``mora``: MORA beside AutoAttack, or beside AutoAttack's walks where the report lacks it.
-    * ``norm_and_box``: all examples lie in their ball and box, in float64.
-    * ``unchanged``: weights, buffers, modes and outputs are as they were before.
+    * ``mora``: MORA against AutoAttack, or against AutoAttack's walks if the report lacks it.
+    * ``norm_and_box``: all examples are in their ball and box, in float64.
+    * ``unchanged``: weights, buffers, modes and outputs are as before.
 
     A few samples of `n_sanity` may differ by chance: one, or 2%; 0.2% for Square, one for
     transfer.
@@ -168,7 +169,7 @@ def robustness_report(
     evaluation = Evaluation(
         models, X, y, named, threat=threat, surrogate=surrogate, n_sanity=n_sanity, path=path
     )
-    # modules that draw random numbers take them from the global generators
+    # modules that draw random numbers use the global generators
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with (
         torch.random.fork_rng(devices),
@@ -181,7 +182,7 @@ def robustness_report(
 
 
 class Evaluation:
-    """A report that is being made.
+    """A report in the making.
 
     Parameters
     ----------
@@ -190,7 +191,7 @@ class Evaluation:
     y : array-like of shape (n_samples,)
     attacks : dict of Attack
     threat : Limits
-        Of the sanity checks, where no attack says its own.
+        Threat of the sanity checks, if no attack has its own.
     surrogate : fitted estimator, nn.Module, sequence of these, or None
     n_sanity : int
     path : path-like or None
@@ -235,7 +236,7 @@ class Evaluation:
         """Cost of one sanity check."""
         return _COST_OF_CHECK * min(1.0, self.n_sanity / self.report.data["n_samples"])
 
-    def examine(self, name: str, sanity_checks: bool, steps: Steps) -> None:
+    def examine(self, name: str, sanity_checks: bool, steps: StepProgress) -> None:
         """Measure one estimator and check it."""
         evidence = self._evidence(name) if sanity_checks else None
         for attack_name, attack in ((CLEAN, None), *self.attacks.items()):
@@ -280,7 +281,7 @@ class Evaluation:
         report.cells.append(replace(cell, estimator=name, attack=attack_name))
         self._save()
 
-    def _check(self, name: str, evidence: Evidence, steps: Steps) -> None:
+    def _check(self, name: str, evidence: Evidence, steps: StepProgress) -> None:
         report = self.report
         own = report.estimators[name]
         rivals = [describe(model) for model in evidence.rivals.values()]
@@ -299,7 +300,7 @@ class Evaluation:
 
 
 def cost(attack: Attack | None) -> float:
-    """About how many passes of the module an attack takes; for remaining times only.
+    """Approximate number of passes through the module of an attack, for the time left.
 
     Parameters
     ----------
@@ -322,7 +323,7 @@ def cost(attack: Attack | None) -> float:
 
 
 def _counted(kind: type[Attack]) -> Iterable[str]:
-    """Parameters that count passes of an attack: declared, or usual for a user's own."""
+    """Parameters that count passes of an attack: the declared ones, or the usual names."""
     declared = _registry.attacks()
     for ancestor in kind.__mro__:
         if ancestor.__name__ in declared and declared[ancestor.__name__].cls is ancestor:
@@ -333,13 +334,13 @@ def _counted(kind: type[Attack]) -> Iterable[str]:
 def _surrogates(surrogate: Any) -> dict[str, Any]:
     if surrogate is None:
         return {}
-    # a Pipeline and an nn.Sequential have a length too, but they are no lists
+    # a Pipeline and an nn.Sequential have a length too, but they are not lists
     several = surrogate if isinstance(surrogate, (list, tuple)) else [surrogate]
     return {f"surrogate {i}" if i else "surrogate": model for i, model in enumerate(several)}
 
 
 def _identity(model: Any) -> dict[str, Any]:
-    """What identifies a fitted estimator in a report."""
+    """The identity of a fitted estimator in a report."""
     final = getattr(model, "best_estimator_", model)
     final = final[-1] if isinstance(final, Pipeline) else final
     seed = getattr(final, "random_state", None)
@@ -371,7 +372,7 @@ def named_estimators(estimators: Any) -> dict[str, Any]:
 
 
 def named_attacks(attacks: Any, threat: Limits, surrogate: Any = None) -> dict[str, Attack]:
-    """Attacks by name, all of them valid and untargeted; the threat is for names without one."""
+    """Valid, untargeted attacks by name; `threat` is for names without a norm and eps."""
     PGD(**threat._asdict())._validate()
     defaults = {**threat._asdict(), "surrogate": surrogate}
     if isinstance(attacks, Mapping):
@@ -400,7 +401,7 @@ def named_attacks(attacks: Any, threat: Limits, surrogate: Any = None) -> dict[s
 
 
 def check_data(X: ArrayLike, y: ArrayLike, n_sanity: int) -> None:
-    """Raise for data that cannot be measured on."""
+    """Raise for invalid data."""
     refuse_dataset(X)
     values, labels = as_array(X, "X"), as_array(y, "y")
     if values.ndim < 2 or labels.ndim != 1:
@@ -417,7 +418,7 @@ def check_data(X: ArrayLike, y: ArrayLike, n_sanity: int) -> None:
 
 
 def check_in_box(models: dict[str, Any], X: ArrayLike, box: Box) -> None:
-    """Raise if X, as some estimator takes it, lies outside the box that was given."""
+    """Raise if X, as any estimator receives it, is outside the given box."""
     for name, model in models.items():
         try:
             x = resolve_target(model, X, gradient=False).tensor(X)
@@ -432,38 +433,38 @@ def check_in_box(models: dict[str, Any], X: ArrayLike, box: Box) -> None:
 
 
 @contextmanager
-def progress_bar(total: float, *, enabled: bool) -> Iterator[Steps]:
+def progress_bar(total: float, *, enabled: bool) -> Iterator[StepProgress]:
     """Show a bar on the error stream within the block.
 
     Parameters
     ----------
     total : float
-        Cost of all steps together.
+        Total cost of all steps.
     enabled : bool
 
     Yields
     ------
-    steps : Steps
+    steps : StepProgress
     """
     if not enabled:
-        yield Steps()
+        yield StepProgress()
         return
     columns = (TextColumn("{task.description}"), BarColumn(), _Remaining())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         yield _Bar(progress, total)
 
 
-class Steps:
+class StepProgress:
     """What is told of the steps of a long computation; this one shows nothing."""
 
     def begin(self, label: str) -> None:
-        """A step begins."""
+        """Begin a step."""
 
     def done(self, cost: float) -> None:
-        """It is finished."""
+        """Finish the step."""
 
 
-class _Bar(Steps):
+class _Bar(StepProgress):
     def __init__(self, progress: Progress, total: float) -> None:
         self._progress = progress
         self._task = progress.add_task("", total=total, ends=None)
@@ -480,7 +481,7 @@ class _Bar(Steps):
 
 
 class _Remaining(ProgressColumn):
-    """Time left, from the cost of all steps so far: steps are few and long, and rich forgets."""
+    """Time left, from the cost of all steps so far: rich's own estimate forgets long steps."""
 
     def render(self, task: Task) -> Text:
         ends = task.fields["ends"]

@@ -1,8 +1,8 @@
-"""What a robustness report holds, and how it is written down.
+"""The robustness report as an object, as JSON and as Markdown.
 
-`RobustnessReport` is the result. `Store` is its file while it is being made: `read` refuses what
-is no report (`check_report`), and what was measured before is taken over. Below stands the report
-as Markdown.
+`RobustnessReport` is the result. `Store` is its file while it is being made: `read` refuses files
+that are not reports (`check_report`), and earlier measurements are reused. The functions for
+Markdown are at the end.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _FINDING = {
     "message": str,
     "samples": [int],
 }
-# by name, of entries whose names are up to the user
+# mappings whose keys are chosen by the user
 _NAMED = {
     "versions": str,
     "estimators": {"type": str, "digest": str, "random_state": object, "checked": object},
@@ -70,8 +70,8 @@ _WHOLE = {
 class RobustnessReport:
     """Robust accuracies of some estimators under some attacks, and whether to trust them.
 
-    Made by `robustness_report`. Robust accuracy counts the samples that are right both before
-    and after an attack. It is an upper bound: a stronger attack may break more.
+    Made by `robustness_report`. Robust accuracy counts the samples that are classified correctly
+    before and after an attack. It is an upper bound: a stronger attack may break more.
 
     Attributes
     ----------
@@ -80,11 +80,11 @@ class RobustnessReport:
     settings : dict
         ``"eps"``, ``"norm"`` and ``"clip_values"`` of the sanity checks, and ``"n_sanity"``.
     versions : dict
-        Of Python and the packages that measured it.
+        Versions of Python and the packages used for the measurements.
     estimators : dict of dict
-        For each name ``"type"``, ``"random_state"`` and ``"digest"``.
+        ``"type"``, ``"random_state"`` and ``"digest"`` of each estimator, by name.
     attacks : dict of dict
-        Type and all parameters of each attack, seeds among them.
+        Type and all parameters of each attack, including seeds.
     cells : list of Cell
         One for each estimator and attack, and for clean accuracy, in the order of measurement.
     findings : dict of list of Finding
@@ -101,10 +101,10 @@ class RobustnessReport:
 
     @property
     def masks(self) -> dict[str, dict[str, Mask]]:
-        """Who is right: estimator -> ``"clean"``, attacks, ``"worst"`` -> bool (n_samples,).
+        """Correct samples: estimator -> ``"clean"``, attacks, ``"worst"`` -> bool (n_samples,).
 
-        ``"worst"`` holds the samples that withstand all attacks that could be measured. An
-        attack that failed has no mask.
+        ``"worst"`` has the samples that withstand all attacks that did not fail. An attack that
+        failed has no mask.
         """
         masks: dict[str, dict[str, Mask]] = {name: {} for name in self.estimators}
         for cell in self.cells:
@@ -118,7 +118,7 @@ class RobustnessReport:
 
     @property
     def errors(self) -> dict[str, dict[str, str]]:
-        """Attacks that failed: estimator -> attack -> why."""
+        """Attacks that failed: estimator -> attack -> error."""
         errors: dict[str, dict[str, str]] = {name: {} for name in self.estimators}
         for cell in self.cells:
             if cell.error is not None:
@@ -126,15 +126,15 @@ class RobustnessReport:
         return errors
 
     def to_frame(self) -> pd.DataFrame:
-        """One row for each estimator and attack, ``"clean"`` and ``"worst"`` among them.
+        """One row for each estimator and attack, including ``"clean"`` and ``"worst"``.
 
         Returns
         -------
         frame : DataFrame
             Columns ``estimator``, ``attack``, ``n_samples``, ``n_robust``, ``accuracy`` (of all
             samples), ``low`` and ``high`` (its binomial 95% interval), ``conditional_accuracy``
-            (of the samples that are right without an attack), ``seconds``, ``device`` and
-            ``error``. Numbers that could not be measured are NaN.
+            (of the samples that are correct without an attack), ``seconds``, ``device`` and
+            ``error``. Missing numbers are NaN.
         """
         masks = self.masks
         rows = [self._row(cell, masks[cell.estimator]) for cell in self.cells]
@@ -175,7 +175,7 @@ class RobustnessReport:
         return self._row(Cell(name, WORST, "", masks[WORST], seconds, devices, error), masks)
 
     def to_markdown(self) -> str:
-        """A table for a paper, then the findings of the checks, then settings and versions.
+        """A table for a paper, the findings of the checks, settings and versions.
 
         Returns
         -------
@@ -187,7 +187,7 @@ class RobustnessReport:
         return self.to_markdown()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as they stand in the JSON.
+        """Plain values, as in the JSON.
 
         Returns
         -------
@@ -196,7 +196,7 @@ class RobustnessReport:
         findings = {name: [asdict(f) for f in found] for name, found in self.findings.items()}
         cells = [cell.to_dict() for cell in self.cells]
         plain = {"kind": KIND, **vars(self), "cells": cells, "findings": findings}
-        # what JSON makes of tuples
+        # tuples become lists, as in JSON
         for finding in (f for found in findings.values() for f in found):
             finding["samples"] = list(finding["samples"])
         return plain
@@ -207,7 +207,7 @@ class RobustnessReport:
         Parameters
         ----------
         path : path-like, default=None
-            File to write, which is replaced at once or not at all.
+            File to write, which is replaced atomically.
 
         Returns
         -------
@@ -220,12 +220,12 @@ class RobustnessReport:
 
     @classmethod
     def from_json(cls, path_or_text: str | os.PathLike[str]) -> RobustnessReport:
-        """The report in a file or a text, also one that was interrupted.
+        """The report in a file or a string, complete or interrupted.
 
         Parameters
         ----------
         path_or_text : path-like or str
-            A text begins with a brace.
+            A string of JSON begins with a brace; anything else is a path.
 
         Returns
         -------
@@ -234,7 +234,7 @@ class RobustnessReport:
         Raises
         ------
         ValueError
-            If it holds something else.
+            If it is not a report.
         FileNotFoundError
             If there is no such file.
         """
@@ -258,19 +258,19 @@ class RobustnessReport:
 
 
 class Store:
-    """The file of a report that is being made.
+    """The file of a report in the making.
 
     Parameters
     ----------
     path : path-like or None
-        None keeps nothing.
+        None writes no file.
     data : dict
-        Of X and y. A file about other data is refused.
+        Digests of X and y. A file about other data is refused.
 
     Raises
     ------
     ValueError
-        If the file holds no report, or one about other data.
+        If the file is not a report, or is about other data.
     FileNotFoundError
         If there is no folder to write it to.
     """
@@ -288,7 +288,7 @@ class Store:
         self._used = False
 
     def cell(self, fingerprint: str) -> Cell | None:
-        """The cell measured earlier, if there is one; failed ones are tried again."""
+        """The cell of an earlier measurement, or None; failed ones are measured again."""
         plain = self._cells.get(fingerprint)
         if plain is None:
             return None
@@ -296,7 +296,7 @@ class Store:
         return Cell.from_dict(plain)
 
     def findings(self, fingerprint: str) -> list[Finding]:
-        """Earlier findings on the same estimator, data and attacks, of the checks that ran."""
+        """Earlier findings of checks on the same estimator, data and attacks."""
         for name, estimator in self._earlier.get("estimators", {}).items():
             if estimator["checked"] == fingerprint:
                 found = map(Finding.from_dict, self._earlier["findings"].get(name, ()))
@@ -304,13 +304,13 @@ class Store:
         return []
 
     def versions(self, present: dict[str, str]) -> dict[str, str]:
-        """Versions that have measured something: the present ones, and those of cells reused."""
+        """Versions used for the measurements: the present ones, and those of reused cells."""
         earlier = self._earlier.get("versions", {}) if self._used else {}
         merged = {name: [*earlier.get(name, "").split(", "), v] for name, v in present.items()}
         return {name: ", ".join(filter(None, dict.fromkeys(vs))) for name, vs in merged.items()}
 
     def save(self, plain: dict[str, Any]) -> None:
-        """Write the report so far; cells that it does not ask for are carried along."""
+        """Write the report so far; other cells of the file are kept."""
         if self._path is None:
             return
         asked = {cell["fingerprint"] for cell in plain["cells"]}
@@ -345,7 +345,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If the file holds something else.
+        If the file is not a report.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -355,7 +355,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def parse(text: str, source: str) -> dict[str, Any]:
-    """Plain values of the report in a text; `source` says in errors where it comes from."""
+    """Plain values of the report in a string; `source` names its origin in errors."""
     try:
         plain = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -376,7 +376,7 @@ def parse(text: str, source: str) -> dict[str, Any]:
 
 
 def check_report(plain: dict[str, Any]) -> None:
-    """Raise for values that are missing, or of another kind than a report has.
+    """Raise for values that are missing or of the wrong kind.
 
     Parameters
     ----------
@@ -401,7 +401,7 @@ def check_report(plain: dict[str, Any]) -> None:
 
 
 def _check(value: Any, kind: Any, where: str) -> None:
-    """Raise unless a value is of a kind: a type, some types, a list of one kind, or named ones."""
+    """Raise unless a value is of a kind: a type, several types, [kind] or a dict of kinds."""
     if isinstance(kind, list):
         _check(value, list, where)
         for entry in value:
@@ -414,7 +414,7 @@ def _check(value: Any, kind: Any, where: str) -> None:
             _check(value[name], part, f"{name} of {where}")
     else:
         kinds = kind if isinstance(kind, tuple) else (kind,)
-        # JSON's true is no number
+        # JSON's true is not a number
         wrong = isinstance(value, bool) and not {bool, object} & set(kinds)
         if wrong or not isinstance(value, kinds) or _is_not_finite(value):
             raise ValueError(f"{where} is {str(value)[:80]!r}")
@@ -437,7 +437,7 @@ def _check_cell(cell: dict[str, Any], n_samples: int) -> None:
 
 
 def to_markdown(report: RobustnessReport) -> str:
-    """Table, findings, settings.
+    """The report as Markdown: table, findings, settings.
 
     Parameters
     ----------

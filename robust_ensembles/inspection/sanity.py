@@ -1,7 +1,7 @@
-"""Checks of whether a robust accuracy can be trusted: one function each, run in this order.
+"""Sanity checks of robust accuracies: one function each, in the order in which they run.
 
-A check looks at `Evidence` (the estimator as a target, the first samples, what the report has
-measured, and attacks of the checks' own, each computed once) and answers with a `Finding`.
+A check takes `Evidence` (the estimator as a target, the first samples, the measurements of the
+report, and the checks' own attacks, each computed once) and returns a `Finding`.
 """
 
 from __future__ import annotations
@@ -49,27 +49,27 @@ __all__ = ["CHECKS", "Evidence", "Finding", "run_check"]
 Severity = Literal["failure", "warning", "information"]
 
 _BATCH_SIZE = 256
-# of probabilities, between two passes that should be one: rounding on any device
+# tolerance of probabilities between two equal passes: rounding on any device
 _ROUNDING = 1e-5
-# of probabilities, between the attacked module and the estimator: other code, same weights
+# tolerance of probabilities between the attacked module and the estimator: other code, same weights
 _AGREEMENT = 1e-3
-# of the targeted walks of the standard attacks
+# target classes of the standard attacks
 _N_TARGETS = 3
-# radius of the huge ball for data without a box, as a multiple of their range
+# radius of the huge ball for data without a box, as a multiple of the range of X
 _UNBOUNDED = 10.0
 _N_RADII = 5
 _ABOUT_ZERO = 0.05
 _N_QUERIES = 500
-# of the samples, by which Square may be stronger than gradients
+# fraction of the samples by which Square may be stronger than gradient attacks
 _SQUARE_SLACK = 0.002
 _FEW_STEPS, _MANY_STEPS = 10, 50
-# largest gap of two logits at which float32's cross-entropy has a gradient to speak of
+# largest gap of two logits at which the cross-entropy in float32 has a useful gradient
 _LARGEST_GAP = 15.0
 _BLIND_LOSSES = ("cross_entropy", "member_cross_entropy", "double_softmax", "released_cw")
 
 
 class Evidence:
-    """One estimator, the first samples, and what the report has measured.
+    """One estimator, the first samples, and the measurements of the report.
 
     Parameters
     ----------
@@ -78,9 +78,9 @@ class Evidence:
         All of X.
     y : array-like of shape (n_samples,)
     limits : Limits
-        The threat that the checks look at.
+        The threat of the checks.
     n_sanity : int
-        How many samples the costly checks look at, the first ones.
+        Number of samples for the costly checks, from the first on.
     rivals : dict
         Other models to transfer examples from, by name.
     """
@@ -104,7 +104,7 @@ class Evidence:
         self.snapshot = Snapshot.of(self)
 
     def tell(self, attacks: Mapping[str, Attack], cells: Mapping[str, Cell]) -> None:
-        """Take note of what the report has measured: attacks and cells by the attack's name."""
+        """Add the measurements of the report: attacks and cells by the attack's name."""
         self.attacks, self.cells = dict(attacks), dict(cells)
         for name, attack in attacks.items():
             robust = cells[name].robust
@@ -113,12 +113,12 @@ class Evidence:
 
     @property
     def n(self) -> int:
-        """How many samples the costly checks look at."""
+        """Number of samples for the costly checks."""
         return len(self.y)
 
     @property
     def slack(self) -> int:
-        """Samples by which a comparison may fail by chance: random starts decide a few."""
+        """Number of samples by which a comparison may fail by chance, due to random starts."""
         return max(1, round(0.02 * self.n))
 
     @property
@@ -128,7 +128,7 @@ class Evidence:
 
     @cached_property
     def target(self) -> Target:
-        """The estimator as a module, whether or not gradients pass it."""
+        """The estimator as a module, differentiable or not."""
         try:
             target = resolve_target(self.estimator, self.X, gradient=False)
         except NotDifferentiableError as error:
@@ -137,19 +137,19 @@ class Evidence:
 
     @cached_property
     def obstacle(self) -> str | None:
-        """Why no gradient attack can be run, or None."""
+        """Why gradient attacks cannot be run, or None."""
         try:
             resolve_target(self.estimator, self.X, gradient=True)
         except NotDifferentiableError as error:
             return str(error)
         except ValueError:
-            # gradients arrive, but of something else than the estimator: see the check of that
+            # there are gradients, but of another function than the estimator's: see `agreement`
             return None
         return None
 
     @property
     def box(self) -> Box | None:
-        """Where adversarial examples stay in."""
+        """The box that adversarial examples stay in."""
         own = self.limits.clip_values
         return getattr(self.target.module, "clip_values", None) if own is None else own
 
@@ -160,13 +160,13 @@ class Evidence:
 
     @cached_property
     def clean(self) -> Mask:
-        """Samples that are right without an attack, (n_samples,)."""
+        """Samples that are classified correctly without an attack, (n_samples,)."""
         mask = self.target.known
         mask[mask.copy()] = self.target.take(mask).right()
         return mask
 
     def robust(self, attack: Attack, among: Mask | None = None) -> Mask:
-        """Samples that withstand an attack; from the report where it has run the same.
+        """Samples that withstand an attack; taken from the report if it has run the same attack.
 
         Parameters
         ----------
@@ -217,8 +217,8 @@ class Evidence:
     def standard(self) -> Mask:
         """Samples that withstand these three and targeted APGD.
 
-        Cross-entropy alone is no good measure where the ensemble is unsure: it spreads its effort
-        over all wrong classes.
+        Cross-entropy alone is weak where the ensemble is unsure: it spreads its effort over all
+        wrong classes.
         """
         left = self.fgsm & self.pgd & self.apgd
         targeted = TargetedAPGD(n_target_classes=_N_TARGETS, **self.shared)
@@ -232,7 +232,7 @@ class Evidence:
 
     @property
     def reported_union(self) -> Mask:
-        """Samples that withstand all attacks of the report on this threat; all if there is none."""
+        """Samples that withstand all attacks of the report on this threat; all without attacks."""
         everyone = np.ones(self.n, dtype=bool)
         return np.logical_and.reduce([everyone, *map(self.robust, self.reported)])
 
@@ -248,23 +248,23 @@ class Evidence:
 
     @property
     def reported(self) -> list[Attack]:
-        """Attacks of the report with a number, on the same threat."""
+        """Attacks of the report on the same threat that did not fail."""
         measured = [a for name, a in self.attacks.items() if self.cells[name].error is None]
         return [attack for attack in measured if same_threat(attack, self.limits)]
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An estimator before its evaluation.
+    """State of an estimator before its evaluation.
 
     Parameters
     ----------
     digest : str
-        Of its weights, buffers and parameters.
+        Digest of its weights, buffers and parameters.
     modes : dict of bool
         Which submodules are in training mode.
     proba : ndarray of shape (n_samples, n_classes) or None
-        Of the first samples; None if the estimator cannot be called.
+        Probabilities of the first samples; None if the estimator cannot be called.
     """
 
     digest: str
@@ -273,18 +273,18 @@ class Snapshot:
 
     @classmethod
     def of(cls, evidence: Evidence) -> Snapshot:
-        """What can be seen of an estimator now."""
+        """The present state of an estimator."""
         digest = digest_of_model(evidence.estimator)
         try:
             modes = {name: m.training for name, m in evidence.target.module.named_modules()}
             return cls(digest, modes, evidence.target.proba())
         except Exception:
-            # what is wrong with it is for the checks to say
+            # the checks report what is wrong
             return cls(digest, {}, None)
 
 
 class NotApplicableError(Exception):
-    """There is nothing for a check to look at; says why."""
+    """A check cannot be run; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,11 +298,11 @@ class Finding:
     passed : bool or None
         None if the check could not be run.
     severity : {"failure", "warning", "information"}
-        ``"failure"``: the robust accuracy cannot be trusted. ``"warning"``: look into it.
+        ``"failure"``: the robust accuracy cannot be trusted. ``"warning"``: investigate it.
     message : str
-        What was measured, what it means and what to do.
+        The measurement, its meaning and advice.
     samples : tuple of int
-        Indices in X of the samples that do not pass.
+        Indices in X of the samples that fail.
     """
 
     check: str = ""
@@ -313,13 +313,13 @@ class Finding:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Finding:
-        """A finding from what `dataclasses.asdict` and JSON have made of it."""
+        """The inverse of `dataclasses.asdict`, also from JSON."""
         known = {field.name: plain[field.name] for field in fields(cls)}
         return cls(**{**known, "samples": tuple(plain["samples"])})
 
 
 def good(message: str) -> Finding:
-    """A check that has passed."""
+    """Finding of a check that passed."""
     return Finding(passed=True, severity="information", message=message)
 
 
@@ -328,7 +328,7 @@ def bad(
     samples: NDArray[np.bool_] | Iterable[int] = (),
     severity: Severity = "failure",
 ) -> Finding:
-    """A check that has not passed.
+    """Finding of a check that failed.
 
     Parameters
     ----------
@@ -344,7 +344,7 @@ def bad(
 
 
 def far_apart(one: NDArray[np.float64], other: NDArray[np.float64], tolerance: float) -> Mask:
-    """Rows that differ by more than a tolerance; NaN differs from everything."""
+    """Rows that differ by more than a tolerance; NaN counts as different."""
     close = np.asarray(np.abs(one - other) <= tolerance)
     far: Mask = np.logical_not(close.all(axis=1))
     return far
@@ -368,17 +368,17 @@ def _key(attack: Attack) -> str:
 
 
 def _take(X: Any, rows: NDArray[np.intp]) -> Any:
-    """Some rows of X, with the names of columns if it has any."""
+    """Some rows of X, with its column names if it has any."""
     return X.iloc[rows] if hasattr(X, "iloc") else np.asarray(X)[rows]
 
 
 def huge_eps(evidence: Evidence) -> Finding:
-    """Whether nothing withstands a ball that holds every other class."""
+    """Whether no sample withstands a ball that contains everything."""
     x = evidence.target.x
     low, high = float(x.min()), float(x.max())
     size = _UNBOUNDED * (high - low) if evidence.box is None else evidence.box[1] - evidence.box[0]
     eps = size * math.sqrt(math.prod(x.shape[1:])) if evidence.limits.norm == "l2" else size
-    # smaller balls lie in the huge one, and walks in them get lost less
+    # smaller balls are inside the huge one, and easier to search
     radii = [eps / 10**k for k in range(_N_RADII)]
     attack = WorstCase([PGD(**{**evidence.shared, "eps": radius}) for radius in radii])
     left = evidence.robust(attack, among=evidence.gradient_union)
@@ -394,14 +394,14 @@ def huge_eps(evidence: Evidence) -> Finding:
 
 
 def noise(evidence: Evidence) -> Finding:
-    """Whether uniform noise breaks nothing that gradients leave."""
+    """Whether uniform noise breaks no sample that withstands gradient attacks."""
     n_draws = PGD().n_steps
     attack = UniformNoise(n_draws=n_draws, **evidence.shared)
     return _beyond_gradients(evidence, attack, f"{n_draws} draws of uniform noise", evidence.slack)
 
 
 def square(evidence: Evidence) -> Finding:
-    """Whether random search breaks no more than 0.2 points, or one sample, beyond gradients."""
+    """Whether random search breaks at most 0.2 points, or one sample, beyond gradient attacks."""
     attack = Square(n_queries=_N_QUERIES, **evidence.shared)
     slack = max(1, int(_SQUARE_SLACK * evidence.n))
     return _beyond_gradients(evidence, attack, f"Square with {_N_QUERIES} queries", slack)
@@ -424,11 +424,11 @@ def _beyond_gradients(evidence: Evidence, attack: Attack, name: str, slack: int)
 
 
 def aggregation_swap(evidence: Evidence) -> Finding:
-    """Whether attacks on other rules, or on a member alone, break what the deployed one leaves."""
+    """Whether attacks on other rules or single members break more than on the deployed rule."""
     n_members = _count_members(evidence)
     left = union = evidence.reported_union & evidence.gradient_union
     counts = {}
-    # the first is the deployed rule, whose APGD the union counts in
+    # the first is the deployed rule, whose APGD is part of the union
     for attack in swapped_aggregations(n_members, **evidence.shared)[1:]:
         still = evidence.robust(attack, among=left)
         counts[_rule(attack)] = left.sum() - still.sum()
@@ -449,7 +449,7 @@ def aggregation_swap(evidence: Evidence) -> Finding:
 
 
 def mora(evidence: Evidence) -> Finding:
-    """Whether MORA finds more than AutoAttack."""
+    """Whether MORA breaks more samples than AutoAttack."""
     _count_members(evidence)
     name, robust = _autoattack(evidence)
     left = evidence.robust(MORA(**evidence.shared))
@@ -474,7 +474,7 @@ def mora(evidence: Evidence) -> Finding:
 
 
 def _autoattack(evidence: Evidence) -> tuple[str, Mask]:
-    """AutoAttack where the report has it, else its walks of APGD."""
+    """AutoAttack if the report has it, else its walks of APGD."""
     for name, attack in evidence.attacks.items():
         measured = evidence.cells[name].error is None
         if isinstance(attack, AutoAttack) and measured and same_threat(attack, evidence.limits):
@@ -490,7 +490,7 @@ def _count_members(evidence: Evidence) -> int:
 
 
 def _rule(attack: Attack) -> str:
-    """Name of what an attack climbs."""
+    """Name of an attack's objective."""
     aggregation, loss = attack.get_params()["aggregation"], attack.get_params()["loss"]
     if isinstance(aggregation, int):
         return f"member {aggregation} alone"
@@ -498,7 +498,7 @@ def _rule(attack: Attack) -> str:
 
 
 def gradients(evidence: Evidence) -> Finding:
-    """Whether each sample has a gradient that is finite and not zero."""
+    """Whether each sample has a finite gradient other than zero."""
     obstacle = evidence.obstacle
     try:
         gradient = _margin_gradients(evidence)
@@ -524,7 +524,7 @@ def gradients(evidence: Evidence) -> Finding:
 
 
 def saturation(evidence: Evidence) -> Finding:
-    """Whether members are so sure that float32's cross-entropy is flat."""
+    """Whether members are so confident that the cross-entropy is flat in float32."""
     top = evidence.target.member_logits().topk(2, dim=-1).values
     gap = (top[..., 0] - top[..., 1]).amax(dim=0)
     sure = gap > _LARGEST_GAP
@@ -551,7 +551,7 @@ def _is_blind(attack: Attack) -> bool:
 
 
 def _margin_gradients(evidence: Evidence) -> Tensor:
-    """Gradients of the margin of the decision as it is, on the CPU, of the shape of X."""
+    """Gradients of the margin of the present decision, on the CPU, of the shape of X."""
     target = evidence.target
     x = target.x
     decided = torch.as_tensor(evidence.target.proba().argmax(axis=1), device=x.device)
@@ -562,7 +562,7 @@ def _margin_gradients(evidence: Evidence) -> Tensor:
 
 
 def raw_units(evidence: Evidence) -> Finding:
-    """Whether images are in the box that they are declared to be in, [0, 1] by default."""
+    """Whether images are in their declared box, [0, 1] by default."""
     X = np.asarray(evidence.all_X)
     if X.ndim != 4:
         raise NotApplicableError("the units of X cannot be told, because it holds no images")
@@ -586,7 +586,7 @@ def raw_units(evidence: Evidence) -> Finding:
 
 
 def norm_and_box(evidence: Evidence) -> Finding:
-    """Whether the final examples of all attacks of the report lie in their ball and box."""
+    """Whether the final examples of all attacks of the report are in their ball and box."""
     measured = {name: cell for name, cell in evidence.cells.items() if cell.error is None}
     if not measured:
         raise NotApplicableError("no attack of the report has made examples")
@@ -605,7 +605,7 @@ def norm_and_box(evidence: Evidence) -> Finding:
 
 
 def order(evidence: Evidence) -> Finding:
-    """Whether FGSM leaves no fewer samples than PGD, PGD than APGD, and APGD than a cascade."""
+    """Whether FGSM breaks no more samples than PGD, PGD than APGD, and APGD than a cascade."""
     chain = {"FGSM": evidence.fgsm, "PGD": evidence.pgd, "APGD": evidence.apgd}
     wrong = np.zeros(evidence.n, dtype=bool)
     for weaker, stronger in pairwise(chain.values()):
@@ -626,7 +626,7 @@ def order(evidence: Evidence) -> Finding:
 
 
 def more_steps(evidence: Evidence) -> Finding:
-    """Whether 50 steps are no weaker than 10."""
+    """Whether PGD with 50 steps is at least as strong as with 10."""
     few, many = (
         evidence.robust(PGD(n_steps=n, **evidence.shared)) for n in (_FEW_STEPS, _MANY_STEPS)
     )
@@ -642,7 +642,7 @@ def more_steps(evidence: Evidence) -> Finding:
 
 
 def strength(evidence: Evidence) -> Finding:
-    """Whether the attacks of the report leave no more than ordinary gradient attacks do."""
+    """Whether the attacks of the report are at least as strong as ordinary gradient attacks."""
     if not evidence.reported:
         raise NotApplicableError("no attack of the report was measured on this threat")
     reported, standard = evidence.reported_union, evidence.standard
@@ -662,13 +662,13 @@ def strength(evidence: Evidence) -> Finding:
 
 
 def _wrongly_left(weaker: Mask, stronger: Mask, slack: int) -> Mask:
-    """Samples that only the weaker attack breaks, if it breaks more by more than the slack."""
+    """Samples that only the weaker attack breaks, if it breaks more samples beyond the slack."""
     left: Mask = stronger & ~weaker
     return left if stronger.sum() > weaker.sum() + slack else np.zeros_like(left)
 
 
 def eval_mode(evidence: Evidence) -> Finding:
-    """Whether the module computes in eval mode what it computes as it was given."""
+    """Whether the module computes the same in eval mode as in the given mode."""
     parts = evidence.target.module.named_modules()
     training = [name or "the module itself" for name, part in parts if part.training]
     if not training:
@@ -701,7 +701,7 @@ def determinism(evidence: Evidence) -> Finding:
 
 
 def agreement(evidence: Evidence) -> Finding:
-    """Whether the attacked module computes what the estimator answers."""
+    """Whether the attacked module agrees with the estimator's predictions."""
     _require_determinism(evidence)
     attacked = evidence.target.proba()
     differ = far_apart(attacked, _forward_proba(evidence), _AGREEMENT)
@@ -725,7 +725,7 @@ def agreement(evidence: Evidence) -> Finding:
 
 
 def unchanged(evidence: Evidence) -> Finding:
-    """Whether the evaluation has left weights, buffers, modes and outputs as they were."""
+    """Whether the evaluation has left weights, buffers, modes and outputs unchanged."""
     before, after = evidence.snapshot, Snapshot.of(evidence)
     if before.digest != after.digest or before.modes != after.modes:
         return bad(
@@ -752,7 +752,7 @@ def _require_determinism(evidence: Evidence) -> None:
 
 
 def _forward_proba(evidence: Evidence) -> NDArray[np.float64]:
-    """Probabilities of the module's own forward, which need not be the mean of its members."""
+    """Probabilities by the module's own forward, which may differ from the mean of its members."""
     target = evidence.target
     with frozen(target.module), torch.no_grad():
         parts = [target.module(x).cpu() for x in target.x.split(_BATCH_SIZE)]
@@ -761,7 +761,7 @@ def _forward_proba(evidence: Evidence) -> NDArray[np.float64]:
 
 
 def transfer(evidence: Evidence) -> Finding:
-    """Whether examples made on other models break nothing that gradient attacks leave."""
+    """Whether examples made on other models break no sample that withstands gradient attacks."""
     if not evidence.rivals:
         raise NotApplicableError("give a surrogate, or several estimators, to transfer from")
     union = evidence.gradient_union
@@ -787,11 +787,11 @@ def transfer(evidence: Evidence) -> Finding:
 
 
 def _broken(evidence: Evidence, rival: Any, union: Mask) -> Mask | str:
-    """Samples that a rival's examples break, or why it cannot be asked."""
+    """Samples that examples made on a rival break, or why it cannot be used."""
     classes = getattr(rival, "classes_", evidence.target.classes)
     if not np.array_equal(classes, evidence.target.classes):
         return "it has other classes."
-    # in the target's box, whatever the rival's own is
+    # in the target's box, whatever the box of the rival
     shared = {**evidence.shared, "clip_values": evidence.box}
     try:
         robust = evidence.robust(Transfer(rival, PGD(**shared)), among=union)

@@ -1,4 +1,4 @@
-"""How far adversarial examples made for one model fool the others."""
+"""Transferability matrix: how often examples made for one model fool the others."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from ..twins import HasMemberLogits
 
 
 class Member(nn.Module):
-    """One member of an ensemble as a module of its own.
+    """One member of an ensemble as a separate module.
 
     An attack's ``aggregation=i`` is not enough here: it aims the loss at a member, but attacks
-    that look at decisions would still look at those of the ensemble.
+    that use decisions would still use those of the ensemble.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class Member(nn.Module):
 def members_and_ensemble(
     estimator: Any, X: ArrayLike, y: ArrayLike, *, gradient: bool
 ) -> list[Target]:
-    """Each member alone, and the whole ensemble last.
+    """Each member alone, and the ensemble last.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def members_and_ensemble(
     Raises
     ------
     ValueError
-        If there are no members, or a single one.
+        If there are fewer than two members.
     """
     target = resolve_target(estimator, X, y, gradient=gradient)
     n_members = count_members(target.module, target.x)
@@ -126,19 +126,19 @@ SAMPLES = ("correct_for_all", "correct_for_source", "correct_for_pair", "all")
 
 @dataclass(frozen=True, eq=False)
 class TransferabilityMatrix:
-    """What `transferability_matrix` returns.
+    """Result of `transferability_matrix`.
 
     Attributes
     ----------
     values : ndarray of shape (n_sources, n_targets)
         Success rates or accuracies from 0 to 1; NaN where no sample counts. The diagonal, where
-        source and target are one, is the white box.
+        source and target are the same, is the white box.
     n_samples : int ndarray of shape (n_sources, n_targets)
-        How many samples each value is a fraction of.
+        Number of samples behind each value.
     sources, targets : tuple of str
         Names of the rows and columns.
     settings : dict
-        `measure`, `samples`, `require_source_success`, `random_states` and `attack` (its text).
+        `measure`, `samples`, `require_source_success`, `random_states` and `attack` (its ``repr``).
     """
 
     values: NDArray[np.float64]
@@ -173,41 +173,42 @@ def transferability_matrix(
     random_states: Sequence[int] | None = None,
     include_ensemble: bool = True,
 ) -> TransferabilityMatrix:
-    """Try the adversarial examples made for each model on every other one.
+    """Evaluate the adversarial examples made for each model on every other one.
 
-    The attack takes all its steps on one source alone. What it made is judged on each target by
-    a forward pass of its own. The defaults are the matrix of DVERGE and CLDL [1]_, [2]_;
+    The attack takes all its steps on one source. Its examples are evaluated on each target by a
+    separate forward pass. The defaults are the matrix of DVERGE and CLDL [1]_, [2]_;
     ``require_source_success=True, samples="all"`` is the mean of CLDL's Definition 3;
     ``measure="accuracy", samples="correct_for_source"`` is NCEn's [3]_;
-    ``samples="correct_for_pair"`` suits CEAT's [4]_, whose paper does not say.
+    ``samples="correct_for_pair"`` suits CEAT's [4]_, for which the paper does not specify it.
 
     Parameters
     ----------
     estimator : fitted estimator, nn.Module, or dict of these
         An ensemble, whose members are sources and targets: an estimator of this package, a
-        Pipeline or search that ends in one, or a module with ``member_logits``. Or whole models
-        by name, which take the same X, such as different defences.
+        Pipeline or search that ends in one, or a module with ``member_logits``. Or a dict of
+        models that take the same X, such as different defences.
     X : array-like of shape (n_samples, ...)
         Raw X.
     y : array-like of shape (n_samples,)
         True labels.
     attack : BoundedAttack
         Untargeted, such as ``PGD(eps=0.03)``, with eps in the units of X. Attacks that minimise
-        the perturbation do not stay in the ball when they run to their end, and are refused.
+        the perturbation are refused, because their final examples may be outside the ball.
     measure : {"success_rate", "accuracy"}, default="success_rate"
-        Fraction of samples that the target gets wrong, or right: they add up to 1.
+        Fraction of samples that the target misclassifies, or classifies correctly: they add up
+        to 1.
     samples : str, default="correct_for_all"
         Which samples count. ``"correct_for_all"``: those that all models classify correctly
         without an attack; ``"correct_for_source"``; ``"correct_for_pair"``: source and target;
         ``"all"``.
     require_source_success : bool, default=False
         Whether a sample is a success only if the same example also fools the source, and both
-        are right without an attack (Definition 3). Not with ``measure="accuracy"``.
+        are correct without an attack (Definition 3). Not with ``measure="accuracy"``.
     random_states : sequence of int, default=None
-        Seeds of the attack, one run for each; a sample is fooled if it is in any run. None is
-        the attack's own `random_state`.
+        Seeds of the attack, one run for each; a success in any run counts. None is the attack's
+        own `random_state`.
     include_ensemble : bool, default=True
-        Whether a last column has the whole ensemble as target. No effect for a dict.
+        Whether to add the ensemble as a target in the last column. No effect for a dict.
 
     Returns
     -------
@@ -216,10 +217,10 @@ def transferability_matrix(
     Raises
     ------
     TypeError
-        If the attack is none that can be run to its end within eps.
+        If the attack cannot be run to its end within eps.
     ValueError
-        For a single member or model, unknown labels, bad parameters, or if no sample is correct
-        for all where that is asked.
+        For a single member or model, unknown labels, invalid parameters, or if no sample is
+        correct for all with ``samples="correct_for_all"``.
     NotDifferentiableError
         If gradients cannot pass a step of a source.
 
@@ -284,18 +285,18 @@ def transferability_matrix(
 def _fooled(
     source: Target, targets: Sequence[Target], attack: BoundedAttack, rows: NDArray[np.intp]
 ) -> Mask:
-    """Which of a source's examples fool which target, (n_targets, n_rows)."""
+    """Whether each of a source's examples fools each target, (n_targets, n_rows)."""
     examples = source.take(rows).last_iterates(attack)
     return np.stack([target.take(rows).broken(examples) for target in targets])
 
 
 def _counted(correct: Mask, n_sources: int, samples: str) -> Mask:
-    """Which samples each cell is a fraction of, (n_sources, n_targets, n_samples).
+    """The samples that count in each cell, (n_sources, n_targets, n_samples).
 
     Parameters
     ----------
     correct : bool ndarray of shape (n_targets, n_samples)
-        Without an attack. The sources come first among the targets.
+        Correct samples without an attack. The sources come first among the targets.
     n_sources : int
     samples : str
         A member of `SAMPLES`.
@@ -317,7 +318,7 @@ def _counted(correct: Mask, n_sources: int, samples: str) -> Mask:
 def _fractions(
     success: Mask, counted: Mask, measure: str
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Values of the cells, NaN where nothing counts, and what they are fractions of."""
+    """Values of the cells, NaN where no sample counts, and their numbers of samples."""
     n_samples = counted.sum(axis=2)
     hits = (counted & (success if measure == "success_rate" else ~success)).sum(axis=2)
     values = np.full(n_samples.shape, np.nan)

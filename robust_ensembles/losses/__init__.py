@@ -1,4 +1,4 @@
-"""The equations: pure functions of tensors, each cites where it stands in its paper.
+"""Loss terms as pure functions of tensors; each cites its equation.
 
 Throughout, `g` are input gradients of shape (n_members, n_samples, n_features), `logits` have
 shape (n_members, n_samples, n_classes), `y` are class indices of shape (n_samples,).

@@ -1,4 +1,4 @@
-"""ADP (Pang et al. 2019): diversity of what members predict beside the true class."""
+"""ADP (Pang et al. 2019): diversity of the members' predictions for the wrong classes."""
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ def adp_regularizer(
 
     .. math:: -\alpha\, H(\bar p) - \beta \log\det(\hat M^T \hat M + 10^{-6} I)
 
-    with the matrix of `non_true_log_determinant`. It belongs beside the *summed* cross-entropy.
+    with the matrix of `non_true_log_determinant`. It is added to the *summed* cross-entropy.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def non_true_log_determinant(p: Tensor, y: Tensor) -> Tensor:
         never far above that with ``n_members > n_classes - 1``.
     """
     columns = without_true_class(p, y).transpose(0, 1)
-    # all the mass on the true class would leave columns of length zero
+    # with all mass on the true class, columns would have length zero
     unit = columns / (columns.square().sum(dim=-1, keepdim=True) + _NORM_EPS).sqrt()
     ridge = _DETERMINANT_EPS * torch.eye(len(p), dtype=p.dtype, device=p.device)
     return torch.linalg.slogdet(unit @ unit.transpose(1, 2) + ridge).logabsdet

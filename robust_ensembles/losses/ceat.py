@@ -18,7 +18,7 @@ def disparity_weights(h: Tensor, tau: float, *, peers: Peers = "pair_sum") -> Te
     .. math:: w_m = 1 + \kappa \sum_{\{j,k\}} \big( e^{\tau |h_j - h_k|} - 1 \big)
 
     which is the same for three members, 1 when all peers agree, and larger for every pair that
-    does not. The paper says nothing definite about more than three: this is our reading.
+    does not. The paper is not specific about more than three: this is our reading.
 
     Parameters
     ----------

@@ -73,7 +73,7 @@ def cldl_label_diversity(
     Returns
     -------
     diversity : scalar Tensor
-        0 for a single member, which has nobody to differ from.
+        0 for a single member.
     """
     n_members, _, n_classes = s.shape
     if n_members < 2:
@@ -119,8 +119,8 @@ def cldl_gradient_diversity(
     formulation : {"paper", "released"}, default="paper"
         Sets `gradient_norm`: ``"pairs"`` for the paper, ``"members"`` for the code.
     gradient_norm : {"pairs", "members"}, default=None
-        What the sum over pairs is divided by: their number, or the number of members, which is
-        (n_members - 1) / 2 times more.
+        Divisor of the sum over pairs: the number of pairs, or the number of members, which gives
+        (n_members - 1) / 2 times as much.
     cos_eps_mode : {"torch2", "torch1"}, default="torch2"
         See `pair_cosines`.
     sample_weight : Tensor of shape (n_samples,), default=None

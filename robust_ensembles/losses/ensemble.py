@@ -1,4 +1,4 @@
-"""What every method shares: the ensemble's output, cross-entropy and weighted means."""
+"""Common to all methods: the ensemble's output, cross-entropy and weighted means."""
 
 import math
 from typing import Literal
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Formulation = Literal["paper", "released"]
-"""The printed formula, or what the authors' code computes."""
+"""The formula of the paper, or that of the authors' code."""
 
 
 def ensemble_log_proba(logits: Tensor) -> Tensor:
@@ -16,7 +16,7 @@ def ensemble_log_proba(logits: Tensor) -> Tensor:
 
     .. math:: \log \bar p_c = \log\sum_i \exp(\log \mathrm{softmax}(z_i)_c) - \log N
 
-    computed without leaving log space, so that nothing underflows.
+    computed in log space, so that nothing underflows.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def ensemble_log_proba(logits: Tensor) -> Tensor:
 
 
 def log_mean(log_q: Tensor) -> Tensor:
-    """Logarithm of the mean of probabilities over the first axis, where nothing underflows.
+    """Logarithm of the mean of probabilities over the first axis, without underflow.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def log_mean(log_q: Tensor) -> Tensor:
 
 
 def batch_mean(values: Tensor, sample_weight: Tensor | None = None) -> Tensor:
-    """Mean over the batch of per-sample values, weighted where weights are given.
+    """Mean over the batch of per-sample values, weighted if weights are given.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def member_cross_entropy(logits: Tensor, y: Tensor, sample_weight: Tensor | None
 
 
 def without_true_class(p: Tensor, y: Tensor) -> Tensor:
-    """Drop the label's entry of each sample; what is left is not renormalised.
+    """Drop the label's entry of each sample, without renormalising the others.
 
     Parameters
     ----------
@@ -98,6 +98,6 @@ def without_true_class(p: Tensor, y: Tensor) -> Tensor:
     """
     n_members, _, n_classes = p.shape
     rank = torch.arange(n_classes - 1, device=p.device)
-    # by indices: a mask would make a GPU wait until its entries are counted
+    # by indices: a mask would make a GPU wait for the count of its entries
     others = rank + (rank >= y[:, None])
     return p.gather(-1, others.expand(n_members, -1, -1))

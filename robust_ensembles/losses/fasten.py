@@ -1,4 +1,4 @@
-"""FASTEN (Huang et al. 2023): members that agree with themselves and differ from each other."""
+"""FASTEN (Huang et al. 2023): divergence within a member's views, and between members."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,7 +7,7 @@ from .ensemble import batch_mean, log_mean
 
 
 def intra_model_divergence(log_q: Tensor, sample_weight: Tensor | None = None) -> Tensor:
-    r"""How far one member's predictions for several views of a sample lie from their mean.
+    r"""Divergence of one member's predictions for several views of a sample from their mean.
 
     .. math:: \frac{1}{|V|}\sum_{v\in V} \mathrm{KL}(\bar q \,\|\, q_v), \qquad
               \bar q = \frac{1}{|V|}\sum_v q_v
@@ -34,7 +34,7 @@ def inter_model_divergence(
     *,
     cap: float | None = None,
 ) -> Tensor:
-    r"""How far one member's predictions lie from a peer's.
+    r"""Divergence of one member's predictions from a peer's.
 
     .. math:: \sum_c \bar q_{jc}
               \Big(\log \bar q_{jc} - \frac{1}{|V|} \sum_v \log q_{ivc}\Big)
@@ -47,7 +47,7 @@ def inter_model_divergence(
         Logarithm of the mean of member j's probabilities over its own views; see `log_mean`.
     sample_weight : Tensor of shape (n_samples,), default=None
     cap : float, default=None
-        Upper end of each sample's value: without one, a reward for it can diverge.
+        Upper bound of each sample's value: without one, rewarding the term can diverge.
 
     Returns
     -------
@@ -61,5 +61,5 @@ def inter_model_divergence(
 
 
 def _divergence(log_p: Tensor, mean_log_q: Tensor) -> Tensor:
-    """KL divergence from p of a mean of log-probabilities, (n_samples,)."""
+    """KL divergence of a mean of log-probabilities from p, (n_samples,)."""
     return F.kl_div(mean_log_q, log_p, reduction="none", log_target=True).sum(dim=-1)

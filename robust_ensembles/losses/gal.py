@@ -14,7 +14,7 @@ def gal_regularizer(
 
     .. math:: \frac1B \sum_b \log \sum_{i<j} \exp(\cos(g_{ib}, g_{jb}))
 
-    The signed cosine, and no division by the number of pairs: log(n_pairs) for orthogonal
+    with the signed cosine and without dividing by the number of pairs: log(n_pairs) for orthogonal
     gradients, which is not the minimum.
 
     Parameters

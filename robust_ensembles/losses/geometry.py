@@ -14,8 +14,8 @@ CosineEpsMode = Literal["torch2", "torch1"]
 def safe_norm(v: Tensor, eps: float = COSINE_EPS) -> Tensor:
     """L2 norm over the last axis, at least ``eps``, with a finite derivative at zero.
 
-    A member that is sure of a sample has an input gradient of exactly zero in float32. The bare
-    norm has no second derivative there; the clamp on the *squared* norm has one, zero.
+    A confident member can have an input gradient of exactly zero in float32. The plain norm has
+    no second derivative there; the clamp on the *squared* norm has one, zero.
 
     Parameters
     ----------
@@ -51,9 +51,9 @@ def pair_cosines(g: Tensor, *, eps_mode: CosineEpsMode = "torch2") -> Tensor:
     g : Tensor of shape (n_members, n_samples, n_features)
         Input gradients.
     eps_mode : {"torch2", "torch1"}, default="torch2"
-        ``"torch1"`` divides by ``sqrt(max(|a|^2 |b|^2, 1e-16))`` as torch did before 1.12: the
-        published GAL, TRS and CLDL figures were made so. It shrinks the cosine of well-fitted
-        samples, whose gradients are short.
+        ``"torch1"`` divides by ``sqrt(max(|a|^2 |b|^2, 1e-16))`` as torch did before 1.12, with
+        which the published GAL, TRS and CLDL results were obtained. It shrinks the cosine of
+        well-fitted samples, whose gradients are short.
 
     Returns
     -------

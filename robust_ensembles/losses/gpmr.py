@@ -27,10 +27,10 @@ def gpmr_regularizer(
         Gradients of batch *means* (each carries 1 / n_samples).
     lambda_div, lambda_eq : float
     formulation : {"paper", "released"}, default="paper"
-        What n_i is. ``"paper"`` balances the members on each sample: n_i is the length of the
-        sample's own gradient, and the mean over the batch is scaled by 1 / (N^2 B), which is
+        Definition of n_i. ``"paper"`` balances the members on each sample: n_i is the length of
+        the sample's own gradient, and the mean over the batch is scaled by 1 / (N^2 B), which is
         about the released scale. ``"released"`` takes one Frobenius norm per member over the
-        whole batch, of gradients that carry a further 1 / N.
+        whole batch, of gradients with another factor 1 / N.
     sample_weight : Tensor of shape (n_samples,), default=None
 
     Returns
@@ -44,7 +44,7 @@ def gpmr_regularizer(
     deviations = pair_cosines(g) + 1 / (n_members - 1)
     divergence = batch_mean(deviations.square().mean(dim=0), sample_weight)
     if formulation == "released":
-        # the gradient of the weighted loss, whose norm over the batch the code balances
+        # the gradient of the weighted loss, whose norm over the batch the released code balances
         weighted = g if sample_weight is None else g * sample_weight[:, None]
         norms = safe_norm(weighted.flatten(1)) / n_members
         return lambda_div * divergence + lambda_eq * _spread(norms)

@@ -27,9 +27,9 @@ def hierarchical_labels(
         Class indices.
     n_members, n_classes : int
     smoothing : float
-        s, what the last member's label gives away.
+        s, the probability that the last member's labels assign to the other classes.
     formulation : {"paper", "released"}, default="paper"
-        The abstract names no formula: ``"paper"`` is our reading. ``"released"`` clamps the
+        The abstract gives no formula: ``"paper"`` is our reading. ``"released"`` clamps the
         one-hot label to [s i / (C-1), 1 - s], which sums to one for no member but the second
         (for three).
     dtype : torch.dtype, default=torch.float32

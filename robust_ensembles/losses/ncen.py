@@ -10,12 +10,12 @@ _TINY = 1e-12
 
 
 def gradient_correlations(g: Tensor) -> tuple[Tensor, Tensor]:
-    r"""What NCEn correlates: directions c_i and relative magnitudes u_i of the gradients.
+    r"""Directions c_i and relative magnitudes u_i of the gradients, which NCEn correlates.
 
     .. math:: c_i = \cos(g_i, \bar g), \qquad u_i = (|g_i| - \bar n) / \bar n,
               \qquad \bar n = \tfrac1k \sum_j |g_j|
 
-    Neither mean is detached. Both are unchanged when all gradients are scaled by one constant.
+    Neither mean is detached. Both are invariant to a common scale of all gradients.
 
     Parameters
     ----------
@@ -61,8 +61,8 @@ def nceen_regularizer(
     formulation : {"paper", "released"}, default="paper"
     norm_sign : {1, -1}, default=1
         The u_i sum to zero, hence u_i times the sum of the others is -u_i^2, and minimising it
-        with a positive weight drives the magnitudes *apart*, although the paper says that it
-        balances them. -1 balances.
+        with a positive weight drives the magnitudes *apart*, although the paper states that it
+        balances them. -1 balances them.
     sample_weight : Tensor of shape (n_samples,), default=None
 
     Returns
@@ -71,7 +71,7 @@ def nceen_regularizer(
 
     Notes
     -----
-    A single member has no others: the paper's form is 0 then, and so is this function for both.
+    For a single member, the paper's form is 0, and so is this function for both formulations.
     """
     n_members = len(g)
     if n_members < 2:

@@ -1,4 +1,4 @@
-"""Robust accuracy and scorers that scikit-learn's searches take."""
+"""Robust accuracy, and scorers for scikit-learn's searches and cross-validation."""
 
 from ..attacks import as_torch
 from ..attacks.names import attack_from_name

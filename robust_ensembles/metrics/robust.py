@@ -1,4 +1,4 @@
-"""Robust accuracy: who is still right under attack."""
+"""Robust accuracy: the samples that are still classified correctly under attack."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..attacks.engine.target import check_batch
 
 
 def correct_mask(estimator: Any, X: ArrayLike, y: ArrayLike) -> NDArray[np.bool_]:
-    """Samples that the attacked module classifies correctly as they are.
+    """Samples that the attacked module classifies correctly without an attack.
 
     Parameters
     ----------
@@ -31,8 +31,8 @@ def correct_mask(estimator: Any, X: ArrayLike, y: ArrayLike) -> NDArray[np.bool_
 def robust_mask(estimator: Any, X: ArrayLike, y: ArrayLike, *, attack: Attack) -> NDArray[np.bool_]:
     """Samples that are classified correctly before and after an attack.
 
-    The adversarial examples are judged by a forward pass of their own, not by what the attack
-    believes that it has done. The module is called directly: no cached prediction is used.
+    The adversarial examples are evaluated by a separate forward pass, not by the success that the
+    attack reports. The module is called directly: no cached prediction is used.
 
     Parameters
     ----------
@@ -55,14 +55,14 @@ def robust_mask(estimator: Any, X: ArrayLike, y: ArrayLike, *, attack: Attack) -
     NotDifferentiableError
         If gradients cannot pass a step of the estimator.
     ValueError
-        For a targeted attack, or bad parameters of it.
+        For a targeted attack, or invalid parameters of the attack.
     """
     check_untargeted(attack)
     return _mask(estimator, X, y, attack)
 
 
 def check_untargeted(attack: Attack) -> None:
-    """Raise for an attack with bad parameters, or one that does not ask whether y can be left."""
+    """Raise for an attack that is targeted or has invalid parameters."""
     if not isinstance(attack, Attack):
         raise TypeError(
             f"attack must be an attack such as PGD(eps=0.1); got {attack!r}. For a name use "
@@ -77,13 +77,13 @@ def check_untargeted(attack: Attack) -> None:
 
 
 def _mask(estimator: Any, X: ArrayLike, y: ArrayLike, attack: Attack | None) -> NDArray[np.bool_]:
-    """Samples that are right, and stay right under an attack if there is one."""
+    """Samples that are classified correctly, also under the attack if there is one."""
     gradient = attack is not None and not attack.gradient_free
     target = resolve_target(estimator, X, gradient=gradient)
     if attack is not None:
         attack.check_classes(target.classes)
     target = target.on(X, y, allow_unknown=True)
-    # a label that the training fold did not hold cannot be predicted: such a sample is wrong
+    # a label that is not in the training fold cannot be predicted: such a sample is wrong
     mask = target.known
     known = target.take(mask)
     check_batch(known.module, known.x, known.y, None)
@@ -114,8 +114,8 @@ def robust_accuracy_score(
     attack : Attack
         Untargeted.
     conditional : bool, default=False
-        Whether the samples that are wrong without any attack are left out, as some papers do;
-        numbers of models that differ in clean accuracy cannot be compared then.
+        Whether to exclude samples that are misclassified without an attack, as some papers do;
+        the result cannot then be compared between models of different clean accuracy.
     sample_weight : array-like of shape (n_samples,), default=None
 
     Returns
@@ -157,7 +157,7 @@ def weighted_fraction(
     mask : bool ndarray of shape (n_samples,)
     sample_weight : array-like of shape (n_samples,) or None
     among : bool ndarray of shape (n_samples,), default=None
-        The samples that count; None is all. The fraction of nothing is 0.
+        The samples that count; None is all. The fraction of no samples is 0.
 
     Returns
     -------

@@ -26,11 +26,11 @@ _MAX_PASSES = 4
 
 
 class SharedMasks:
-    """Robust masks, remembered for the latest few passes.
+    """Cache of robust masks for the latest few evaluations.
 
-    A pass is one estimator object with its present weights and parameters, X and y; all are
-    compared by content, so nothing stale is ever returned: not after more training, not for other
-    data, not for an attack whose parameters have been changed. Copies and pickles start empty.
+    An evaluation is one estimator object with its present weights and parameters, X and y. All are
+    compared by content, so no stale mask is returned after more training, for other data, or for an
+    attack with changed parameters. Copies and pickles start empty.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class SharedMasks:
         self.__init__()  # type: ignore[misc]
 
     def mask(self, estimator: Any, X: ArrayLike, y: ArrayLike, attacks: tuple[Attack, ...]) -> Mask:
-        """Samples that are right without and under each of the attacks.
+        """Samples that are classified correctly without an attack and under each of the attacks.
 
         Parameters
         ----------
@@ -73,19 +73,19 @@ class SharedMasks:
         return result
 
     def _key(self, attack: Attack) -> str:
-        """What an attack computes, or, where that cannot be hashed, the object that it is."""
+        """Description of an attack or, if it cannot be described, the identity of the object."""
         try:
             return str(joblib.hash((type(attack).__qualname__, attack)))
         except (pickle.PicklingError, AttributeError, TypeError):
-            # an External attack with a local function, say; kept, so that its id stays its own
+            # such as an External attack with a local function; kept, so that its id is not reused
             self._kept[id(attack)] = attack
             return f"{id(attack)} {attack!r}"
 
     def _known(self, estimator: Any, X: ArrayLike, y: ArrayLike) -> dict[str, Mask]:
-        """The masks of this pass so far."""
+        """The cached masks of this evaluation."""
         refuse_dataset(X)
         state = _learnt(estimator)
-        # steps that learn nothing, such as a FunctionTransformer, obey their parameters at once
+        # stateless steps, such as a FunctionTransformer, use changed parameters at once
         settings = repr(estimator.get_params()) if hasattr(estimator, "get_params") else ""
         arrays = as_array(X, "X"), as_array(y, "y")
         try:
@@ -94,7 +94,7 @@ class SharedMasks:
             raise TypeError(f"X must hold numbers and y labels: {error}") from error
         with self._lock:
             owner, known = self._passes.get(key, (None, {}))
-            # other estimators may have equal weights, but other classes
+            # other estimators may have the same weights but other classes
             if owner is None or owner() is not estimator:
                 known = {}
                 self._passes[key] = weakref.ref(estimator), known
@@ -105,7 +105,7 @@ class SharedMasks:
 
 
 def _learnt(estimator: Any) -> Any:
-    """What training has changed: the weights, or all of a classifier that has no module."""
+    """The trained state: the weights, or everything for a classifier without a module."""
     module = as_classifier(estimator, gradient=False)
     if isinstance(module, BlackBox):
         return estimator
@@ -113,20 +113,20 @@ def _learnt(estimator: Any) -> Any:
 
 
 class RobustScorer:
-    """Scorer ``(estimator, X, y) -> accuracy`` under the per-sample worst of some attacks.
+    """Scorer ``(estimator, X, y) -> accuracy`` under the per-sample worst case of some attacks.
 
     Made by `make_robust_scorer`, `get_robust_scorer` and `robust_scoring`.
 
     Parameters
     ----------
     attacks : tuple of Attack
-        Untargeted. None at all gives clean accuracy.
+        Untargeted. An empty tuple gives clean accuracy.
     name : str
-        What skorch's `EpochScoring` calls the column.
+        Column name in skorch's `EpochScoring`.
     shared : SharedMasks, default=None
-        Where the scorers of one dict keep what they have computed.
+        Cache shared by the scorers of one dict.
     conditional : bool, default=False
-        Whether only the samples count that are correct without attack.
+        Whether to count only samples that are correct without an attack.
     """
 
     _sign: ClassVar[int] = 1
@@ -148,7 +148,7 @@ class RobustScorer:
     def __call__(
         self, estimator: Any, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
     ) -> float:
-        """Fraction of the samples that stay correct.
+        """Fraction of the samples that remain correct.
 
         Parameters
         ----------
@@ -165,7 +165,7 @@ class RobustScorer:
         return weighted_fraction(self.robust_mask(estimator, X, y), sample_weight, among=clean)
 
     def robust_mask(self, estimator: Any, X: ArrayLike, y: ArrayLike) -> NDArray[np.bool_]:
-        """Which samples stay correct.
+        """Samples that remain correct.
 
         Parameters
         ----------
@@ -180,7 +180,7 @@ class RobustScorer:
         return self._shared.mask(estimator, X, y, self.attacks)
 
     def set_score_request(self, *, sample_weight: bool | str | None = None) -> RobustScorer:
-        """Ask for sample weights, for scikit-learn's metadata routing.
+        """Request sample weights, for scikit-learn's metadata routing.
 
         Parameters
         ----------
@@ -194,7 +194,7 @@ class RobustScorer:
         return self
 
     def get_metadata_routing(self) -> Any:
-        """What metadata this scorer asks for.
+        """Metadata that this scorer requests.
 
         Returns
         -------
@@ -222,7 +222,7 @@ def make_robust_scorer(
     name : str, default=None
         None is the attack's class in lower case.
     conditional : bool, default=False
-        Whether only the samples count that are correct without attack.
+        Whether to count only samples that are correct without an attack.
 
     Returns
     -------
@@ -231,7 +231,7 @@ def make_robust_scorer(
     Raises
     ------
     TypeError, ValueError
-        If `attack` is no attack, is targeted, or has bad parameters.
+        If `attack` is not an attack, is targeted, or has invalid parameters.
 
     Examples
     --------
@@ -252,17 +252,17 @@ def make_transfer_scorer(
     name: str = "transfer",
     conditional: bool = False,
 ) -> RobustScorer:
-    """Scorer for a black-box attack: examples made on a surrogate, the worst for each sample.
+    """Scorer for a black-box attack: examples made on surrogates, the worst case for each sample.
 
     Parameters
     ----------
     surrogate : fitted estimator, nn.Module, or sequence of these
-        See `Transfer`. It must not be what is scored.
+        See `Transfer`. It must not be the scored estimator.
     attack : BoundedAttack or sequence of BoundedAttack, default=None
         None is ``PGD()``.
     name : str, default="transfer"
     conditional : bool, default=False
-        Whether only the samples count that are correct without attack.
+        Whether to count only samples that are correct without an attack.
 
     Returns
     -------
@@ -278,8 +278,8 @@ def get_robust_scorer(name: str) -> RobustScorer:
     ----------
     name : str
         ``"clean"``, or an attack with its number of steps, norm and eps, such as ``"fgsm"``,
-        ``"autoattack_linf_8_255"``, ``"mora"`` or ``"cw40_l2_0.5"``; what is left out is the
-        attack's default.
+        ``"autoattack_linf_8_255"``, ``"mora"`` or ``"cw40_l2_0.5"``; omitted parts take the
+        attack's defaults.
 
     Returns
     -------
@@ -304,24 +304,24 @@ def robust_scoring(
     surrogate: Any = None,
     conditional: bool = False,
 ) -> dict[str, RobustScorer]:
-    """Scorers for `GridSearchCV` and `cross_validate`: clean, each attack, and their worst.
+    """Scorers for `GridSearchCV` and `cross_validate`: clean, each attack, and their worst case.
 
     Parameters
     ----------
     *attacks : str or Attack
         Names as in `get_robust_scorer`, or attacks. At least one.
     eps, norm, clip_values
-        For the names that do not say. Attacks given as objects keep their own.
+        For attack names without them. Attacks given as objects keep their own.
     surrogate : fitted estimator, nn.Module, or sequence of these, default=None
-        What the attacks named ``"transfer"`` make their examples on.
+        Models on which attacks named ``"transfer"`` make their examples.
     conditional : bool, default=False
-        Whether only the samples count that are correct without attack (not for ``"clean"``).
+        Whether to count only samples that are correct without an attack (not for ``"clean"``).
 
     Returns
     -------
     scoring : dict of RobustScorer
         ``"clean"``, one for each attack under its name, and ``"worst"``, the accuracy on the
-        samples that withstand all of them. An attack runs once, however many scorers use it.
+        samples that withstand all of them. Each attack runs once for all scorers.
 
     Examples
     --------
@@ -354,7 +354,7 @@ def robust_scoring(
 
 
 def _new_key(key: str, taken: Iterable[str]) -> str:
-    """The key itself, or with the first number that makes it new."""
+    """The key itself, or with the first number that makes it unique."""
     taken = {"clean", "worst", *taken}
     if key not in taken:
         return key

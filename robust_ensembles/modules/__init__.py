@@ -1,4 +1,4 @@
-"""Networks: small ready-made ones, the ensemble module, and how members are built."""
+"""Networks: small architectures, the ensemble module, and the construction of members."""
 
 from .build import MODULES, build_members, default_module
 from .ensemble import Ensemble, RawInput

@@ -1,4 +1,4 @@
-"""Build the members of an ensemble from what a user passes as `module`."""
+"""Building the members of an ensemble from the parameter `module`."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def check_member(
     member : nn.Module
         Network; its mode, and that of each of its layers, is left as it was.
     index : int
-        Place in the ensemble, for messages.
+        Index in the ensemble, for messages.
     input_shape : tuple of int
         Shape of one sample.
     n_classes : int
-        Number of logits wanted.
+        Required number of logits.
 
     Raises
     ------
     ValueError
-        If the forward pass fails or its result is something else.
+        If the forward pass fails or has another result.
     """
     label = f"module: member {index} ({type(member).__name__})"
     tensors = itertools.chain(member.parameters(), member.buffers())
@@ -78,7 +78,7 @@ def _check_output(output: object, label: str, n_classes: int) -> None:
 
 @contextmanager
 def _eval_mode(module: nn.Module) -> Iterator[None]:
-    """Set evaluation mode for a while, then each layer's own mode (some may be frozen)."""
+    """Set evaluation mode, then restore each layer's own mode (some may be frozen)."""
     modes = [(layer, layer.training) for layer in module.modules()]
     module.eval()
     try:
@@ -92,7 +92,7 @@ MODULES: dict[str, type[nn.Module]] = {
     cls.__name__.lower(): cls
     for cls in (MLP, LeNet5, ResNet20, ResNet26, ResNet32, ResNet44, ResNet56)
 }
-"""Networks of the package by the lower-case name that `module` takes."""
+"""Networks of the package by the lower-case name for `module`."""
 
 ModuleLike: TypeAlias = str | type[nn.Module] | nn.Module | Callable[..., nn.Module] | None
 ModuleParams: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None
@@ -141,8 +141,8 @@ def build_members(
     """Build and check the networks of an ensemble.
 
     Constructors get those of the arguments ``input_shape``, ``n_classes`` (or
-    ``num_classes``) and ``in_channels`` that they name. One which takes ``**kwargs`` and
-    names neither class count, as torchvision's do, gets ``num_classes``. Each network then
+    ``num_classes``) and ``in_channels`` that are in their signature. A constructor with
+    ``**kwargs`` and neither class count, as in torchvision, gets ``num_classes``. Each network then
     runs once, in evaluation mode, on zeros of shape ``(2, *input_shape)``. Initial weights come
     from torch's global random state, which the caller controls.
 
@@ -153,16 +153,16 @@ def build_members(
         ``torchvision.models.resnet18``; an instance, which is copied; or one of these for
         each member.
     module_params : dict, list of dict or None, default=None
-        Further arguments of every constructor, which win over the above; for a list of
-        modules also a list with a dict (or None) for each.
+        Other arguments of every constructor, which override the above; for a list of modules
+        also a list with a dict (or None) for each.
     n_members : int
         Number of networks.
     input_shape : tuple of int
         Shape of one sample, without the batch axis.
     n_classes : int
-        Number of outputs that each network must have.
+        Required number of outputs of each network.
     probe : bool, default=True
-        Whether each network runs once; without, its inputs and outputs are not checked.
+        Whether to run each network once. False does not check inputs and outputs.
 
     Returns
     -------
@@ -172,12 +172,11 @@ def build_members(
     Raises
     ------
     TypeError
-        If a network cannot be constructed from these arguments, or `module` is of no kind
-        named above.
+        If a network cannot be constructed from these arguments, or `module` is of another kind.
     ValueError
-        If a name is not known; an instance is to serve for several members; the lengths do
-        not fit; or a network does not take inputs of `input_shape` or does not return
-        floats of shape (n, n_classes).
+        If a name is unknown; one instance is given for several members; lengths do not match; or
+        a network does not accept inputs of `input_shape` or does not return floats of shape
+        (n, n_classes).
 
     Examples
     --------
@@ -260,7 +259,7 @@ def _build_one(
     input_shape: tuple[int, ...],
     n_classes: int,
 ) -> nn.Module:
-    """Build one network, or copy it where `spec` is one already."""
+    """Build one network, or copy it if `spec` is an instance."""
     if isinstance(spec, nn.Module):
         if kwargs:
             raise ValueError(
@@ -289,7 +288,7 @@ def _build_one(
 def _resolve_factory(
     spec: ModuleLike, index: int, input_shape: tuple[int, ...]
 ) -> Callable[..., nn.Module]:
-    """Class or callable behind a name, None, a class or a callable."""
+    """Class or callable for a name, None, a class or a callable."""
     if spec is None:
         return default_module(input_shape)
     if isinstance(spec, str):
@@ -312,7 +311,7 @@ def _factory_name(factory: Callable[..., Any]) -> str:
 def _offered_arguments(
     factory: Callable[..., Any], input_shape: tuple[int, ...], n_classes: int
 ) -> dict[str, Any]:
-    """Those of the standard arguments that the signature of `factory` takes."""
+    """The standard arguments that are in the signature of `factory`."""
     names, open_ended = _keyword_names(factory)
     offered: dict[str, Any] = {}
     if "input_shape" in names:
@@ -323,14 +322,14 @@ def _offered_arguments(
         offered["n_classes"] = n_classes
     elif "num_classes" in names or open_ended:
         offered["num_classes"] = n_classes
-    # What functools.partial has bound was chosen explicitly.
+    # arguments bound by functools.partial were chosen explicitly
     bound = factory.keywords if isinstance(factory, functools.partial) else {}
     return {name: value for name, value in offered.items() if name not in bound}
 
 
 def _keyword_names(factory: Callable[..., Any]) -> tuple[set[str], bool]:
-    """Names that `factory` takes as keywords, and whether it takes others too (``**kwargs``)."""
-    # A class whose __init__ passes **kwargs on takes what its bases name as well.
+    """Keyword names of `factory`, and whether it also takes others (``**kwargs``)."""
+    # a class whose __init__ passes on **kwargs also takes the keywords of its bases
     sources: list[Callable[..., Any]] = [factory]
     if isinstance(factory, type):
         sources = [cls.__init__ for cls in factory.__mro__ if "__init__" in vars(cls)]  # type: ignore[misc]

@@ -1,8 +1,8 @@
-"""How an ensemble makes one answer of its members' outputs.
+"""Rules that combine the members' outputs into the ensemble's output.
 
-Whoever needs the answer of an ensemble (its forward pass, predictions, the losses of attacks and
-the decisions that they are judged by, the sanity checks) asks its combiner, so that another rule
-than the mean probability is one more class here.
+Everything that needs the output of an ensemble (its forward pass, predictions, losses and success
+of attacks, sanity checks) uses its combiner, so that a rule other than the mean probability is
+another class here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..losses import ensemble_log_proba
 
 
 class Combiner(Protocol):
-    """From the members' outputs to the ensemble's log-probabilities."""
+    """Maps the members' outputs to the ensemble's log-probabilities."""
 
     def log_proba(self, member_logits: Tensor) -> Tensor:
         """Log-probabilities of the ensemble, differentiable.
@@ -33,7 +33,7 @@ class Combiner(Protocol):
         """
 
     def predicted_log_proba(self, member_log_proba: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The same of what members have predicted, in double precision.
+        """The same for members' predictions, in double precision.
 
         Parameters
         ----------
@@ -53,7 +53,7 @@ class MeanProbability:
         return ensemble_log_proba(member_logits)
 
     def predicted_log_proba(self, member_log_proba: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Log mean probability of what members have predicted, (n_samples, n_classes)."""
+        """Log mean probability of the members' predictions, (n_samples, n_classes)."""
         total: NDArray[np.float64] = np.logaddexp.reduce(member_log_proba, axis=0)
         return total - np.log(len(member_log_proba))
 
@@ -65,7 +65,7 @@ MEAN_PROBABILITY = MeanProbability()
 
 
 def combiner_of(module: nn.Module) -> Combiner:
-    """The combiner of an ensemble; the mean probability for a module that names none.
+    """The combiner of an ensemble; the mean probability for a module without one.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Ensemble of networks as one module."""
+"""An ensemble of networks as one module."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Ensemble(nn.Module):
     ----------
     members : sequence of nn.Module
         One or more networks that map (n, ...) to logits of shape (n, n_classes), all with
-        the same `n_classes`. They are kept, not copied.
+        the same `n_classes`. They are not copied.
 
     Attributes
     ----------
     members : nn.ModuleList
         The networks.
     combiner : Combiner
-        Makes one answer of their outputs: their mean probability.
+        Combines their outputs by the mean probability.
 
     Raises
     ------
@@ -42,7 +42,7 @@ class Ensemble(nn.Module):
     (torch.Size([5, 3]), 2)
     """
 
-    # of the class, so that ensembles pickled before there were combiners have it too
+    # a class attribute, so that ensembles pickled before combiners existed have it too
     combiner: Combiner = MEAN_PROBABILITY
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
@@ -64,7 +64,7 @@ class Ensemble(nn.Module):
         Parameters
         ----------
         x : Tensor of shape (n, ...), or sequence of n_members of them
-            Batch of samples that all members see, or one for each.
+            One batch of samples for all members, or one for each.
 
         Returns
         -------
@@ -85,8 +85,7 @@ class Ensemble(nn.Module):
         Returns
         -------
         Tensor of shape (n, n_classes)
-            Log-probabilities. As logits they are valid too: their softmax is the mean
-            probability.
+            Log-probabilities. They are also valid logits: their softmax is the mean probability.
         """
         return self.combiner.log_proba(self.member_logits(x))
 
@@ -101,16 +100,16 @@ class Ensemble(nn.Module):
 
 
 class RawInput(nn.Module):
-    """From raw X (flat rows, uint8, any float) to log mean probabilities.
+    """Maps raw X (flat rows, uint8, any float) to log mean probabilities.
 
-    What `as_module` returns, and what any attack library takes.
+    Returned by `as_module`, for any attack library.
 
     Parameters
     ----------
     ensemble : Ensemble
         Shared, not copied.
     input_shape : tuple of int
-        Shape of one sample as the members take it.
+        Shape of one sample, as passed to the members.
     clip_values : tuple of two floats, default=None
         Box of the data, for attacks.
     """
@@ -128,7 +127,7 @@ class RawInput(nn.Module):
 
     @property
     def combiner(self) -> Combiner:
-        """That of the ensemble."""
+        """The combiner of the ensemble."""
         return self.ensemble.combiner
 
     def member_logits(self, x: Tensor) -> Tensor:

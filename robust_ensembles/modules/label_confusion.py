@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class LabelConfusionModel(nn.Module):
-    r"""Labels' similarities to an embedding, as a distribution over classes.
+    r"""Similarities of the labels to an embedding, as a distribution over classes.
 
     .. math:: \mathrm{Vec} = \tanh(\mathrm{Linear}(E)), \qquad u = \mathrm{Vec}\, v, \qquad
               c = \mathrm{softmax}(\mathrm{Linear}(u))

@@ -1,4 +1,4 @@
-"""Argument checks and the pieces that all networks of the package share."""
+"""Layers and argument checks that the networks of the package share."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .._checks import one_of
 class Normalize(nn.Module):
     """Subtract a mean and divide by a standard deviation, channel by channel.
 
-    As a layer of the network, the normalisation is inside what an attack differentiates, so
-    inputs, their bounds and `eps` all stay in the scale of the data.
+    As a layer of the network, the normalisation is differentiated by attacks, so inputs, their
+    bounds and `eps` all stay in the scale of the data.
 
     Parameters
     ----------
     mean : float or sequence of float
-        Mean of each channel, in the scale of the input; one number serves all channels.
+        Mean of each channel, in the scale of the input; one number applies to all channels.
     std : float or sequence of float
-        Standard deviation of each channel, above 0; one number serves all channels.
+        Standard deviation of each channel, above 0; one number applies to all channels.
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class Normalize(nn.Module):
     ------
     ValueError
         If a value is not finite, a `std` is not above 0 or the lengths of `mean` and `std`
-        do not agree; from the forward pass, if the input has another number of channels.
+        differ; in the forward pass, if the input has another number of channels.
 
     Examples
     --------
@@ -82,7 +82,7 @@ class Normalize(nn.Module):
         Tensor of the shape of `x`
             ``(x - mean) / std``.
         """
-        # Without this check, broadcasting would silently turn one channel into several.
+        # without this check, broadcasting would silently turn one channel into several
         if x.ndim < 2 or self.n_channels not in (1, x.shape[1]):
             raise ValueError(
                 f"Normalize has {self.n_channels} channels, but its input has shape "
@@ -99,13 +99,13 @@ class Normalize(nn.Module):
 def _as_vector(values: float | Sequence[float], name: str) -> Tensor:
     """Return one or more numbers as a finite vector of the default float dtype."""
     try:
-        # Through Python floats, so that NumPy arrays and integers come out in the same dtype.
+        # through Python floats, so that NumPy arrays and integers get the same dtype
         items = [float(v) for v in values] if isinstance(values, Iterable) else [float(values)]
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"{name} must be a number or a flat sequence of numbers, got {values!r}"
         ) from error
-    # The checks look at values, which the default device may not have (meta).
+    # the checks need values, which the default device may not have (meta)
     vector = torch.tensor(items, dtype=torch.get_default_dtype(), device="cpu")
     if not items or not bool(torch.isfinite(vector).all()):
         raise ValueError(f"{name} must hold one or more finite numbers, got {values!r}")
@@ -115,7 +115,7 @@ def _as_vector(values: float | Sequence[float], name: str) -> Tensor:
 Channelwise: TypeAlias = float | Sequence[float]
 NormalizeParam: TypeAlias = tuple[Channelwise, Channelwise] | None
 
-# Negative slopes: ReLU is the leaky ReLU of slope 0, which also gives its Kaiming gain.
+# negative slopes: ReLU is the leaky ReLU of slope 0, which also gives its Kaiming gain
 _SLOPES: dict[str, float] = {"relu": 0.0, "leaky_relu": 0.1}
 
 
@@ -126,13 +126,13 @@ def activation_slope(activation: str) -> float:
 
 
 def make_activation(activation: str) -> nn.Module:
-    """Activation layer, never in place (double backward and hooks need its input intact)."""
+    """Activation layer, not in place (double backward and hooks need its input)."""
     slope = activation_slope(activation)
     return nn.LeakyReLU(slope) if slope else nn.ReLU()
 
 
 def check_size(value: Any, name: str) -> int:
-    """Return `value` as an int, or refuse it unless it is a whole number above zero."""
+    """Return `value` as an int; raise unless it is a whole number above zero."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be a whole number above 0, got {value!r}")
     if value < 1:
@@ -159,7 +159,7 @@ def check_input_shape(input_shape: Any, *, owner: str, images: bool = False) -> 
 
 
 def make_normalize(normalize: NormalizeParam, channels: int) -> nn.Module:
-    """Return the first layer of a network: `Normalize`, or nothing where `normalize` is None."""
+    """Return the first layer of a network: `Normalize`, or an identity if `normalize` is None."""
     if normalize is None:
         return nn.Identity()
     if not isinstance(normalize, Sequence) or len(normalize) != 2:
@@ -176,12 +176,12 @@ def make_normalize(normalize: NormalizeParam, channels: int) -> nn.Module:
 
 
 def make_embedding(n_features: int, embedding_size: int) -> nn.Linear:
-    """Linear layer onto the embedding, with its size checked."""
+    """Linear layer to the embedding, whose size is checked."""
     return nn.Linear(n_features, check_size(embedding_size, "embedding_size"))
 
 
 def uses_batch_statistics(layer: _BatchNorm) -> bool:
-    """Whether a layer normalises by the statistics of its batch now.
+    """Whether a layer normalises by batch statistics in its present mode.
 
     Parameters
     ----------
@@ -191,7 +191,7 @@ def uses_batch_statistics(layer: _BatchNorm) -> bool:
 
 
 def next_update(layer: _BatchNorm) -> tuple[float, Tensor | None, Tensor | None]:
-    """How a forward pass moves a layer's running statistics, which counts the batch.
+    """Parameters of a layer's next update of its running statistics; counts the batch.
 
     Parameters
     ----------
@@ -200,9 +200,10 @@ def next_update(layer: _BatchNorm) -> tuple[float, Tensor | None, Tensor | None]
     Returns
     -------
     momentum : float
-        Share of the new statistics.
+        Weight of the new statistics.
     running_mean, running_var : Tensor of shape (n_channels,) or None
-        To be read or, in train mode, moved. None if there are none, or not to be moved.
+        Statistics to use or, in train mode, to update. None if there are none, or if they are not
+        to be updated.
     """
     momentum = layer.momentum or 0.0
     if layer.training and layer.track_running_stats and layer.num_batches_tracked is not None:
@@ -216,15 +217,15 @@ def next_update(layer: _BatchNorm) -> tuple[float, Tensor | None, Tensor | None]
 
 @contextmanager
 def patched_forwards(forwards: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """Let layers compute something else, for as long as the context lasts.
+    """Replace the forward passes of layers within the context.
 
-    Parameters, buffers, hooks and `state_dict` are as they were.
+    Parameters, buffers, hooks and `state_dict` are unchanged.
 
     Parameters
     ----------
     forwards : mapping of nn.Module to callable
-        What stands in for `forward` of each. Where layers may be copied meanwhile, a
-        `functools.partial` of the layer and not a closure: copies have to call themselves.
+        The replacement of each layer's `forward`. If layers may be copied in the meantime, use a
+        `functools.partial` of the layer and not a closure: copies must call themselves.
     """
     own = {layer: vars(layer).get("forward") for layer in forwards}
     try:

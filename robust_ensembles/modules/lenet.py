@@ -13,7 +13,7 @@ from .layers import (
     make_normalize,
 )
 
-# Below 16 pixels, two valid 5 x 5 convolutions with pooling leave no pixel.
+# below 16 pixels, two valid 5 x 5 convolutions with pooling leave no pixel
 _MIN_VALID, _MIN_SAME = 16, 4
 
 
@@ -38,14 +38,14 @@ class LeNet5(nn.Module):
     activation : {"relu", "leaky_relu"}, default="relu"
         Activation; the leaky ReLU has slope 0.1.
     normalize : None or (mean, std), default=None
-        Where given, a `Normalize` layer first.
+        If given, a `Normalize` layer comes first.
 
     Attributes
     ----------
     features : nn.Sequential
         Convolutions, pooling, and the layer of 500 units.
     embedding : nn.Linear
-        Layer of `embedding_size` units; only where that is given.
+        Layer of `embedding_size` units, if given.
     classifier : nn.Linear
         Last layer.
 

@@ -25,7 +25,7 @@ class MLP(nn.Module):
     activation : {"relu", "leaky_relu"}, default="relu"
         Activation after each hidden layer; the leaky ReLU has slope 0.1.
     normalize : None or (mean, std), default=None
-        Where given, a `Normalize` layer first; for flat inputs it works feature by feature.
+        If given, a `Normalize` layer comes first; for flat inputs it works feature by feature.
 
     Attributes
     ----------

@@ -1,1 +1,1 @@
-"""The machinery of attacks: balls, margins, the ascent, and what is attacked."""
+"""Shared parts of attacks: balls, margins, the ascent, and the attacked model."""

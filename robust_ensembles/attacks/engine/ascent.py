@@ -1,10 +1,10 @@
-"""Projected steepest ascent, the loop that all gradient attacks share, and what it climbs.
+"""Projected steepest ascent, the loop that all gradient attacks share, and its objectives.
 
-The loop (`ascend`) asks a `GradientOracle` for gradients, whatever they are of: features in
-training, or the loss of an attack. The latter is an `Objective`: a module, a loss, and how the
-loss combines the members. Variants of it head for one class after the other (`TowardsClass`) or
-climb a function of the outputs and of a reference (`ReferenceObjective`). Whether a sample is
-broken is always decided by the deployed rule, whatever is climbed.
+The loop (`ascend`) takes gradients from a `GradientOracle`: of features in training, or of the
+loss of an attack. The latter is an `Objective`: a module, a loss, and how the loss combines the
+members. Its variants aim at one class after the other (`TowardsClass`) or maximise a function of
+the outputs and a reference (`ReferenceObjective`). Whether a sample is broken is always decided by
+the deployed rule, whatever the objective.
 """
 
 from abc import ABC, abstractmethod
@@ -24,11 +24,11 @@ TargetedLoss = Callable[[Tensor, Tensor, Tensor, Combiner], Tensor]
 
 
 class GradientOracle(ABC):
-    """What a walk climbs: the loss of an attack, or a distance of features."""
+    """Source of gradients for a walk: the loss of an attack, or a distance of features."""
 
     @abstractmethod
     def gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient of each sample's value, upwards, and whether the sample is broken.
+        """Ascent direction of each sample, and whether the sample is broken.
 
         Parameters
         ----------
@@ -42,7 +42,7 @@ class GradientOracle(ABC):
         """
 
     def broken(self, x: Tensor, y: Tensor) -> Tensor:
-        """Whether each sample is broken; by default none is, so that all take every step.
+        """Whether each sample is broken; by default none is, so that all steps are taken.
 
         Parameters
         ----------
@@ -58,7 +58,7 @@ class GradientOracle(ABC):
 
 @dataclass(frozen=True)
 class StepRule:
-    """How to walk.
+    """Number and length of steps, and momentum.
 
     Parameters
     ----------
@@ -94,8 +94,8 @@ def ascend(
     y : Tensor of shape (n_samples,)
     steps : StepRule
     stop_when_broken : bool
-        Drop a sample at the first iterate that is broken; the others go on by themselves. False
-        takes every step and looks at no decision.
+        Whether to drop a sample at its first broken iterate and continue with the others. False
+        takes every step and checks no decision.
 
     Returns
     -------
@@ -152,14 +152,14 @@ def _unit_l1(gradient: Tensor) -> Tensor:
 
 
 class Evaluation(NamedTuple):
-    """What is known of a batch of points.
+    """Loss, gradient and success at a batch of points.
 
     Parameters
     ----------
     loss : Tensor of shape (n_samples,)
-        To be made large.
+        The value to maximise.
     gradient : Tensor of shape (n_samples, ...)
-        Of the loss, upwards.
+        Ascent direction of the loss.
     broken : bool Tensor of shape (n_samples,)
         Whether the deployed decision is the attacker's.
     """
@@ -170,7 +170,7 @@ class Evaluation(NamedTuple):
 
 
 class Objective(GradientOracle):
-    """A module seen by an attack.
+    """The objective of an attack on a module.
 
     Parameters
     ----------
@@ -178,10 +178,10 @@ class Objective(GradientOracle):
     loss : str or callable
         A key of `LOSSES`, or a function like those there.
     targeted : bool
-        Whether labels are to be reached (their loss descends) instead of left.
+        Whether labels are to be reached (their loss is minimised) instead of left.
     aggregation : str or int
-        How the loss combines the members, see `aggregate`. Who is broken is up to the deployed
-        rule, whatever the loss looks at.
+        How the loss combines the members, see `aggregate`. Success is judged by the deployed rule,
+        whatever the loss uses.
     minibatches : Minibatches, default=None
         How many samples go through the module at once; None is all.
     """
@@ -201,12 +201,12 @@ class Objective(GradientOracle):
         self._loss = LOSSES[loss] if isinstance(loss, str) else loss
 
     def gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient of each sample's loss, upwards, and whether the sample is broken."""
+        """Ascent direction of each sample's loss, and whether the sample is broken."""
         point = self.evaluate(x, y)
         return point.gradient, point.broken
 
     def evaluate(self, x: Tensor, y: Tensor) -> Evaluation:
-        """Everything about a point by one forward and one backward pass.
+        """Evaluate points by one forward and one backward pass.
 
         Parameters
         ----------
@@ -228,13 +228,13 @@ class Objective(GradientOracle):
         return Evaluation(loss.detach(), gradient, self.decided(logits.detach(), y))
 
     def _value(self, logits: Tensor, y: Tensor) -> Tensor:
-        """What is ascended, (n_samples,)."""
+        """The value to maximise, (n_samples,)."""
         loss = self._loss(logits, y, self.combiner)
         return -loss if self.targeted else loss
 
     @torch.no_grad()
     def look(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and whether the sample is broken, without a gradient.
+        """Loss of each sample and whether it is broken, without a gradient.
 
         Parameters
         ----------
@@ -262,22 +262,22 @@ class Objective(GradientOracle):
         return (self.decided(member_logits(self.module, x), y),)
 
     def decided(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Whether the decision by the members' logits is the attacker's, (n_samples,)."""
+        """Whether the decision from the members' logits is the attacker's, (n_samples,)."""
         hit = self.combiner.log_proba(logits).argmax(dim=1) == y
         return hit if self.targeted else ~hit
 
 
 class TowardsClass(Objective):
-    """A module seen by an untargeted attack that heads for one class after the other.
+    """The objective of an untargeted attack that aims at one class after the other.
 
-    Labels are pairs, (n_samples, 2): the label that counts, and the class to move towards.
+    Labels are pairs, (n_samples, 2): the true label, and the class to move towards.
 
     Parameters
     ----------
     seen : Objective
         The module, and how the loss combines its members.
     loss : callable
-        From logits, labels, classes to move towards and the combiner to values per sample.
+        Takes logits, labels, target classes and the combiner; returns a value per sample.
     """
 
     def __init__(self, seen: Objective, loss: TargetedLoss) -> None:
@@ -290,13 +290,13 @@ class TowardsClass(Objective):
         )
 
     def decided(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Whether the label that counts has been left, (n_samples,)."""
+        """Whether the decision is no longer the true label, (n_samples,)."""
         return super().decided(logits, y[:, 0])
 
 
 @dataclass(frozen=True)
 class InnerObjective:
-    """What an attack climbs in training instead of one of `LOSSES`.
+    """The objective that an attack maximises in training instead of one of `LOSSES`.
 
     Parameters
     ----------
@@ -314,10 +314,10 @@ class InnerObjective:
 
 
 class ReferenceObjective(Objective):
-    """A module seen by an attack that climbs a function of its outputs and of a reference.
+    """The objective of an attack that maximises a function of the outputs and a reference.
 
-    Labels are numbers of rows of the batch, so that each sample finds its reference and its own
-    label wherever an attack sorts, repeats or splits samples.
+    Labels are row numbers of the batch, so that each sample finds its reference and its own label
+    even where an attack sorts, repeats or splits samples.
 
     Parameters
     ----------
@@ -340,12 +340,12 @@ class ReferenceObjective(Objective):
         self._y = y
 
     def decided(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Whether the label of each row has been left, (n_samples,)."""
+        """Whether the decision is no longer the label of the row, (n_samples,)."""
         return super().decided(logits, self._y[y])
 
 
 def likeliest_wrong_classes(seen: Objective, x: Tensor, y: Tensor, n_classes: int) -> Tensor:
-    """Classes other than the label, the likeliest first.
+    """Most likely classes other than the label, in descending order.
 
     Parameters
     ----------
@@ -353,7 +353,7 @@ def likeliest_wrong_classes(seen: Objective, x: Tensor, y: Tensor, n_classes: in
     x : Tensor of shape (n_samples, ...)
     y : Tensor of shape (n_samples,)
     n_classes : int
-        How many at most.
+        Maximum number of classes.
 
     Returns
     -------
@@ -371,7 +371,7 @@ def likeliest_wrong_classes(seen: Objective, x: Tensor, y: Tensor, n_classes: in
 
 
 def count_members(module: nn.Module, X: Tensor) -> int:
-    """How many members a module shows; 1 if none, or for no samples to look with."""
+    """Number of members of a module; 1 if it is not an ensemble, or if X has no samples."""
     if not hasattr(module, "member_logits") or not len(X):
         return 1
     with frozen(module), torch.no_grad():
@@ -381,7 +381,7 @@ def count_members(module: nn.Module, X: Tensor) -> int:
 def is_broken(
     module: nn.Module, X: Tensor, y: Tensor, *, targeted: bool = False, batch_size: int = 512
 ) -> Tensor:
-    """Whether each sample is decided as an attacker wants, by an eval-mode pass of its own.
+    """Whether the decision on each sample is the attacker's, by a separate pass in eval mode.
 
     Parameters
     ----------

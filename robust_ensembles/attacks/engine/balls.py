@@ -1,11 +1,11 @@
-"""The sets that adversarial examples stay in: an eps-ball around x, cut by the data's box.
+"""Feasible sets of adversarial examples: an eps-ball around x, intersected with the data's box.
 
-A ball knows how to move a point into itself, which unit step climbs a gradient fastest, and where
-a random start lies. Its box is checked here too (`check_box`, `check_radius`), and
-`water_filling` is what projections onto ball and box together come down to.
+A ball provides projection, the unit step of steepest ascent, and random starting points. The box
+is validated here too (`check_box`, `check_radius`), and `water_filling` solves the projection onto
+ball and box together.
 
-Membership is exact in the sense that a check in float64 finds no point outside: rounding to the
-tensor's dtype always goes towards x. The ends of the box are what they are in that dtype.
+Membership is exact: a check in float64 finds no point outside, because rounding to the tensor's
+dtype always goes towards x. The ends of the box are rounded to that dtype.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..._checks import is_number
 from .noise import STREAM_SHIFT, sample_keys, uniform
 
 Box = tuple[float, float]
-# X may lie this part of the box's size outside it: what float32 does to a scaled image
+# X may exceed the box by this fraction of its size: rounding of scaled images in float32
 _BOX_TOLERANCE = 1e-6
 
 
@@ -52,18 +52,18 @@ class Ball(ABC):
     @staticmethod
     @abstractmethod
     def length(delta: Tensor) -> Tensor:
-        """Norm of each sample of a perturbation, (n_samples,)."""
+        """Norm of each sample's perturbation, (n_samples,)."""
 
     @abstractmethod
     def steepest(self, direction: Tensor) -> Tensor:
-        """The unit step that has the largest inner product with a direction."""
+        """The unit step with the largest inner product with a direction."""
 
     @abstractmethod
     def random_point(self, seed: int) -> Tensor:
-        """A random point for each sample, which depends on the sample and the seed alone."""
+        """A random point for each sample, which depends only on the sample and the seed."""
 
     def _shrink_rounded(self, x_adv: Tensor) -> Tensor:
-        """Pull back the points that the rounding of x + delta has put outside."""
+        """Pull back the points that rounding of x + delta has moved outside."""
         for _ in range(4):
             length = self.length(exact(x_adv) - exact(self.x))
             outside = length > self.eps
@@ -80,8 +80,8 @@ class LinfBall(Ball):
 
     def __init__(self, x: Tensor, eps: float, clip_values: Box | None) -> None:
         super().__init__(x, eps, clip_values)
-        # in double precision, since eps itself has no exact float32; then an end that was
-        # rounded away from x would leave the ball by half a unit in the last place
+        # in double precision, since eps itself is not exact in float32; an end that is rounded
+        # away from x would leave the ball by half a unit in the last place
         lower, upper = (exact(x) - eps).to(x.dtype), (exact(x) + eps).to(x.dtype)
         too_low, too_high = exact(x) - lower > eps, upper - exact(x) > eps
         self.lower = self.clip(torch.where(too_low, torch.nextafter(lower, x), lower))
@@ -103,7 +103,7 @@ class LinfBall(Ball):
         return torch.minimum(torch.maximum(x, self.lower), self.upper)
 
     def steepest(self, direction: Tensor) -> Tensor:
-        """The sign."""
+        """The sign of the direction."""
         return direction.sign()
 
     def random_point(self, seed: int) -> Tensor:
@@ -121,18 +121,18 @@ class L2Ball(Ball):
         return torch.linalg.vector_norm(_flat(delta), dim=1)
 
     def project(self, x: Tensor) -> Tensor:
-        """The nearest point of ball and box together: all of eps is used, as far as it can be."""
+        """The nearest point of ball and box together; uses all of eps where the box allows it."""
         delta = x - self.x
-        # the margin of rounding in the norm and in the sum below
+        # a margin for rounding in the norm and in the sum below
         within = self.eps * (1 - 8 * torch.finfo(x.dtype).eps)
         scale = self._scale(_flat(delta), within)
         return self._shrink_rounded(self.clip(self.x + delta * per_sample(scale, x)))
 
     def _scale(self, delta: Tensor, within: float) -> Tensor:
-        """The factor, at most 1, after which delta has a length once it is clipped, (n_samples,).
+        """The factor, at most 1, for which clipped delta has length `within`, (n_samples,).
 
-        Coordinates i stop at the room r_i that the box leaves, so the squared length of
-        min(t |delta_i|, r_i) is to be eps^2.
+        Coordinate i stops at the room r_i that the box leaves, so the squared length of
+        min(t |delta_i|, r_i) must be eps^2.
         """
         tiny = torch.finfo(delta.dtype).tiny
         length = torch.linalg.vector_norm(delta, dim=1)
@@ -144,9 +144,10 @@ class L2Ball(Ball):
         return water_filling(delta.square(), room.square(), amount).sqrt().clamp_max(1.0)
 
     def steepest(self, direction: Tensor) -> Tensor:
-        """The direction at unit length; zero stays zero."""
+        """The direction normalised to unit length; zero stays zero."""
         tiny = torch.finfo(direction.dtype).tiny
-        # largest entry first: the squares of a saturated model's float32 gradient underflow
+        # divide by the largest entry first: squares of a saturated model's gradient underflow in
+        # float32
         largest = _flat(direction).abs().amax(dim=1).clamp_min(tiny)
         scaled = direction / per_sample(largest, direction)
         norm = torch.linalg.vector_norm(_flat(scaled), dim=1).clamp_min(tiny)
@@ -179,7 +180,7 @@ class L1Ball(Ball):
 
         Each coordinate moves by :math:`\min(\max(|\delta_i| - \lambda, 0), r_i)`, with the room
         :math:`r_i` that the box leaves and the smallest lambda for which they add up to at most
-        eps; lambda comes from sorting the points at which coordinates begin and end to shrink.
+        eps; lambda is found by sorting the points at which coordinates begin and end to shrink.
         """
         delta = _flat(x - self.x)
         room = _flat(self.clip(x) - self.x).abs()  # in the box, never more than |delta|
@@ -190,7 +191,7 @@ class L1Ball(Ball):
         slopes = slopes.gather(1, order).cumsum(dim=1)
         falls = slopes[:, :-1] * points.diff(dim=1)
         total = room.sum(dim=1, keepdim=True)
-        # lengths that lambda at each of the points leaves
+        # lengths that remain with lambda at each of these points
         lengths = torch.cat([total, total + falls.cumsum(dim=1)], dim=1)
         within = self.eps * (1 - 8 * torch.finfo(x.dtype).eps)
         last = ((lengths > within).sum(dim=1, keepdim=True) - 1).clamp_min(0)
@@ -201,7 +202,7 @@ class L1Ball(Ball):
         return self._shrink_rounded(self.clip(self.x + moved.view_as(self.x)))
 
     def steepest(self, direction: Tensor) -> Tensor:
-        """All of the step along the largest coordinate."""
+        """The whole step along the largest coordinate."""
         return self.sparse(direction, torch.ones(len(direction), device=direction.device))
 
     def sparse(self, direction: Tensor, n_coordinates: Tensor) -> Tensor:
@@ -211,7 +212,7 @@ class L1Ball(Ball):
         ----------
         direction : Tensor of shape (n_samples, ...)
         n_coordinates : Tensor of shape (n_samples,)
-            How many of each sample's.
+            Number of coordinates for each sample.
 
         Returns
         -------
@@ -255,13 +256,13 @@ def check_box(clip_values: Any, owner: str) -> None:
 
 
 def box_excess(low: float, high: float, box: Box) -> float:
-    """How far values from low to high lie outside a box; 0 within the tolerance of rounding."""
+    """How far the range from low to high exceeds a box; 0 within the tolerance of rounding."""
     excess = max(box[0] - low, high - box[1])
     return excess if excess > _BOX_TOLERANCE * max(1.0, abs(box[0]), abs(box[1])) else 0.0
 
 
 def check_radius(eps: float, norm: str, box: Box | None, owner: str) -> None:
-    """Raise for a radius in the maximum norm that is larger than the box: of other units."""
+    """Raise for a radius in the maximum norm that is larger than the box, so in wrong units."""
     if norm != "linf" or box is None or eps <= (box[1] - box[0]) * (1 + _BOX_TOLERANCE):
         return
     hint = f"; did you mean {eps:g}/255?" if tuple(box) == (0, 1) else ""
@@ -277,7 +278,7 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
 
 
 def exact(x: Tensor) -> Tensor:
-    """In double precision, where the device has it.
+    """Convert to double precision, where the device supports it.
 
     Parameters
     ----------
@@ -295,12 +296,13 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def water_filling(speed: Tensor, room: Tensor, amount: Tensor) -> Tensor:
-    r"""When vessels that fill at constant speeds hold a given amount together.
+    r"""Time after which vessels filling at constant speeds together hold a given amount.
 
     .. math:: \min \lambda \ge 0 \quad\text{with}\quad \sum_i \min(\lambda s_i, r_i) = a
 
-    The sum is concave in lambda, so Newton's method comes up from below and is exact after finitely
-    many steps, in practice a handful: cheaper than sorting the times at which vessels are full.
+    The sum is concave in lambda, so Newton's method converges from below and is exact after
+    finitely many steps, in practice a handful: cheaper than sorting the times at which vessels are
+    full.
 
     Parameters
     ----------
@@ -312,14 +314,14 @@ def water_filling(speed: Tensor, room: Tensor, amount: Tensor) -> Tensor:
     Returns
     -------
     lam : Tensor of shape (n_samples,)
-        Infinity where all the room is less than the amount.
+        Infinity where the total room is less than the amount.
     """
     lam = torch.zeros_like(amount)
     n_full = torch.full_like(amount, -1)
     while True:
         full = lam.unsqueeze(1) * speed >= room
         n_full_before, n_full = n_full, full.sum(dim=1).to(amount)
-        # vessels never become empty again; those of no speed count for nothing, full or not
+        # vessels never become empty again; those of speed 0 do not contribute
         if torch.equal(n_full, n_full_before):
             return lam
         missing = amount - torch.where(full, room, 0.0).sum(dim=1)

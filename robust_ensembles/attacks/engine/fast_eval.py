@@ -1,10 +1,9 @@
-"""The same decisions in less time: a module's layers as they compute fastest in eval mode.
+"""Faster layers of a frozen module in eval mode, with the same decisions.
 
-Some layers can be computed faster in pairs than one after the other: BatchNorm is folded into the
-convolution or linear layer before it, and max pooling goes before ReLU, which has fewer values to
-look at then. Which layer follows which, and that nothing else takes what lies between them, is
-observed in a pass of the module itself, so that any Python code may stand in its forward. On a
-CPU, convolutions moreover get channels-last weights.
+Pairs of layers are fused: BatchNorm is folded into the convolution or linear layer before it, and
+max pooling is moved before ReLU, which then has fewer values to process. Which layer follows which,
+and that nothing else uses the tensor between them, is observed in a forward pass of the module,
+whose code may be arbitrary Python. On a CPU, convolutions also get channels-last weights.
 """
 
 from __future__ import annotations
@@ -34,19 +33,19 @@ _ULPS = 4096
 
 
 class FastEval:
-    """What the layers of a frozen module in eval mode are replaced by while it is attacked.
+    """Faster replacements for the layers of a frozen module in eval mode, during an attack.
 
     BatchNorm in eval mode is a multiplication and a sum, which the convolution or linear layer
-    before it can do as well; and on a CPU, float32 convolutions are faster with channels-last
-    weights. Only `forward` of layers is replaced. If the logits of the samples to try change by
-    more than rounding, nothing is; the reason is logged once for each class of module.
+    before it can absorb; and on a CPU, float32 convolutions are faster with channels-last
+    weights. Only `forward` of layers is replaced. If the logits of the trial samples change by more
+    than rounding, nothing is replaced; the reason is logged once for each class of module.
 
     Parameters
     ----------
     module : nn.Module
         Frozen and in eval mode, see `frozen`.
     x : Tensor of shape (n_samples, ...)
-        A few samples to try.
+        A few trial samples.
     """
 
     def __init__(self, module: nn.Module, x: Tensor) -> None:
@@ -55,7 +54,7 @@ class FastEval:
         if not len(x) or not any(isinstance(layer, nn.Conv2d | nn.BatchNorm1d) for layer in layers):
             return
         problems = []
-        # channels-last is the part that user code may trip over, in view(n, -1) for instance
+        # user code may fail with channels-last, in view(n, -1) for instance
         for channels_last in (True, False):
             try:
                 problem = self._prepare(module, layers, x, channels_last=channels_last)
@@ -71,7 +70,7 @@ class FastEval:
     def _prepare(
         self, module: nn.Module, layers: list[nn.Module], x: Tensor, *, channels_last: bool
     ) -> str | None:
-        """Set what is replaced; what is wrong with that, if anything."""
+        """Choose the replacements; return what is wrong with them, if anything."""
         expected, followers = observe(module, layers, x)
         self._forwards = fast_forwards(layers, followers, channels_last=channels_last)
         with self.on(), torch.no_grad():
@@ -82,18 +81,18 @@ class FastEval:
         return "its outputs change, or are random"
 
     def __bool__(self) -> bool:
-        """Whether there is anything to replace."""
+        """Whether any layer is replaced."""
         return bool(self._forwards)
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        """Replace the layers for as long as the context lasts."""
+        """Replace the layers within the context."""
         with patched_forwards(self._forwards):
             yield
 
 
 def plain_layers(module: nn.Module) -> list[nn.Module]:
-    """Layers of a module that compute what torch's do, and nothing beside it.
+    """Layers of a module that compute exactly what torch's layers do.
 
     Parameters
     ----------
@@ -102,8 +101,8 @@ def plain_layers(module: nn.Module) -> list[nn.Module]:
     Returns
     -------
     layers : list of nn.Module
-        Its convolutions, linear layers, BatchNorms, ReLUs and max poolings, but for those with
-        hooks, with parametrisations, with a forward pass of their own, or in half precision.
+        Its convolutions, linear layers, BatchNorms, ReLUs and max poolings, except those with
+        hooks, parametrisations or their own forward pass, and those in half precision.
     """
     compiled = any(
         isinstance(m, torch.jit.ScriptModule) or hasattr(m, "_orig_mod") for m in module.modules()
@@ -134,7 +133,7 @@ def _is_plain(layer: nn.Module) -> bool:
 def observe(
     module: nn.Module, layers: Sequence[nn.Module], x: Tensor
 ) -> tuple[Tensor, dict[nn.Module, nn.Module]]:
-    """Logits of a module, and its pairs of layers.
+    """Logits of a module, and the pairs of layers found in the forward pass.
 
     Parameters
     ----------
@@ -147,8 +146,8 @@ def observe(
     -------
     logits : Tensor of shape (n_members, n_samples, n_classes)
     followers : dict of nn.Module to nn.Module
-        From layers to the BatchNorms behind them, from ReLUs to the poolings behind them. Both
-        are called once, and nothing but the second takes the output of the first.
+        Maps layers to the BatchNorms that follow them, and ReLUs to the poolings that follow them.
+        Both are called once, and only the second uses the output of the first.
     """
     calls: list[_Call] = []
 
@@ -180,7 +179,7 @@ class _Call(NamedTuple):
 
 
 class _Uses(TorchDispatchMode):
-    """Counts how many operations take each tensor."""
+    """Counts how many operations use each tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -198,7 +197,7 @@ class _Uses(TorchDispatchMode):
 
 
 def _fits(maker: _Call, follower: nn.Module) -> bool:
-    """Whether two layers are a pair: one channel of the first is one of the second."""
+    """Whether two layers are a pair, with the same channels."""
     if isinstance(maker.layer, nn.ReLU):
         return isinstance(follower, nn.MaxPool2d)
     if isinstance(maker.layer, nn.Conv2d | nn.Linear) and isinstance(follower, _NORMS):
@@ -213,7 +212,7 @@ def fast_forwards(
     *,
     channels_last: bool,
 ) -> dict[nn.Module, Forward]:
-    """What to exchange `forward` of layers for.
+    """Faster forward passes of layers.
 
     Parameters
     ----------
@@ -221,12 +220,12 @@ def fast_forwards(
     followers : mapping of nn.Module to nn.Module
         See `observe`.
     channels_last : bool
-        Whether convolutions get channels-last weights where that pays: in float32 on a CPU.
+        Whether convolutions get channels-last weights where this is faster: in float32 on a CPU.
 
     Returns
     -------
     forwards : dict of nn.Module to callable
-        For the layers that gain by it.
+        For the layers that become faster.
     """
     forwards: dict[nn.Module, Forward] = {}
     for layer in layers:
@@ -241,7 +240,7 @@ def fast_forwards(
                 forwards[follower] = _identity
             pays = weight.ndim == 4 and weight.dtype == torch.float32 and weight.is_cpu
             if pays and channels_last:
-                # `contiguous` would leave one input channel as it is
+                # `contiguous` would not change weights with one input channel
                 weight = weight.to(memory_format=torch.channels_last)
             if follower is not None or (pays and channels_last):
                 forwards[layer] = _with_parameters(layer, weight, bias)
@@ -249,7 +248,7 @@ def fast_forwards(
 
 
 def _folded(weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:
-    """Weight and bias that do the work of a BatchNorm in eval mode too."""
+    """Weight and bias with a BatchNorm in eval mode folded in."""
     scale = (exact(norm.running_var) + norm.eps).rsqrt()
     shift = -norm.running_mean * scale
     if bias is not None:

@@ -1,4 +1,4 @@
-"""How an attack runs a module: frozen, a minibatch at a time, without leaving a trace on it."""
+"""Running a module in an attack: frozen, in mini-batches, and without changing it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ log = logging.getLogger("robust_ensembles")
 
 @contextmanager
 def frozen(module: nn.Module, mode: CraftMode = "eval") -> Iterator[nn.Module]:
-    """Freeze a module's parameters and set its mode; put everything back, whatever happens.
+    """Freeze a module's parameters and set its mode; restore both at the end, also on errors.
 
     Parameters
     ----------
     module : nn.Module
     mode : {"eval", "train_frozen_stats", "train"}, default="eval"
         ``"eval"`` for evaluation. In training: ``"train_frozen_stats"`` uses batch statistics
-        but restores the buffers afterwards, ``"train"`` lets the iterates of the attack move
-        BatchNorm's running statistics, as released code does.
+        but restores the buffers afterwards; with ``"train"``, the iterates of the attack change
+        BatchNorm's running statistics, as in released code.
 
     Yields
     ------
@@ -62,29 +62,29 @@ def _buffers(module: nn.Module) -> list[tuple[nn.Module, str, Tensor, Tensor]]:
 
 
 class Minibatches:
-    """Runs functions of samples part by part, in smaller parts once memory has run out.
+    """Runs functions of samples in mini-batches, smaller ones after memory has run out.
 
     Parameters
     ----------
     size : int or None, default=None
-        Samples of a part at most; None is all, whatever happens.
+        Maximum number of samples in a mini-batch; None always takes all at once.
 
     Attributes
     ----------
     size : int or None
-        Halved where memory runs out, for all later calls.
+        Halved when memory runs out, for all later calls.
     """
 
     def __init__(self, size: int | None = None) -> None:
         self.size = size
 
     def map(self, function: Callable[..., tuple[Tensor, ...]], *rows: Tensor) -> tuple[Tensor, ...]:
-        """What a function returns for all samples.
+        """Apply a function to all samples.
 
         Parameters
         ----------
         function : callable
-            From tensors with one row per sample to a tuple of such tensors.
+            Takes tensors with one row per sample and returns a tuple of such tensors.
         *rows : Tensor of shape (n_samples, ...)
 
         Returns
@@ -109,7 +109,7 @@ class Minibatches:
     def _attempt(
         self, function: Callable[..., tuple[Tensor, ...]], rows: list[Tensor]
     ) -> tuple[Tensor, ...] | None:
-        """What the function returns; None, and smaller parts from now on, if memory ran out."""
+        """The function's result; None, and a smaller `size` from now on, if memory ran out."""
         n_samples = len(rows[0])
         try:
             return function(*rows)
@@ -130,5 +130,5 @@ def member_logits(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def device_of(module: nn.Module, default: torch.device) -> torch.device:
-    """Device of a module's first parameter, or the default for a module without any."""
+    """Device of a module's first parameter, or the default for a module without parameters."""
     return next((parameter.device for parameter in module.parameters()), default)

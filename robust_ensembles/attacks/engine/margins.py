@@ -1,10 +1,9 @@
-"""What an attack makes large: per-sample losses of the members' logits.
+"""Losses that attacks maximise, per sample, as functions of the members' logits.
 
 All take logits (n_members, n_samples, n_classes), labels (n_samples,) and the combiner, the rule
-by which the ensemble makes one answer of its members' outputs, and return (n_samples,). Log p is
-what the combiner makes of the logits. `margin` and `cross_entropy` have the same gradient
-*direction* in exact arithmetic; only `margin` keeps it in float32 when the ensemble is
-over-confident.
+by which the ensemble combines its members' outputs, and return (n_samples,). Log p denotes the
+combined log-probabilities. `margin` and `cross_entropy` have the same gradient *direction* in
+exact arithmetic; only `margin` keeps it in float32 when the ensemble is over-confident.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from ...modules.combiners import MEAN_PROBABILITY, Combiner
 
 Loss = Callable[[Tensor, Tensor, Combiner], Tensor]
 
-# rules by which a loss may see the members; a number is one member alone
+# rules by which a loss may combine the members; a number is a single member
 AGGREGATIONS = ("mean_proba", "mean_logits")
 # ties of the largest logits, in the units of logits
 _DLR_EPS = 1e-12
@@ -52,13 +51,13 @@ def cross_entropy(logits: Tensor, y: Tensor, combiner: Combiner = MEAN_PROBABILI
 def mean_member_cross_entropy(
     logits: Tensor, y: Tensor, combiner: Combiner = MEAN_PROBABILITY
 ) -> Tensor:
-    """Mean of the members' own cross-entropies, which no confident member can hide from."""
+    """Mean of the members' own cross-entropies, in which each member counts, however confident."""
     log_proba = F.log_softmax(logits, dim=-1).mean(dim=0)
     return -of_label(log_proba, y)
 
 
 def mean_member_margin(logits: Tensor, y: Tensor, combiner: Combiner = MEAN_PROBABILITY) -> Tensor:
-    """Mean of the members' own margins: what breaks several at once, however sure they are."""
+    """Mean of the members' own margins, to break several at once, however confident they are."""
     return torch.stack([margin(z.unsqueeze(0), y, combiner) for z in logits]).mean(dim=0)
 
 
@@ -68,8 +67,8 @@ def dlr(logits: Tensor, y: Tensor, combiner: Combiner = MEAN_PROBABILITY) -> Ten
     .. math:: \frac{\max_{c\ne y} \log\bar p_c - \log \bar p_y}
               {\log\bar p_{\pi_1} - \log\bar p_{\pi_3}}
 
-    with the classes in descending order. It does not change when all logits are shifted or
-    scaled. Two classes have no third one: the bare margin then.
+    with the classes in descending order. It is invariant to shifts and scalings of all logits.
+    With two classes, it is the difference in the numerator alone.
     """
     log_proba = combiner.log_proba(logits)
     gap = _others(log_proba, y).amax(dim=1) - of_label(log_proba, y)
@@ -82,7 +81,7 @@ def dlr(logits: Tensor, y: Tensor, combiner: Combiner = MEAN_PROBABILITY) -> Ten
 def difference(
     logits: Tensor, y: Tensor, target: Tensor, combiner: Combiner = MEAN_PROBABILITY
 ) -> Tensor:
-    """Log mean probability of a class to move towards, minus that of the label."""
+    """Log mean probability of the target class, minus that of the label."""
     log_proba = combiner.log_proba(logits)
     return of_label(log_proba, target) - of_label(log_proba, y)
 
@@ -90,12 +89,12 @@ def difference(
 def targeted_dlr(
     logits: Tensor, y: Tensor, target: Tensor, combiner: Combiner = MEAN_PROBABILITY
 ) -> Tensor:
-    r"""Difference of logits ratio between the label and a class to move towards.
+    r"""Difference of logits ratio between the label and a target class.
 
     .. math:: \frac{\log\bar p_t - \log \bar p_y}
               {\log\bar p_{\pi_1} - (\log\bar p_{\pi_3} + \log\bar p_{\pi_4}) / 2}
 
-    Fewer than four classes have no fourth one: the bare difference then.
+    With fewer than four classes, it is the difference in the numerator alone.
     """
     if logits.shape[-1] < 4:
         return difference(logits, y, target, combiner)
@@ -121,10 +120,10 @@ def released_cw(logits: Tensor, y: Tensor, combiner: Combiner = MEAN_PROBABILITY
 def double_softmax_cross_entropy(
     logits: Tensor, y: Tensor, combiner: Combiner = MEAN_PROBABILITY
 ) -> Tensor:
-    """Cross-entropy that takes softmax of the mean probability for logits, as NCEn's code does.
+    """Cross-entropy that uses the mean probability as logits of a softmax, as NCEn's code does.
 
-    For reproducing its numbers: with ten classes it never falls below 2.17, and gradients of
-    confident ensembles all but vanish.
+    For reproducing its numbers: its gradients of confident ensembles nearly vanish, and with ten
+    classes it never falls below 2.17.
     """
     proba = combiner.log_proba(logits).exp()
     return F.cross_entropy(proba.softmax(dim=1), y, reduction="none")
@@ -136,7 +135,7 @@ def of_label(log_proba: Tensor, y: Tensor) -> Tensor:
 
 
 def _others(log_proba: Tensor, y: Tensor) -> Tensor:
-    # by index, never by multiplying with a mask: 0 is the largest log-probability there is
+    # by index, never by multiplying with a mask: 0 is the largest possible log-probability
     return log_proba.scatter(1, y[:, None], -torch.inf)
 
 
@@ -153,13 +152,13 @@ LOSSES: dict[str, Loss] = {
 
 
 def aggregate(logits: Tensor, aggregation: str | int) -> Tensor:
-    """Members as another rule than the deployed one would combine them.
+    """Logits whose deployed combination is that of another rule for the members.
 
     Parameters
     ----------
     logits : Tensor of shape (n_members, n_samples, n_classes)
     aggregation : {"mean_proba", "mean_logits"} or int
-        The deployed rule; the mean of the logits as the one member there is; or one member alone.
+        The deployed rule; the mean of the logits, as a single member; or the member of this number.
 
     Returns
     -------

@@ -1,8 +1,8 @@
-"""Random numbers that belong to a sample, not to its place in a batch.
+"""Random numbers that depend on the sample, not on its position in a batch.
 
 Each sample gets a 64-bit key from its own values and a seed, and each of its numbers is a hash of
 the key and the number's position (a counter-based generator). So the noise of a sample is the same
-in any batch, in any order, beside any number of other samples, on any device.
+in any batch, in any order, with any number of other samples, on any device.
 """
 
 import torch
@@ -13,24 +13,24 @@ from torch import Tensor
 _INCREMENT = 0x9E3779B97F4A7C15 - (1 << 64)
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MULTIPLIER_2 = 0x94D049BB133111EB - (1 << 64)
-# seeds of restarts, and of the several numbers that one point takes, lie this many bits apart, so
-# that two small seeds of a user's share nothing
+# seeds of restarts, and of the several numbers that one point needs, are this many bits apart, so
+# that two small seeds of a user never share numbers
 RESTART_SHIFT = 36
 STREAM_SHIFT = 52
 _MANTISSA_BITS = {torch.float32: 24, torch.float64: 53}
 
 Seed = int | Tensor
-"""A whole number, or an int64 Tensor without axes on the device of x: that one can be changed
-where the same computation is replayed, and gives the same numbers."""
+"""A whole number, or a scalar int64 Tensor on the device of x, which gives the same numbers and
+can be changed in place where the same computation is replayed."""
 
 
 def _shift_right(z: Tensor, n: int) -> Tensor:
-    """Logical shift: torch's own carries the sign along."""
+    """Logical shift: torch's own shift extends the sign."""
     return (z >> n) & ((1 << (64 - n)) - 1)
 
 
 def _mix(z: Tensor) -> Tensor:
-    """SplitMix64's finaliser: every input bit moves every output bit."""
+    """SplitMix64's finaliser: every input bit affects every output bit."""
     z = (z ^ _shift_right(z, 30)) * _MULTIPLIER_1
     z = (z ^ _shift_right(z, 27)) * _MULTIPLIER_2
     return z ^ _shift_right(z, 31)
@@ -42,7 +42,7 @@ def sample_keys(x: Tensor, seed: Seed) -> Tensor:
     Parameters
     ----------
     x : Tensor of shape (n_samples, ...), float32 or float64
-    seed : int, or int64 Tensor without axes
+    seed : int, or scalar int64 Tensor
 
     Returns
     -------
@@ -80,7 +80,7 @@ def uniform(keys: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
 
 
 def stream(keys: Tensor, number: int) -> Tensor:
-    """Keys of a further stream of each sample's, such as those of one query.
+    """Keys of another stream of each sample, such as that of one query.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
-"""A fitted model with its images, to be attacked: a module, tensors of raw X, class indices.
+"""The target of an attack: a fitted model with its images, as a module and tensors.
 
-`Target` is what metrics, protocols, reports and displays attack; `resolve_target` makes one of
-anything fitted. Below stand what that takes: a module for a classifier without a differentiable
-twin (`BlackBox`), and the checks of what an attack is given, before its first step.
+`Target` is what metrics, protocols, reports and displays attack; `resolve_target` makes one from
+any fitted model. The file also holds a module for classifiers without a differentiable twin
+(`BlackBox`), and the checks of an attack's input before its first step.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ class Target:
     Parameters
     ----------
     module : nn.Module
-        From raw X to log-probabilities.
+        Maps raw X to log-probabilities.
     classes : ndarray of shape (n_classes,)
         Labels, in the order of the module's outputs.
     scales_uint8 : bool, default=True
         Whether uint8 X means images in [0, 1] (an estimator of this package attacked directly) or
         plain numbers (a Pipeline, whose first step sees 0 to 255).
     dtype : torch.dtype, default=None
-        What the module takes; None is float32 for float32 X and float64 for all else.
-    x : Tensor of shape (n_samples, ...), default=none at all
-        Raw X, as the module takes it and where it is; see `on`.
-    y : Tensor of shape (n_samples,), default=none at all
+        The dtype that the module takes; None is float32 for float32 X and float64 otherwise.
+    x : Tensor of shape (n_samples, ...), default=empty
+        Raw X, with the dtype and device of the module; see `on`.
+    y : Tensor of shape (n_samples,), default=empty
         Class indices; -1 is a label that the model was not trained on.
     name : str, default=""
-        For tables.
+        The name in tables.
     """
 
     module: nn.Module
@@ -75,8 +75,8 @@ class Target:
         X : array-like of shape (n_samples, ...)
         y : array-like of shape (n_samples,)
         allow_unknown : bool, default=False
-            Whether a label that the model was not trained on is -1, which no decision can be,
-            instead of an error.
+            Whether to encode a label that the model was not trained on as -1, which is never
+            predicted, instead of raising.
 
         Returns
         -------
@@ -85,7 +85,7 @@ class Target:
         Raises
         ------
         ValueError
-            If X does not hold numbers, or y a known label for each sample.
+            If X is not numeric, or y does not have a known label for each sample.
         """
         x = self.tensor(X)
         labels = as_array(y, "y")
@@ -96,7 +96,7 @@ class Target:
         return replace(self, x=x, y=self.encode(labels, allow_unknown=allow_unknown))
 
     def take(self, rows: NDArray[Any]) -> Target:
-        """The same model with some of the images, by indices or a mask."""
+        """The same model with a subset of the images, by indices or a mask."""
         index = torch.from_numpy(rows).to(self.x.device)
         return replace(self, x=self.x[index], y=self.y[index])
 
@@ -107,7 +107,7 @@ class Target:
         return mask
 
     def right(self) -> Mask:
-        """Which images are right as they are; computed once."""
+        """Which images are classified correctly without an attack; computed once."""
         return self._clean.copy()
 
     @cached_property
@@ -115,9 +115,9 @@ class Target:
         return ~self.broken(self.x)
 
     def broken(self, x_adv: Tensor) -> Mask:
-        """Which other versions of the images, from any device, are wrong.
+        """Which perturbed images, on any device, are misclassified.
 
-        Judged by a forward pass of its own in eval mode, by the deployed rule.
+        Judged by a separate forward pass in eval mode and the deployed rule.
 
         Parameters
         ----------
@@ -131,12 +131,12 @@ class Target:
         return broken
 
     def withstood(self, attacks: Sequence[Attack]) -> Mask:
-        """Which images are right as they are, and after each of the attacks.
+        """Which images are classified correctly without an attack and after each of the attacks.
 
         Parameters
         ----------
         attacks : sequence of Attack
-            Untargeted. Each takes the images that those before it have left.
+            Untargeted. Each runs on the images not broken by those before it.
 
         Returns
         -------
@@ -149,7 +149,7 @@ class Target:
         return left
 
     def last_iterates(self, attack: Attack) -> Tensor:
-        """Examples after all steps, whatever is broken on the way: what released attacks return."""
+        """Examples after all steps, broken or not, as released attacks return them."""
         return attack(self.module, self.x, self.y, stop_when_broken=False)
 
     def member_logits(self, *, as_given: bool = False) -> Tensor:
@@ -158,7 +158,7 @@ class Target:
         Parameters
         ----------
         as_given : bool, default=False
-            In the modes that the module's parts are in, instead of eval mode.
+            Whether to use the present modes of the module's parts instead of eval mode.
         """
         modes = {part: part.training for part in self.module.modules()}
         with frozen(self.module), torch.no_grad():
@@ -175,7 +175,7 @@ class Target:
         return proba
 
     def tensor(self, X: ArrayLike) -> Tensor:
-        """Raw X as a floating point tensor on the module's device."""
+        """Convert raw X to a floating point tensor on the module's device."""
         array = as_array(X, "X")
         if array.dtype.kind not in "biuf":
             raise ValueError(f"X must be numbers; got an array of {array.dtype}")
@@ -214,18 +214,18 @@ class Target:
 def resolve_target(
     estimator: Any, X: ArrayLike, y: ArrayLike | None = None, *, gradient: bool = True
 ) -> Target:
-    """Differentiable view of a fitted estimator, or one of its outputs.
+    """The target for a fitted estimator or a module.
 
     Parameters
     ----------
     estimator : fitted estimator or nn.Module
         A bare module returns logits; its classes are 0, 1, ...
     X : array-like of shape (n_samples, ...)
-        Its first rows check that the view computes what the estimator does.
+        Its first rows serve to check that the module computes what the estimator does.
     y : array-like of shape (n_samples,), default=None
         Labels; with them the target holds X and y, to be attacked.
     gradient : bool, default=True
-        Whether gradients must reach X. Otherwise any classifier with a `predict_proba` will do.
+        Whether gradients must reach X. Otherwise any classifier with a `predict_proba` is allowed.
 
     Returns
     -------
@@ -234,9 +234,9 @@ def resolve_target(
     Raises
     ------
     TypeError
-        For a data set of torch's.
+        For a `torch.utils.data.Dataset`.
     NotDifferentiableError
-        If a step has no differentiable twin, unless outputs are enough.
+        If a step has no differentiable twin and `gradient` is true.
     """
     refuse_dataset(X)
     target = _view(estimator, X, gradient)
@@ -244,7 +244,7 @@ def resolve_target(
 
 
 def _view(estimator: Any, X: ArrayLike, gradient: bool) -> Target:
-    """A target without images; X checks it."""
+    """A target without images, checked on X."""
     module = as_classifier(estimator, gradient=gradient)
     if estimator is module:
         return _bare(module, X, gradient)
@@ -252,7 +252,7 @@ def _view(estimator: Any, X: ArrayLike, gradient: bool) -> Target:
     target = Target(module, np.asarray(estimator.classes_), hasattr(final, "as_module"))
     x = _first_rows(target, X)
     if gradient:
-        # names of columns, if there are some, are for the estimator
+        # column names, if any, are for the estimator
         check_differentiable(module, estimator, X if hasattr(X, "iloc") else x)
     elif not _takes(module, x) and hasattr(estimator, "predict_proba"):
         target = replace(target, module=BlackBox(estimator))
@@ -260,7 +260,7 @@ def _view(estimator: Any, X: ArrayLike, gradient: bool) -> Target:
 
 
 def _bare(module: nn.Module, X: Any, gradient: bool) -> Target:
-    """A module that comes without an estimator."""
+    """The target for a module without an estimator."""
     dtype = next((p.dtype for p in module.parameters()), None)
     target = Target(module, np.empty(0), scales_uint8=True, dtype=dtype)
     rows = _first_rows(target, X)
@@ -273,21 +273,21 @@ def _bare(module: nn.Module, X: Any, gradient: bool) -> Target:
 
 
 def _first_rows(target: Target, X: Any) -> Tensor:
-    """Enough of X to check with, as the module takes it."""
-    # not an array of one number, which has no rows
+    """The first rows of X, as a tensor for the module."""
+    # not for an array of a single number, which has no rows
     rows = X.iloc if hasattr(X, "iloc") else np.atleast_1d(as_array(X, "X"))
     return target.tensor(rows[:_CHECKED_ROWS])
 
 
 def _takes(module: nn.Module, x: Tensor) -> bool:
-    """Whether a twin can be called: that of a function shows only then that it cannot."""
+    """Whether a twin can be called: the twin of a function may fail only then."""
     try:
         with torch.no_grad(), frozen(module):
             module(x)
     except NotDifferentiableError:
         return False
     except (IndexError, RuntimeError, TypeError, ValueError):
-        # X is not what the estimator takes: the attack's own checks say so
+        # the estimator does not accept X: the attack's own checks report it
         return True
     return True
 
@@ -299,7 +299,7 @@ def as_classifier(estimator: Any, *, gradient: bool = True) -> nn.Module:
     ----------
     estimator : fitted estimator or nn.Module
     gradient : bool, default=True
-        False also takes a classifier without a twin, by its `predict_proba`.
+        False also allows a classifier without a twin, called through its `predict_proba`.
 
     Returns
     -------
@@ -308,9 +308,9 @@ def as_classifier(estimator: Any, *, gradient: bool = True) -> nn.Module:
     Raises
     ------
     NotDifferentiableError
-        If a step has no differentiable twin, and there is no other way.
+        If a step has no differentiable twin and gradients are required.
     TypeError
-        For something else.
+        For other objects.
     """
     try:
         module = as_torch(estimator)
@@ -326,13 +326,12 @@ def as_classifier(estimator: Any, *, gradient: bool = True) -> nn.Module:
 
 
 class BlackBox(nn.Module):
-    """Log-probabilities of a fitted classifier, by its `predict_proba`; no gradient passes.
+    """Log-probabilities of a fitted classifier through its `predict_proba`, without gradients.
 
     Parameters
     ----------
     estimator : fitted classifier
-        Of any package. What it wants to be called with a DataFrame gets one with the columns that
-        it was fitted with.
+        Of any package. A classifier fitted on a DataFrame is called with one of the same columns.
     """
 
     def __init__(self, estimator: Any) -> None:
@@ -353,7 +352,7 @@ class BlackBox(nn.Module):
             Where a probability is 0, the logarithm of the smallest number of the dtype of `x`.
         """
         if not len(x):
-            # scikit-learn's estimators refuse it
+            # scikit-learn's estimators refuse NaN
             return x.new_empty(0, len(self.estimator.classes_))
         probabilities = np.array(self.estimator.predict_proba(self._given(x)))
         values = torch.from_numpy(probabilities).to(x)
@@ -364,14 +363,14 @@ class BlackBox(nn.Module):
         names = getattr(self.estimator, "feature_names_in_", None)
         if names is None:
             return rows
-        # names come from a DataFrame, so that pandas is there
+        # column names come from a DataFrame, so pandas is installed
         import pandas as pd
 
         return pd.DataFrame(rows, columns=names)
 
 
 def refuse_dataset(X: Any) -> None:
-    """Raise for a data set of torch's.
+    """Raise for a `torch.utils.data.Dataset`.
 
     Parameters
     ----------
@@ -389,7 +388,7 @@ def refuse_dataset(X: Any) -> None:
 
 
 def warn_of_units(X: Tensor, eps: float, norm: str, box: Box | None) -> None:
-    """Warn where images look like bytes and the radius like one for pixels from 0 to 1."""
+    """Warn if X looks like 8-bit images and the radius like one for pixels from 0 to 1."""
     if norm != "linf" or box is not None or X.ndim != 4 or not X.numel() or not 0 < eps < 0.5:
         return
     low, high = float(X.min()), float(X.max())
@@ -402,12 +401,12 @@ def warn_of_units(X: Tensor, eps: float, norm: str, box: Box | None) -> None:
 
 
 def check_batch(module: nn.Module, X: Any, y: Any, box: Box | None) -> Tensor:
-    """Raise, before the first step, for what cannot be attacked.
+    """Validate the input of an attack before its first step.
 
     Parameters
     ----------
     module : nn.Module
-        One sample goes through it, if there is one.
+        Called with one sample, if X has any.
     X : Tensor of shape (n_samples, ...)
     y : Tensor of shape (n_samples,)
     box : tuple of two floats or None
@@ -474,7 +473,7 @@ def _check_tensors(X: Any, y: Any) -> None:
 
 
 def _count_classes(module: nn.Module, X: Tensor) -> int:
-    """How many classes a module tells apart."""
+    """Number of classes of a module, from its output for one sample."""
     try:
         with frozen(module), torch.no_grad():
             logits = member_logits(module, X[:1].to(device_of(module, X.device)))

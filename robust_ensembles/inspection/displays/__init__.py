@@ -1,1 +1,1 @@
-"""One display for each question, in the manner of scikit-learn."""
+"""Displays in the style of scikit-learn, one per file."""

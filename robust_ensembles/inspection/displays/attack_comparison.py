@@ -1,4 +1,4 @@
-"""Accuracy under several attacks, side by side."""
+"""Display of the accuracy under several attacks."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class AttackComparisonDisplay:
     """Robust accuracy under each of several attacks, with 95% intervals.
 
     Use `from_estimators` or `from_estimator`. Each estimator is a group, with its clean accuracy
-    as a line above. The intervals are Wilson's [1]_ for the share of a population that a random
-    sample of this size was drawn from; they hold nothing of the training's own randomness.
+    as a line above. The intervals are Wilson's [1]_ for the proportion in the population that the
+    samples were drawn from; they do not include the randomness of the training.
 
     Parameters
     ----------
@@ -42,9 +42,9 @@ class AttackComparisonDisplay:
         From 0 to 1.
     clean_accuracy : array-like of shape (n_estimators,)
     n_samples : int
-        How many samples each accuracy is a fraction of.
+        Number of samples behind each accuracy.
     names : sequence of str
-        Of the estimators.
+        Names of the estimators.
     attacks : sequence of str
         Names of the attacks.
 
@@ -58,7 +58,7 @@ class AttackComparisonDisplay:
     names, attacks : list of str
     ax_ : matplotlib Axes
     figure_ : matplotlib Figure
-        These two once plotted.
+        Set by `plot`, like `ax_`.
 
     Raises
     ------
@@ -123,7 +123,7 @@ class AttackComparisonDisplay:
         X, y, attacks, eps, norm, ax
             See `from_estimators`.
         name : str, default=None
-            Below the group; None is the estimator's class.
+            Label of the group; None is the estimator's class.
 
         Returns
         -------
@@ -156,12 +156,12 @@ class AttackComparisonDisplay:
         y : array-like of shape (n_samples,)
             True labels.
         attacks : sequence of str or Attack, or mapping of names to these
-            Untargeted; names such as ``"pgd20"`` as in `robust_scoring`. Of two or more, their
-            per-sample worst is drawn too.
+            Untargeted; names such as ``"pgd20"`` as in `robust_scoring`. For two or more, their
+            per-sample worst case is drawn too.
         eps : float, default=None
-            In the units of X, for the attacks given by name that do not say.
+            Radius in the units of X, for attack names without one.
         norm : {"linf", "l2"}, default=None
-            Likewise.
+            Norm, for attack names without one.
         ax : matplotlib Axes, default=None
             None makes a new figure.
 
@@ -174,7 +174,7 @@ class AttackComparisonDisplay:
         TypeError
             If the estimators have no names.
         ValueError
-            For attacks that are targeted, unknown, or none at all.
+            For attacks that are targeted or unknown, or if there are none.
         """
         require_matplotlib()
         models = named_estimators(estimators)
@@ -232,7 +232,7 @@ class AttackComparisonDisplay:
 def _scorers(
     attacks: Attacks, eps: float | None, norm: str | None
 ) -> tuple[RobustScorer, dict[str, RobustScorer]]:
-    """The scorer of clean accuracy, and those of the attacks and of their worst, by name."""
+    """Scorers of the clean accuracy, the attacks and their worst case, by name."""
     given = list(attacks.values()) if isinstance(attacks, Mapping) else list(attacks)
     scoring = robust_scoring(*given, eps=eps, norm=norm)
     clean, worst = scoring.pop("clean"), scoring.pop("worst")

@@ -1,4 +1,4 @@
-"""What a classifier decides in a plane around a sample."""
+"""Display of a classifier's decisions in a plane around a sample."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Plane:
         ----------
         module : nn.Module
         coordinates : ndarray of shape (n_grid,)
-            Of a and of b.
+            Values of a and of b.
 
         Returns
         -------
@@ -64,7 +64,7 @@ class Plane:
 
 
 def decide(module: nn.Module, x: Tensor) -> NDArray[np.int64]:
-    """Class indices that a module gives samples in eval mode, (n_samples,)."""
+    """Class indices predicted by a module in eval mode, (n_samples,)."""
     with frozen(module), torch.no_grad():
         chosen = combiner_of(module).log_proba(member_logits(module, x)).argmax(dim=1)
     indices: NDArray[np.int64] = chosen.cpu().numpy()
@@ -77,16 +77,16 @@ def plane_through(x: Tensor, x_adv: Tensor, norm: str, random_state: int) -> tup
     Parameters
     ----------
     x, x_adv : Tensor of shape (1, ...)
-        Two different points of two features or more.
+        Two different points with two features or more.
     norm : {"linf", "l2"}
     random_state : int
-        Of the signs that the second direction is made of.
+        Seed of the second direction.
 
     Returns
     -------
     plane : Plane
     distance : float
-        Of the adversarial example.
+        Distance of the adversarial example from the sample.
     """
     ball = NORMS[norm]
     delta = x_adv - x
@@ -97,10 +97,10 @@ def plane_through(x: Tensor, x_adv: Tensor, norm: str, random_state: int) -> tup
     return Plane(x, delta / distance, orthogonal / float(ball.length(orthogonal)), ball), distance
 
 
-# for eyes that colours do not reach
+# for readers who do not see the colours
 _HATCHES = ("", "//", "..", "\\\\", "xx", "++", "--")
 
-# part of white in the regions' colours
+# share of white in the regions' colours
 _PALE = 0.55
 _BORDER = "0.3"
 
@@ -108,33 +108,33 @@ _BORDER = "0.3"
 class DecisionRegionDisplay:
     """Class regions in the plane of a sample, its adversarial example and a random direction.
 
-    Use `from_estimator`. Both directions are of length 1 in the attack's norm, so that both axes
-    are in the units of X and the ball's boundary crosses them at eps. The points of the plane may
-    lie outside the box of valid inputs.
+    Use `from_estimator`. Both directions have length 1 in the attack's norm, so that both axes are
+    in the units of X and the ball's boundary crosses them at eps. Points of the plane may be
+    outside the box of valid inputs.
 
     Parameters
     ----------
     coordinates : array-like of shape (n_grid,)
-        Along both axes, in the units of X; the sample lies at 0.
+        Along both axes, in the units of X; the sample is at 0.
     decisions : array-like of shape (n_grid, n_grid)
         Labels, with the random direction along the rows.
     distances : array-like of shape (n_grid, n_grid)
-        From the sample, in the attack's norm.
+        Distances from the sample, in the attack's norm.
     eps : float
         Radius of the ball.
     norm : {"linf", "l2"}
     adversarial_distance : float
-        Where the adversarial example lies on the first axis.
+        Position of the adversarial example on the first axis.
     label, adversarial_label : object
-        True label of the sample, and what the example is taken for.
+        True label of the sample, and predicted label of the example.
 
     Attributes
     ----------
     coordinates, decisions, distances, eps, norm, adversarial_distance, label, adversarial_label
-        As given, as arrays where there are several numbers.
+        As given, sequences of numbers as arrays.
     ax_ : matplotlib Axes
     figure_ : matplotlib Figure
-        These two once plotted.
+        Set by `plot`, like `ax_`.
 
     Raises
     ------
@@ -180,7 +180,7 @@ class DecisionRegionDisplay:
         random_state: int = 0,
         ax: Axes | None = None,
     ) -> DecisionRegionDisplay:
-        """Attack a sample and look at the plane.
+        """Attack a sample and evaluate the plane.
 
         Parameters
         ----------
@@ -193,13 +193,13 @@ class DecisionRegionDisplay:
         attack : Attack
             Untargeted, with `eps` and `norm`, such as ``PGD(eps=0.1)``.
         sample : int, default=0
-            Which of X.
+            Index of the sample in X.
         extent : float, default=None
-            How far the plane reaches to each side, in the units of X; None is twice eps.
+            Extent of the plane to each side, in the units of X; None is twice eps.
         n_grid : int, default=101
             Points along each axis.
         random_state : int, default=0
-            Of the random direction.
+            Seed of the random direction.
         ax : matplotlib Axes, default=None
             None makes a new figure.
 
@@ -212,8 +212,8 @@ class DecisionRegionDisplay:
         TypeError
             If the attack has no eps and norm.
         ValueError
-            If the sample is misclassified without an attack, if the attack leaves it where it
-            is, or for parameters that make no sense.
+            If the sample is misclassified without an attack, if the attack does not change it, or
+            for invalid parameters.
         """
         require_matplotlib()
         reach = _checked_reach(attack, extent, n_grid)
@@ -253,14 +253,14 @@ class DecisionRegionDisplay:
         if self.distances.min() < self.eps < self.distances.max():
             ball: dict[str, Any] = {"colors": "black", "linestyles": "--", "linewidths": 1.5}
             ax.contour(self.coordinates, self.coordinates, self.distances, [self.eps], **ball)
-            # contours have no entry in a legend of their own
+            # contours have no legend entry
             ax.plot([], [], "k--", label=rf"ball of $\varepsilon$ = {self.eps:.3g}")
         points: dict[str, Any] = {"linestyle": "none", "color": "black", "markeredgecolor": "white"}
         ax.plot(0, 0, marker="o", markersize=9, label="sample", **points)
         broken = self.adversarial_label != self.label
         name = "adversarial example" if broken else "failed attack"
         ax.plot(self.adversarial_distance, 0, marker="X", markersize=10, label=name, **points)
-        # a square box at the left leaves the legend its room
+        # a square box at the left leaves room for the legend
         ax.set_aspect("equal", anchor="W")
         end = "adversarial example" if broken else "end of the attack"
         ax.set_xlabel(f"Towards the {end}\n({norm_label(self.norm)})")
@@ -271,13 +271,13 @@ class DecisionRegionDisplay:
         return self
 
     def _draw_regions(self, ax: Axes) -> None:
-        """A colour and a hatch for each class that occurs; the true one's are always the same."""
+        """A colour and a hatch for each class that occurs, always the same for the true one."""
         from matplotlib.colors import to_rgb
 
         present = np.unique(self.decisions).tolist()
         present.sort(key=lambda name: name != self.label)
         grid = self.coordinates, self.coordinates
-        # shows where three regions meet, like the borders
+        # so that the borders show where three regions meet
         ax.set_facecolor(_BORDER)
         for i, name in enumerate(present, start=0 if self.label in present else 1):
             inside = (self.decisions == name).astype(float)
@@ -291,7 +291,7 @@ class DecisionRegionDisplay:
 
 
 def _checked_reach(attack: Attack, extent: float | None, n_grid: int) -> float:
-    """How far the plane reaches."""
+    """The extent of the plane."""
     if not isinstance(attack, Attack) or not {"eps", "norm"} <= set(attack.get_params(deep=False)):
         raise TypeError(
             f"attack must have an eps and a norm, for the ball that is drawn, such as "
@@ -317,7 +317,7 @@ def _check_sample(X: ArrayLike, sample: int) -> None:
 
 
 def _attacked(target: Target, attack: Attack, sample: int) -> Tensor:
-    """The adversarial example of the target's one image, another point than that."""
+    """The adversarial example of the target's single image, which must differ from it."""
     if not target.right().all():
         raise ValueError(
             f"sample {sample} is misclassified without an attack: choose one that is right"

@@ -1,4 +1,4 @@
-"""Accuracy against the size of the perturbation."""
+"""Display of the accuracy against the size of the perturbation."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ AttackAtEps = Callable[[float], Attack]
 class RobustnessCurveDisplay:
     """Robust accuracy of one or several estimators against eps.
 
-    Use `from_estimator` or `from_estimators`. A sample that a small perturbation breaks is broken
-    for all larger ones, whose balls hold it too: the curves never rise.
+    Use `from_estimator` or `from_estimators`. A sample broken at one eps counts as broken at all
+    larger ones, whose balls contain the same example: the curves never rise.
 
     Parameters
     ----------
@@ -41,9 +41,9 @@ class RobustnessCurveDisplay:
     accuracy : array-like of shape (n_estimators, n_eps)
         From 0 to 1.
     names : sequence of str
-        Of the estimators.
+        Names of the estimators.
     norm : {"linf", "l2"}, default=None
-        Of the perturbation, for the label of the axis; None leaves it out.
+        Norm of the perturbation, for the label of the axis; None omits it.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class RobustnessCurveDisplay:
     ax_ : matplotlib Axes
     figure_ : matplotlib Figure
     lines_ : list of matplotlib Line2D
-        These three once plotted.
+        Set by `plot`, like `ax_` and `figure_`.
 
     Raises
     ------
@@ -108,7 +108,7 @@ class RobustnessCurveDisplay:
         X, y, attack, eps, ax
             See `from_estimators`.
         name : str, default=None
-            For the legend; None is the estimator's class.
+            Name in the legend; None is the estimator's class.
 
         Returns
         -------
@@ -138,8 +138,8 @@ class RobustnessCurveDisplay:
         y : array-like of shape (n_samples,)
             True labels.
         attack : Attack, or function from eps to Attack
-            Untargeted. An attack has its parameter `eps` set; a function makes what has none,
-            such as ``lambda eps: WorstCase([PGD(eps=eps), Square(eps=eps)])``.
+            Untargeted. An attack's parameter `eps` is varied; for attacks without one, give a
+            function such as ``lambda eps: WorstCase([PGD(eps=eps), Square(eps=eps)])``.
         eps : array-like of shape (n_eps,)
             In the units of X; 0 is clean accuracy. Sorted, without repetitions.
         ax : matplotlib Axes, default=None
@@ -194,12 +194,12 @@ class RobustnessCurveDisplay:
 def _never_rising(
     estimator: Any, X: ArrayLike, y: ArrayLike, eps: NDArray[np.float64], attacks: Sequence[Attack]
 ) -> NDArray[np.bool_]:
-    """Who is right at each eps and all smaller ones, (n_eps, n_samples)."""
+    """Whether each sample is correct at each eps and all smaller ones, (n_eps, n_samples)."""
     robust = get_robust_scorer("clean").robust_mask(estimator, X, y)
     masks = []
     for size, attack in zip(eps, attacks, strict=True):
         left = np.flatnonzero(robust)
-        # an attack treats each sample by itself, so those that are broken need no further one
+        # attacks treat samples independently, so broken ones need no further attack
         if size > 0 and len(left):
             rows, labels = _safe_indexing(X, left), _safe_indexing(y, left)
             robust[left] = robust_mask(estimator, rows, labels, attack=attack)
@@ -218,7 +218,7 @@ def _checked_eps(eps: ArrayLike) -> NDArray[np.float64]:
 
 
 def _attack_at(attack: Attack | AttackAtEps, eps: float) -> Attack:
-    """The attack with another eps; the given one stays as it is."""
+    """A copy of the attack with another eps."""
     if not isinstance(attack, Attack):
         made = attack(eps) if callable(attack) else None
         if isinstance(made, Attack):

@@ -1,7 +1,7 @@
-"""What all displays share: matplotlib, imported when something is drawn, and their looks.
+"""Style of all displays; matplotlib is imported only when something is drawn.
 
-The colours are those of Okabe and Ito, which people with any common colour vision tell apart;
-series differ in marker and line style besides.
+The colours are those of Okabe and Ito, which can be told apart with any common colour vision;
+series also differ in marker and line style.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# yellow is too pale for a line on white, and black marks what is no series
+# yellow is too pale for a line on white, and black marks elements other than series
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
@@ -21,7 +21,7 @@ _NORMS = {"linf": r"$\ell_\infty$", "l2": r"$\ell_2$"}
 
 
 def require_matplotlib() -> None:
-    """Raise before any work if nothing can be drawn in the end."""
+    """Raise, before any work, if matplotlib is not installed."""
     try:
         import matplotlib.pyplot  # noqa: F401
     except ImportError as error:
@@ -29,7 +29,7 @@ def require_matplotlib() -> None:
 
 
 def axes_for(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
-    """The given axes, or those of a new figure of so many inches."""
+    """The given axes, or those of a new figure of `figsize` inches."""
     require_matplotlib()
     if ax is not None:
         return ax
@@ -39,7 +39,7 @@ def axes_for(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
 
 
 def text_width(texts: Iterable[Any]) -> float:
-    """Roughly how wide the longest of some texts is, in inches, at the usual size."""
+    """Approximate width of the longest text in inches, at the default font size."""
     return _INCHES_PER_LETTER * max((len(str(text)) for text in texts), default=0)
 
 
@@ -53,12 +53,12 @@ def series_style(number: int) -> dict[str, Any]:
 
 
 def norm_label(norm: str | None) -> str:
-    """How lengths are measured, for a label: in which norm, and in the units of X."""
+    """Norm and unit of lengths, for a label."""
     return "in units of X" if norm is None else f"{_NORMS[norm]} norm, in units of X"
 
 
 def light_frame(ax: Axes) -> None:
-    """Leave of the frame what is an axis, with thin lines to read values by."""
+    """Reduce the frame to the two axes, with thin grid lines."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", color="0.9", linewidth=0.8)
     ax.set_axisbelow(True)
@@ -84,9 +84,9 @@ def named_estimators(estimators: Mapping[str, Any]) -> dict[str, Any]:
     Raises
     ------
     TypeError
-        If they have no names.
+        If they are not a mapping.
     ValueError
-        If there are none.
+        If it is empty.
     """
     if not isinstance(estimators, Mapping):
         raise TypeError(

@@ -1,4 +1,4 @@
-"""Heat map of a transfer matrix."""
+"""Display of a transferability matrix as a heat map."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 _LABELS = {"success_rate": "Attack success rate (%)", "accuracy": "Accuracy under attack (%)"}
 
-# WCAG 2: parts of linear red, green and blue in luminance, and the luminance on which black and
-# white text have the same contrast
+# WCAG 2: weights of linear red, green and blue in the luminance, and the luminance at which black
+# and white text have the same contrast
 _LUMINANCE = (0.2126, 0.7152, 0.0722)
 _EQUAL_CONTRAST = 0.179
 
-# inches that the label of the colour bar takes
+# width of the colour bar's label in inches
 _LEAST_HEIGHT = 1.8
 
 
 class TransferabilityDisplay:
-    """Heat map of how examples made for each source fare on each target.
+    """Heat map of the success on each target of examples made for each source.
 
-    Use `from_estimator` or, for a matrix that exists already, `from_matrix`.
+    Use `from_estimator` or, for an existing matrix, `from_matrix`.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class TransferabilityDisplay:
     sources, targets : sequence of str
         Names of the rows and columns.
     measure : {"success_rate", "accuracy"}, default="success_rate"
-        What the values are.
+        Meaning of the values.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class TransferabilityDisplay:
     ax_ : matplotlib Axes
     figure_ : matplotlib Figure
     text_ : ndarray of matplotlib Text of the shape of `values`
-        These three once plotted.
+        Set by `plot`, like `ax_` and `figure_`.
 
     Raises
     ------
@@ -119,7 +119,7 @@ class TransferabilityDisplay:
     def from_matrix(
         cls, matrix: TransferabilityMatrix, *, ax: Axes | None = None
     ) -> TransferabilityDisplay:
-        """Draw what `transferability_matrix` has returned.
+        """Draw the result of `transferability_matrix`.
 
         Parameters
         ----------
@@ -147,7 +147,7 @@ class TransferabilityDisplay:
         values_format: str = ".1f",
         colorbar: bool = True,
     ) -> TransferabilityDisplay:
-        """Draw the matrix; colours span 0 to 100% always, so that heat maps can be compared.
+        """Draw the matrix; colours always span 0 to 100%, so that heat maps can be compared.
 
         Parameters
         ----------
@@ -156,7 +156,7 @@ class TransferabilityDisplay:
         cmap : str, default="viridis"
             A sequential colour map.
         values_format : str, default=".1f"
-            How the percentages in the cells are written.
+            Format of the percentages in the cells.
         colorbar : bool, default=True
 
         Returns
@@ -179,10 +179,10 @@ class TransferabilityDisplay:
         ax.set_xlabel("Target (tested on)")
         ax.set_ylabel("Source (made for)")
         if n_targets > n_sources:
-            # what is no source stands apart
+            # separate the column that is not a source
             ax.axvline(n_sources - 0.5, color="white", linewidth=4)
         if colorbar:
-            # beside the cells, as high as they are, on anybody's axes
+            # beside the cells and of their height, on any axes
             beside = ax.inset_axes((1.04, 0, 0.05, 1))
             ax.figure.colorbar(image, cax=beside, label=_LABELS[self.measure])
         self.ax_, self.figure_ = ax, ax.figure
