@@ -40,7 +40,7 @@ class _BasicBlock(nn.Module):
         return out
 
     def _shortcut(self, x: Tensor) -> Tensor:
-        """Subsample the pixels as the strided convolution does, and add channels of zeros."""
+        """Subsample the pixels like the strided convolution, and add channels of zeros."""
         if self.stride > 1:
             x = x[:, :, :: self.stride, :: self.stride]
         if self.extra_channels:
@@ -55,8 +55,8 @@ class CifarResNet(nn.Module):
     A 3 x 3 convolution and three stages of ``(depth - 2) / 6`` blocks with `width`,
     ``2 * width`` and ``4 * width`` channels, the last two starting with a stride of 2; then
     global average pooling and a linear classifier. Shortcuts have no parameters: where a
-    stage widens, they are padded with zeros. Convolutions start from Kaiming's normal
-    initialisation. Global pooling makes the network take images of any size.
+    stage widens, they are padded with zeros. Convolutions use Kaiming's normal initialisation.
+    Because of the global pooling, the network accepts images of any size.
 
     Parameters
     ----------
@@ -73,18 +73,18 @@ class CifarResNet(nn.Module):
     activation : {"relu", "leaky_relu"}, default="relu"
         Activation; the leaky ReLU has slope 0.1.
     normalize : None or (mean, std), default=None
-        Where given, a `Normalize` layer first.
+        If given, a `Normalize` layer comes first.
 
     Attributes
     ----------
     stem, stages : nn.Sequential
         First convolution; residual blocks.
     embedding : nn.Linear
-        Layer of `embedding_size` units; only where that is given.
+        Layer of `embedding_size` units, if given.
     classifier : nn.Linear
         Last layer.
     feature_layers : list of str
-        Layers that methods such as DVERGE look into.
+        Layers whose outputs methods such as DVERGE use as features.
 
     Raises
     ------
@@ -169,7 +169,7 @@ class CifarResNet(nn.Module):
 
 
 class _FixedDepthResNet(CifarResNet):
-    """`CifarResNet` whose depth is that of the class; its parameters are the others."""
+    """`CifarResNet` with the depth fixed by the class."""
 
     _depth: ClassVar[int]
 
@@ -195,31 +195,31 @@ class _FixedDepthResNet(CifarResNet):
 
 
 class ResNet20(_FixedDepthResNet):
-    """`CifarResNet` of depth 20 (0.27 million parameters); see there for its parameters."""
+    """`CifarResNet` of depth 20 (0.27 million parameters); see there for the arguments."""
 
     _depth = 20
 
 
 class ResNet26(_FixedDepthResNet):
-    """`CifarResNet` of depth 26 (0.37 million parameters); see there for its parameters."""
+    """`CifarResNet` of depth 26 (0.37 million parameters); see there for the arguments."""
 
     _depth = 26
 
 
 class ResNet32(_FixedDepthResNet):
-    """`CifarResNet` of depth 32 (0.46 million parameters); see there for its parameters."""
+    """`CifarResNet` of depth 32 (0.46 million parameters); see there for the arguments."""
 
     _depth = 32
 
 
 class ResNet44(_FixedDepthResNet):
-    """`CifarResNet` of depth 44 (0.66 million parameters); see there for its parameters."""
+    """`CifarResNet` of depth 44 (0.66 million parameters); see there for the arguments."""
 
     _depth = 44
 
 
 class ResNet56(_FixedDepthResNet):
-    """`CifarResNet` of depth 56 (0.85 million parameters); see there for its parameters."""
+    """`CifarResNet` of depth 56 (0.85 million parameters); see there for the arguments."""
 
     _depth = 56
 

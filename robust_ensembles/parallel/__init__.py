@@ -1,4 +1,4 @@
-"""One fit on many machines, and many fits on many workers."""
+"""Parallel training: one fit on several devices, or many fits on many workers."""
 
 from .data_parallel import data_parallel
 from .killed_workers import survive_killed_workers

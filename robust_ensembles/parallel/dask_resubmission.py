@@ -1,4 +1,4 @@
-"""Dask's workers, when one of them was killed."""
+"""Joblib backend for Dask that resubmits the tasks of killed workers."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from joblib._dask import DaskDistributedBackend
 
 from .killed_workers import ResubmissionMixin, Task, keep_promise
 
-# seconds in which a cluster notices that a worker is gone
+# seconds until a cluster notices that a worker is gone
 _PAUSE = 1.0
 
 
 class ResubmittingDask(ResubmissionMixin, DaskDistributedBackend):
-    """Dask, with the data sent again when they were lost with a worker.
+    """Dask backend that sends data again if they were lost with a worker.
 
-    Dask itself runs a killed worker's tasks on another one. It cannot when the data that joblib
-    has sent were on the dead worker only: then it cancels the tasks.
+    Dask itself runs a killed worker's tasks on another one, unless the data sent by joblib were on
+    the dead worker only: then it cancels the tasks.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class ResubmittingDask(ResubmissionMixin, DaskDistributedBackend):
         return func  # prepared before
 
     def _receive(self, task: Task, future: Future[Any]) -> None:
-        # joblib takes a cancellation for a result
+        # joblib takes a cancellation as a result
         outcome = future.exception() or future.result()
         if isinstance(outcome, CancelledError):
             self._send_again(task, outcome)
@@ -57,15 +57,15 @@ class ResubmittingDask(ResubmissionMixin, DaskDistributedBackend):
         if not task.retries:
             task.promise.set_exception(error)
             return
-        # what was sent may be gone
+        # the data may be lost
         self.data_futures.clear()
         self.call_data_futures.clear()
         self._send(task._replace(retries=task.retries - 1))
 
     def retrieve_result_callback(self, out: Future[Any]) -> Any:
-        """Take what a task has returned, or raise what it has raised; called by joblib."""
+        """Return a task's result, or raise its exception; called by joblib."""
         return super().retrieve_result_callback(out.result())
 
 
 def _ignore(_: Any) -> None:
-    """Be told of a result; the future tells of errors, too."""
+    """Ignore a result; errors are taken from the future."""

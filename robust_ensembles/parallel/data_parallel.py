@@ -1,4 +1,4 @@
-"""One fit over several GPUs or hosts, by torch.distributed."""
+"""`data_parallel`: one fit over several GPUs or hosts, with torch.distributed."""
 
 from __future__ import annotations
 
@@ -29,50 +29,50 @@ def data_parallel(*, timeout: float = 1800.0) -> Iterator[None]:
         with data_parallel():
             clf.fit(X, y)
 
-    Every process runs the whole script, with the same data and the same parameters. `batch_size`
-    stays that of the whole ensemble's step: more processes make a step faster and do not change
-    the result, which is that of one process, up to rounding. That holds for every method: batch
-    normalisations use the statistics of the whole batch, and input gradients and attacks inside
-    the step are those of the whole batch. In the end all processes have the same fitted estimator.
+    Every process runs the whole script, with the same data and the same parameters. `batch_size` is
+    the size of the whole batch: more processes make a step faster and do not change the result,
+    which is that of one process, up to rounding. This holds for every method: batch normalisation
+    uses the statistics of the whole batch, and input gradients and attacks inside the step are
+    those of the whole batch. At the end, all processes have the same fitted estimator.
 
     Parameters
     ----------
     timeout : float, default=1800.0
-        Seconds that a process waits for the others before it gives up with an error. They wait
-        for each other at every batch, so none may be busy alone for longer.
+        Seconds that a process waits for the others before it raises an error. They wait for each
+        other at every batch, so no process may work alone for longer.
 
     Raises
     ------
     RuntimeError
-        If the processes do not know of each other: the script was not started by `torchrun`, and
-        there is no process group of torch.distributed.
+        If the processes are not connected: the script was not started by `torchrun`, and there is
+        no process group of torch.distributed.
     ValueError
-        From `fit` and `partial_fit`, on all processes and before any training: if their data or
-        parameters differ; for a batch normalisation of another kind than torch's; for
-        ``accelerate="vmap"`` or ``"cuda_graph"``; if processes share a GPU.
+        From `fit` and `partial_fit`, in all processes and before any training: if their data or
+        parameters differ; for batch normalisation other than torch's; for ``accelerate="vmap"`` or
+        ``"cuda_graph"``; if processes share a GPU.
 
     Notes
     -----
-    If there is no process group, one is begun from what `torchrun` says, and ended with the
-    context (after an error, with the process): with NCCL between GPUs, of which each process takes
-    the one numbered by its ``LOCAL_RANK``, and gloo between CPUs. A group that exists is used as
+    Without a process group, one is created from the environment set by `torchrun`, and destroyed at
+    the end of the context (after an error, with the process): with NCCL between GPUs, where each
+    process takes the GPU of its ``LOCAL_RANK``, and gloo between CPUs. An existing group is used as
     it is.
 
-    What each process computes alone is its rows' way through the members. The rest of a step, such
-    as augmentation and the loss, is repeated by all on the whole batch.
+    Each process runs its own rows through the members. The rest of a step, such as augmentation
+    and the loss, is repeated by all processes on the whole batch.
 
-    The first process alone writes and reads checkpoints (`checkpoint_dir` may be a folder of its
-    host), prints tables and logs what is below a warning. SIGTERM to one process ends the training
+    Only the first process writes and reads checkpoints (`checkpoint_dir` may be a folder of its
+    host), prints tables and logs messages below a warning. SIGTERM to one process ends the training
     of all at the same batch. If a process fails, `torchrun` ends the others.
 
-    Callbacks run in all processes, and must be the same: one that writes a file should do so only
-    where ``torch.distributed.get_rank() == 0``. Predictions and scores, in callbacks too, are
-    computed by each process for itself. A search with ``n_jobs=1`` inside the context makes its
-    fits one after the other, each of them data-parallel; its splits must be the same everywhere.
+    Callbacks run in all processes and must be the same: one that writes a file should do so only
+    if ``torch.distributed.get_rank() == 0``. Each process computes predictions and scores, in
+    callbacks too, for itself. A search with ``n_jobs=1`` inside the context runs its fits one after
+    the other, each of them data-parallel; its splits must be the same everywhere.
 
-    The result is another one than a single process's if the members contain layers that draw random
-    numbers, such as dropout, of which each process draws its own, or layers other than batch
-    normalisation that look at several samples at once: those see the rows of one process.
+    The result differs from that of a single process if members contain layers with random numbers,
+    such as dropout, which each process draws separately, or layers other than batch normalisation
+    that combine samples: they only see the rows of one process.
 
     Examples
     --------
@@ -98,7 +98,7 @@ def data_parallel(*, timeout: float = 1800.0) -> Iterator[None]:
 
 @contextmanager
 def _process_group(timeout: timedelta) -> Iterator[None]:
-    """Begin and end a process group as torchrun's environment says."""
+    """Create and destroy a process group from torchrun's environment."""
     missing = [name for name in _ENVIRONMENT if name not in os.environ]
     if missing or not dist.is_available():
         reason = f"{', '.join(missing)} not set" if missing else "torch has no distributed package"
@@ -107,13 +107,13 @@ def _process_group(timeout: timedelta) -> Iterator[None]:
             "the script by `torchrun --nproc-per-node=2 script.py`, with the number of GPUs for "
             "2, or call torch.distributed.init_process_group first"
         )
-    # not everywhere, like what is checked above
+    # imported here, because not every torch has it, as checked above
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     store, rank, size = next(rendezvous("env://", timeout=timeout))
     store.set_timeout(timeout)
-    # the store outlives the group: a second one must not find the first one's addresses
+    # the store outlives the group: a second group must not find the first one's addresses
     store = PrefixStore(f"data_parallel/{next(_BEGUN)}", store)
     dist.init_process_group(_backend(), store=store, rank=rank, world_size=size, timeout=timeout)
     yield
@@ -122,7 +122,7 @@ def _process_group(timeout: timedelta) -> Iterator[None]:
 
 
 def _backend() -> str:
-    """Name of torch's for how processes talk; takes this process's GPU, where each has one."""
+    """Name of torch's backend; selects this process's GPU if each has one."""
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if not torch.cuda.is_available() or torch.cuda.device_count() < local_size:
@@ -133,7 +133,7 @@ def _backend() -> str:
 
 @contextmanager
 def _ranks(timeout: timedelta) -> Iterator[Ranks]:
-    # on CPUs, so that the host need not wait for a GPU to be told something
+    # on CPUs, so that messages between hosts do not wait for a GPU
     control = dist.new_group(backend="gloo", timeout=timeout)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), control)
@@ -143,7 +143,7 @@ def _ranks(timeout: timedelta) -> Iterator[Ranks]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Log nothing below a warning."""
+    """Within the context, log nothing below a warning."""
 
     def is_warning(record: logging.LogRecord) -> bool:
         return record.levelno >= logging.WARNING

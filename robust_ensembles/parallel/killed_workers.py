@@ -1,4 +1,4 @@
-"""Searches that finish although workers are killed."""
+"""`survive_killed_workers`: searches that finish although workers are killed."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .._checks import one_of
 
 
 class Task(NamedTuple):
-    """What joblib wants to be run.
+    """A task of joblib.
 
     Parameters
     ----------
     call : callable
         A batch of calls.
     promise : Future
-        What joblib waits for.
+        The result that joblib waits for.
     retries : int
-        How many times it may be lost again.
+        How many times it may still be lost.
     """
 
     call: Callable[[], Any]
@@ -34,14 +34,14 @@ class Task(NamedTuple):
 
 
 class ResubmissionMixin:
-    """Joblib backend whose tasks outlive the worker that they ran on.
+    """Joblib backend that resubmits the tasks of killed workers.
 
     Parameters
     ----------
     retries : int
-        How many times a task is submitted again.
+        How many times a task is resubmitted.
     **params
-        Of the backend.
+        Parameters of the backend.
     """
 
     def __init__(self, *, retries: int, **params: Any) -> None:
@@ -66,13 +66,13 @@ class ResubmissionMixin:
 
 
 def keep_promise(task: Task, future: Future[Any]) -> None:
-    """Pass on what became of a task.
+    """Pass on the result or exception of a task.
 
     Parameters
     ----------
     task : Task
     future : Future
-        That has ended.
+        A finished one.
     """
     error = future.exception()
     if error is None:
@@ -82,10 +82,10 @@ def keep_promise(task: Task, future: Future[Any]) -> None:
 
 
 class ResubmittingLoky(ResubmissionMixin, LokyBackend):
-    """loky, with a new set of processes when one of them was killed.
+    """loky backend that starts new processes when one was killed.
 
-    loky gives up all of its processes when one dies, and every task that they have. Those go to
-    the new processes; results that came before are kept.
+    loky gives up all of its processes when one dies, and their tasks. These are resubmitted to the
+    new processes; earlier results are kept.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ class ResubmittingLoky(ResubmissionMixin, LokyBackend):
         try:
             future = workers.submit(task.call)
         except TerminatedWorkerError:
-            # broken before it got this task, which so was not lost once more
+            # broken before it received this task, so this does not count as a loss
             self._send_again(task, workers)
         else:
             future.add_done_callback(lambda ended: self._receive(task, ended, workers))
@@ -122,7 +122,7 @@ class ResubmittingLoky(ResubmissionMixin, LokyBackend):
             keep_promise(task, future)
 
     def _send_again(self, task: Task, broken: Any) -> None:
-        # this may be the thread that manages the broken processes, and has to end first
+        # this may be the thread that manages the broken processes, which must end first
         threading.Thread(target=self._renew_and_send, args=(task, broken), daemon=True).start()
 
     def _renew_and_send(self, task: Task, broken: Any) -> None:
@@ -144,12 +144,12 @@ _BACKENDS = ("loky", "dask", "ray")
 def survive_killed_workers(
     backend: str = "loky", *, n_jobs: int | None = None, retries: int = 3, **params: Any
 ) -> Iterator[None]:
-    """Run searches on workers that may be killed; what they were doing is done again.
+    """Run searches on workers that may be killed; their tasks are run again.
 
-    A worker process dies when memory runs out, when a cluster takes a machine back, or by a crash
+    A worker process dies when memory runs out, when a cluster reclaims a machine, or by a crash
     below Python. `error_score` does not help there, as it is about exceptions inside a fit.
-    Without this context a search on joblib's loky or on Ray ends with an error and loses all
-    results; one on Dask goes on, unless the data were on the dead worker only.
+    Without this context, a search on joblib's loky or on Ray ends with an error and loses all
+    results; a search on Dask continues, unless the data were on the dead worker only.
 
     Parameters
     ----------
@@ -158,12 +158,13 @@ def survive_killed_workers(
         Ray cluster of ``ray.init``, for which this registers joblib's backend. Their libraries
         are the extras ``dask`` and ``ray``.
     n_jobs : int, default=None
-        Workers, for all that says nothing itself: -1 is one for each core. Dask takes all that
-        its cluster has.
+        Number of workers where `n_jobs` is not set otherwise: -1 is one for each core. Dask uses
+        all workers of its cluster.
     retries : int, default=3
-        How many times a task is run again after it was lost; then the search raises the
-        backend's error. On Dask it is how often data are sent again, and the scheduler's setting
-        ``distributed.scheduler.allowed-failures`` (3) counts the workers that a task may lose.
+        How many times a lost task is run again; then the search raises the backend's error. On
+        Dask it is how often data are sent again, and the scheduler's setting
+        ``distributed.scheduler.allowed-failures`` (3) is the number of workers that a task may
+        lose.
     **params
         For the backend, as in `joblib.parallel_config`; for example
         ``ray_remote_args={"num_gpus": 1}``.
@@ -175,16 +176,15 @@ def survive_killed_workers(
 
     See Also
     --------
-    one_fit_per_gpu : Which GPU each fit takes.
+    one_fit_per_gpu : Assigns a GPU to each fit.
 
     Notes
     -----
-    A fit that was lost starts anew and, with a fixed `random_state`, gives the same scores. When
-    a process of loky dies, loky ends the others, so that up to `n_jobs` fits start anew, and all
-    of them count one loss. A task that kills each worker it gets ends the search after all: give
-    the fits more memory (a smaller `batch_size`, fewer workers), or take that candidate out.
-    scikit-learn keeps a search's results in memory until its end; if the main process dies, they
-    are gone.
+    A lost fit restarts and, with a fixed `random_state`, gives the same scores. When a process of
+    loky dies, loky ends the others, so that up to `n_jobs` fits restart, each with one loss
+    counted. A task that kills every worker it runs on still ends the search: give the fits more
+    memory (a smaller `batch_size`, fewer workers), or remove that candidate. scikit-learn keeps a
+    search's results in memory until its end; they are lost if the main process dies.
 
     Examples
     --------
@@ -214,7 +214,7 @@ def _make_backend(backend: str, retries: int, params: dict[str, Any]) -> Any:
         return ResubmittingDask(retries=retries, **params)
     from ray.util.joblib.ray_backend import RayBackend
 
-    # its pool sends tasks to actors in turn, dead ones too: they have to come back
+    # its pool sends tasks to actors in turn, also to dead ones: these must be restarted
     lives = {"max_restarts": -1, "max_task_retries": retries}
     params["ray_remote_args"] = {**lives, **params.get("ray_remote_args", {})}
     return RayBackend(**params)

@@ -1,4 +1,4 @@
-"""A GPU for each fit, among the processes of a machine."""
+"""`one_fit_per_gpu`: a separate GPU for each fit among the processes of a machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 
 _LOGGER = logging.getLogger("robust_ensembles")
-# seconds between two looks for a free device
+# seconds between two searches for a free device
 _PAUSE = 0.2
 
 
@@ -35,7 +35,7 @@ _HERE = _Here()
 
 @dataclass(frozen=True)
 class OneFitPerGPU:
-    """What `one_fit_per_gpu` gives: the value of `device` that stands for a free one.
+    """Value of the parameter `device` that reserves a free GPU; made by `one_fit_per_gpu`.
 
     Parameters
     ----------
@@ -55,24 +55,24 @@ class OneFitPerGPU:
 
     @contextmanager
     def reserve(self, only: torch.device | None = None) -> Iterator[torch.device]:
-        """Keep a device from other fits, for as long as the context lasts.
+        """Reserve a device for this thread within the context.
 
         Parameters
         ----------
         only : torch.device, default=None
-            The one that it must be, where a fit goes on with weights that are there.
+            The required device, if a fit continues with weights on it.
 
         Yields
         ------
         device : torch.device
-            The one that this thread holds already, for a fit inside another.
+            For a fit inside another one, the device that this thread has already reserved.
 
         Raises
         ------
         ValueError
             If there is no such device.
         TimeoutError
-            If none became free in time.
+            If no device became free in time.
         """
         if _HERE.held is not None:
             yield _HERE.held
@@ -88,7 +88,7 @@ class OneFitPerGPU:
             lock.release()
 
     def _slots(self, only: torch.device | None) -> dict[str, torch.device]:
-        """Devices by the names of their locks, the one that this thread had before first."""
+        """Devices by the names of their locks, this thread's previous one first."""
         devices = self.devices
         if devices is None:
             devices = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
@@ -144,24 +144,24 @@ def one_fit_per_gpu(
     timeout: float | None = None,
     lock_dir: str | os.PathLike[str] | None = None,
 ) -> OneFitPerGPU:
-    """A value for the parameter `device` by which each fit takes a GPU that no other has.
+    """Value for the parameter `device` with which each fit takes a GPU that no other fit uses.
 
     ``GridSearchCV(CEATEnsembleClassifier(device=one_fit_per_gpu()), grid, n_jobs=4)`` runs four
-    fits at a time on a machine with four GPUs, one on each. Where there are fewer GPUs than
-    workers, fits wait. The value travels inside the estimator, so it works in any process of the
-    machine that trains: joblib's workers, those of Dask and Ray, several scripts of one user.
+    fits at a time on a machine with four GPUs, one on each. With fewer GPUs than workers, fits
+    wait. The value is part of the estimator, so it works in any process of the training machine:
+    workers of joblib, Dask and Ray, or several scripts of one user.
 
     Parameters
     ----------
     devices : sequence of str, default=None
-        Among which to choose, such as ``["cuda:0", "cuda:2"]``. A device that is in it twice
-        takes two fits. None is all that torch sees, so ``CUDA_VISIBLE_DEVICES`` is respected.
+        Devices to choose from, such as ``["cuda:0", "cuda:2"]``. A device listed twice takes two
+        fits. None is all that torch sees, so ``CUDA_VISIBLE_DEVICES`` is respected.
     timeout : float, default=None
-        Seconds to wait for a free one; then the fit raises TimeoutError. None waits for ever,
-        and says so to the logger ``robust_ensembles``.
+        Seconds to wait for a free device; then the fit raises TimeoutError. None waits for ever
+        and logs this to ``robust_ensembles``.
     lock_dir : path-like, default=None
-        Folder of the lock files, on a disk of the machine itself. None is one in the system's
-        temporary folder, for this user; users who share GPUs have to name one that all may write.
+        Folder of the lock files, on a local disk of the machine. None is a folder of this user in
+        the system's temporary folder; users who share GPUs must give one that all can write to.
 
     Returns
     -------
@@ -170,23 +170,23 @@ def one_fit_per_gpu(
     Raises
     ------
     TypeError
-        For devices that are no sequence of names.
+        If `devices` is not a sequence of names.
 
     Notes
     -----
-    A lock is a file named after the GPU itself, not after its number, and locked by the operating
-    system: it is freed with the process that holds it, however that ends, and a file that is left
-    behind locks nothing.
+    A lock is a file named after the identity of the GPU, not its number, and locked by the
+    operating system: it is released when its process ends for any reason, and a remaining file has
+    no effect.
 
-    The GPU is held from the beginning of `fit` or `partial_fit` to its end, pretraining included.
-    Weights stay there, and predictions and scores are computed there without a lock. A process
-    takes the GPU again that it had before, if it can: with as many workers as GPUs each keeps
-    its own, and a score is not disturbed by the next fit of another worker.
+    The GPU is reserved from the beginning of `fit` or `partial_fit` to its end, including
+    pretraining. Weights stay on it, and predictions and scores are computed there without a lock. A
+    process takes its previous GPU again if possible: with as many workers as GPUs, each keeps its
+    own, and a score is not disturbed by the next fit of another worker.
 
-    Clusters have ways of their own to give each worker a GPU, as the only one that it sees; then
-    leave ``device="auto"``. Dask: ``dask_cuda.LocalCUDACluster()``. Ray:
-    ``survive_killed_workers("ray", n_jobs=4, ray_remote_args={"num_gpus": 1})``, where scores
-    are within the reservation, too.
+    Clusters have their own ways to give each worker a GPU, as the only visible one; then leave
+    ``device="auto"``. Dask: ``dask_cuda.LocalCUDACluster()``. Ray:
+    ``survive_killed_workers("ray", n_jobs=4, ray_remote_args={"num_gpus": 1})``, where the
+    reservation includes scores.
 
     Examples
     --------
@@ -205,7 +205,7 @@ def one_fit_per_gpu(
 
 
 def _checked(name: str) -> torch.device:
-    # the estimators know the right words for a device that is absent
+    # with the error message of the estimators for a missing device
     from ..estimators.parameters import resolve_device
 
     device = resolve_device(name)
@@ -215,7 +215,7 @@ def _checked(name: str) -> torch.device:
 
 
 def _lasting_name(device: torch.device) -> str:
-    """A name that does not depend on which devices a process sees."""
+    """A name that does not depend on the devices that are visible to a process."""
     if device.type != "cuda":
         return str(device).replace(":", "-")
     return f"cuda-{torch.cuda.get_device_properties(device).uuid}"

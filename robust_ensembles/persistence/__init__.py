@@ -1,7 +1,7 @@
-"""Fitted ensembles as files: saved and loaded without pickle, exported to ONNX.
+"""Saving and loading of fitted ensembles without pickle, and export to ONNX.
 
-``clf.save(path)`` writes one safetensors file, `load` reads it, in another process, on another
-machine, without running any code from the file.
+``clf.save(path)`` writes a safetensors file; `load` reads it, in another process or on another
+machine, without running code from the file.
 """
 
 from .files import load, save

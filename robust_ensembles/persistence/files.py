@@ -1,4 +1,4 @@
-"""A fitted ensemble becomes a file."""
+"""`save` and `load` of fitted ensembles as safetensors files."""
 
 from __future__ import annotations
 
@@ -48,30 +48,30 @@ def save(
     *,
     optimizer_state: bool = False,
 ) -> None:
-    """Write a fitted ensemble to a file; the same as ``estimator.save``.
+    """Save a fitted ensemble to a file; the same as ``estimator.save``.
 
     Parameters
     ----------
     estimator : fitted estimator of this package
     path : path-like
-        Replaced as a whole, or left as it was.
+        An existing file is replaced atomically.
     optimizer_state : bool, default=False
-        Whether the optimizer's memory is kept, for training on. It makes the file two (SGD with
-        momentum) or three times (Adam) as large.
+        Whether to include the optimizer's state, for further training. It makes the file two (SGD
+        with momentum) or three times (Adam) as large.
 
     Raises
     ------
     NotFittedError
     TypeError
-        If the estimator is none of this package: a Pipeline, or a class derived from ours.
+        If the estimator is not a class of this package, but a Pipeline or a user's subclass.
     ValueError
         If labels or weights are of a type that cannot be stored.
     FileNotFoundError
-        If there is no folder to write it to.
+        If the folder of `path` does not exist.
 
     See Also
     --------
-    load : What is stored, and how it comes back.
+    load : Load the file; describes what is stored.
     """
     if ENSEMBLES.get(type(estimator).__name__) is not type(estimator):
         raise TypeError(
@@ -95,14 +95,14 @@ Components = tuple[Ensemble, nn.Module | None]
 
 
 def build_own(estimator: BaseEnsembleClassifier, table: Table) -> Components:
-    """Build networks of this package on torch's meta device, where tensors have no numbers.
+    """Build networks of this package on torch's meta device, where tensors have no values.
 
     Parameters
     ----------
     estimator : BaseEnsembleClassifier
-        With its parameters and what it knows of the data.
+        With its parameters, and the attributes learned from the data.
     table : dict of str to Entry
-        Of the file: nothing with more parameters than this has tensors is built.
+        The table of the file. Networks with more parameters than it has are not built.
 
     Returns
     -------
@@ -114,13 +114,13 @@ def build_own(estimator: BaseEnsembleClassifier, table: Table) -> Components:
 
 
 def build_given(estimator: BaseEnsembleClassifier, expected: Table) -> Components:
-    """Build networks of the user's, after a trial without memory where they allow it.
+    """Build the user's networks, if possible after a trial on the meta device.
 
     Parameters
     ----------
     estimator : BaseEnsembleClassifier
     expected : dict of str to Entry
-        What the file has of the members.
+        The members' tensors in the file.
 
     Returns
     -------
@@ -170,16 +170,16 @@ def compare(shapes: Mapping[str, tuple[int, ...]], stored: Table) -> None:
 def fill(
     module: nn.Module, prefix: str, state: NetState, stored: Table, path: str | os.PathLike[str]
 ) -> None:
-    """Read a module's tensors.
+    """Load a module's tensors from a file.
 
     Parameters
     ----------
     module : nn.Module
-        With all its tensors on the meta device, or with none.
+        With all its tensors on the meta device, or none.
     prefix : str
-        What the names of its tensors begin with in the file.
+        Prefix of the names of its tensors in the file.
     state : NetState
-        Of the file.
+        The state in the file.
     stored : dict of str to Entry
         The file's table.
     path : path-like
@@ -187,7 +187,7 @@ def fill(
     Raises
     ------
     ValueError, RuntimeError
-        If they are not the module's.
+        If they do not match the module.
     """
     own = under(stored, prefix)
     named = {storable_name(n): t for n, t in module.state_dict(keep_vars=True).items()}
@@ -204,7 +204,7 @@ def fill(
 
 
 def under(table: Table, prefix: str) -> Table:
-    """The part of a table whose names begin like this."""
+    """The entries of a table whose names begin with a prefix."""
     return {name: entry for name, entry in table.items() if name.startswith(prefix)}
 
 
@@ -220,7 +220,7 @@ def _members(estimator: BaseEnsembleClassifier, *, probe: bool) -> list[nn.Modul
 
 
 def _tried(estimator: BaseEnsembleClassifier) -> dict[str, tuple[int, ...]] | None:
-    """Shapes of the user's networks, or None where they cannot be built without numbers."""
+    """Shapes of the user's networks, or None if they cannot be built on the meta device."""
     try:
         with preserve_global_rng(), torch.device("meta"):
             state = Ensemble(_members(estimator, probe=False)).state_dict()
@@ -238,7 +238,7 @@ def _compare_kinds(state: Mapping[str, Tensor], prefix: str, stored: Mapping[str
 
 
 def _take_precision(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> None:
-    """Give a module's weights the precision of stored ones, which would be rounded otherwise."""
+    """Convert a module to the precision of the stored weights, which would otherwise be rounded."""
     for name, tensor in state.items():
         other = stored.get(name)
         if not isinstance(other, Tensor) or is_lazy(tensor) or tensor.dtype == other.dtype:
@@ -249,7 +249,7 @@ def _take_precision(state: Mapping[str, Tensor], stored: Mapping[str, Any]) -> N
 
 @contextmanager
 def _at_most(n_parameters: int) -> Iterator[None]:
-    """Stop this thread from making modules with more parameters: a header can ask for 10^9."""
+    """Raise in this thread for modules with more parameters: a header could ask for 10^9."""
     thread, made = threading.get_ident(), 0
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -267,35 +267,35 @@ def _at_most(n_parameters: int) -> Iterator[None]:
         handle.remove()
 
 
-# of a model, and of a checkpoint
+# kinds of files: a model, and a checkpoint
 _PREFIXES = (MODULE, AUXILIARY, OPTIMIZER, ASIDE, METHOD, CALLBACKS)
 
-# without these, the file's weights belong to nothing
+# parameters without which the file's weights cannot be used
 _NEEDED = ("module", "module_params")
 
 
 def load(path: str | os.PathLike[str], **params: Any) -> BaseEnsembleClassifier:
-    """Read a fitted ensemble from a file that ``estimator.save`` wrote, or from a checkpoint.
+    """Load a fitted ensemble from a file written by ``estimator.save``, or from a checkpoint.
 
-    Nothing in the file is run: it holds numbers and a header in JSON, which may name classes of
-    this package and of `torch.optim` only. What it claims is compared with its length, and its
-    networks with its table, before memory is taken. A stranger's file can be wrong, not
-    dangerous. Files of pickle, joblib and `torch.save` are another matter: estimators of this
-    package go through these too, but whoever reads such a file runs its code.
+    Nothing in the file is run: it contains numbers and a header in JSON, which may only name
+    classes of this package and of `torch.optim`. The header is compared with the length of the
+    file, and the networks with its table, before memory is allocated. A file from an untrusted
+    source can be wrong, but not dangerous. This does not hold for pickle, joblib and `torch.save`:
+    estimators of this package can be stored by them too, but reading such a file runs its code.
 
     Parameters
     ----------
     path : path-like
     **params : dict
-        Parameters of the estimator that shall differ from the stored ones, as in `set_params`:
-        ``module=MyNetwork`` where the members are not networks of this package,
-        ``device="cpu"``.
+        Parameters of the estimator that replace the stored ones, as in `set_params`, such as
+        ``device="cpu"``. Pass your own network class if the members are not networks of this
+        package: ``module=MyNetwork``.
 
     Returns
     -------
     estimator : estimator of the class that was saved
-        On the CPU its predictions are those of the saved estimator to the bit, with the same
-        version of torch.
+        With the same version of torch, its predictions on the CPU are those of the saved estimator
+        to the bit.
 
     Raises
     ------
@@ -303,14 +303,13 @@ def load(path: str | os.PathLike[str], **params: Any) -> BaseEnsembleClassifier:
     ModelFileError
         If the file is damaged, crafted or of another kind; it is a ValueError.
     ValueError
-        If the members are networks of the user's and `module` is not given, or for wrong
-        `params`.
+        If the members are the user's networks and `module` is not given, or for wrong `params`.
 
     Warns
     -----
     UserWarning
-        For parameters that only code could make again, and that are not given: they have their
-        defaults now. A prediction needs none of them.
+        For parameters that cannot be stored and are not given: they are set to their defaults.
+        Predictions do not need them.
 
     Notes
     -----
@@ -318,23 +317,23 @@ def load(path: str | os.PathLike[str], **params: Any) -> BaseEnsembleClassifier:
     CLDL, classes with their type, shape and names of the features, the box, the history (one row
     for each epoch, without its batches), the seed of the fit and versions. Objects among the
     parameters (attacks, augmentation, `calibration`, `pretrained`) are stored by class and
-    parameters, as `clone` copies them: a fitted `pretrained` comes back unfitted, and there is no
+    parameters, as `clone` copies them: a fitted `pretrained` is loaded unfitted, and there is no
     `pretrained_`.
 
-    Not stored are networks, callbacks and optimizers of other origin than this package and torch,
-    functions, splitters, RandomState instances, `External` and `Transfer` attacks, what
-    `FrozenEstimator` holds, `checkpoint_dir`, state of callbacks, FASTEN's memory of
-    perturbations, what callbacks wrote into the history unless it is a number, a string or a
-    container of these.
+    Not stored are networks, callbacks and optimizers that are not from this package or torch,
+    functions, splitters, RandomState instances, `External` and `Transfer` attacks, the content of
+    a `FrozenEstimator`, `checkpoint_dir`, the state of callbacks, FASTEN's memory of
+    perturbations, and entries of the history other than numbers, strings and containers of these.
 
-    With ``warm_start=True``, or by `partial_fit`, training goes on at the learning rate that was
-    reached. The optimizer remembers past gradients if the file was saved with
-    ``optimizer_state=True`` and starts afresh otherwise.
+    With ``warm_start=True``, or by `partial_fit`, training continues at the last learning rate.
+    The optimizer's state is restored if the file was saved with ``optimizer_state=True``, and
+    reset otherwise.
 
-    A checkpoint of `checkpoint_dir` gives the ensemble as it was after that epoch, with the
-    optimizer's memory. What it holds beside, for `fit` to go on from, is not read here.
+    A checkpoint of `checkpoint_dir` gives the ensemble after that epoch, with the optimizer's
+    state. Its further content, from which `fit` resumes, is not read here.
 
-    A device that is not here becomes ``device="auto"``, and an `accelerate` that needs one too.
+    A device that does not exist on this machine is replaced by ``device="auto"``, and an
+    `accelerate` that needs a missing device by ``"auto"``.
 
     Examples
     --------
@@ -351,7 +350,7 @@ def load(path: str | os.PathLike[str], **params: Any) -> BaseEnsembleClassifier:
     >>> bool((again.predict_proba(X) == clf.predict_proba(X)).all())
     True
     """
-    # a link to the best checkpoint may turn to another file meanwhile
+    # a link to the best checkpoint may change to another file in the meantime
     path = os.path.realpath(path) if os.path.islink(path) else path
     header, table = read_header(path)
     described, state = _of_a_model(header, path)
@@ -368,7 +367,7 @@ def load(path: str | os.PathLike[str], **params: Any) -> BaseEnsembleClassifier:
         ensemble, beside = _modules(estimator, about, state, table, path, params)
         estimator.net_ = _net(estimator, state, (ensemble, beside))
         estimator.net_.history = History(rows)
-        # the state is that of the optimizer that was saved, or that stands for it
+        # the state is that of the saved optimizer, or of the one given instead
         if ("optimizer" in params) == ("optimizer" in about.omitted):
             kept = {"lr"} & set(params) | set(params.get("optimizer_params") or ())
             memory = read_tensors(path, [*under(table, OPTIMIZER), *under(table, ASIDE)])
@@ -378,7 +377,7 @@ def load(path: str | os.PathLike[str], **params: Any) -> BaseEnsembleClassifier:
 
 
 def _of_a_model(header: Header, path: str | os.PathLike[str]) -> tuple[dict[str, Any], NetState]:
-    """The parts of a header that a model has, and a checkpoint may have."""
+    """The parts of a header that every model has, and a checkpoint may have."""
     if isinstance(header.estimator, str) or header.net is None:
         raise ModelFileError(
             f"{path} cannot be loaded: it is a checkpoint of {str(header.estimator)[:200]}. fit "
@@ -395,7 +394,7 @@ def _modules(
     path: str | os.PathLike[str],
     params: dict[str, Any],
 ) -> Components:
-    """The members, and what is trained beside them, with their weights."""
+    """The members, and the module trained beside them, with their weights."""
     build = build_given if "module" in params else build_own
     own = under(table, MODULE) if "module" in params else table
     ensemble, beside = build(estimator, own)
@@ -409,7 +408,7 @@ def _modules(
 
 
 def _net(estimator: BaseEnsembleClassifier, state: NetState, components: Components) -> EnsembleNet:
-    """The net of such modules, without its history."""
+    """The net of these modules, without its history."""
     size = state.batch_size if estimator.batch_size == "auto" else None
     net = estimator._make_net(state.seed, size)
     with preserve_global_rng():
@@ -421,7 +420,7 @@ def _net(estimator: BaseEnsembleClassifier, state: NetState, components: Compone
 def _check_names(
     estimator: BaseEnsembleClassifier, table: Table, *, known: tuple[str, ...]
 ) -> None:
-    """Raise for tensors that belong to nothing, or to another number of members."""
+    """Raise for unknown tensors, or those of another number of members."""
     unknown = [name for name in table if not name.startswith(known)]
     if unknown:
         raise ValueError(f"its tensors {[name[:80] for name in unknown[:3]]} belong to nothing")
@@ -435,7 +434,7 @@ def _check_names(
 def _restore_layers(
     estimator: BaseEnsembleClassifier, header: EstimatorHeader, ensemble: Any
 ) -> None:
-    """The layers that the method looks at, if it does."""
+    """Restore `layers_`, if the method has it."""
     looks = hasattr(estimator, "layers")
     if looks != (header.layers is not None):
         raise ValueError(f"it has {'no' if looks else 'the'} layers of a {header.kind}")
@@ -449,7 +448,7 @@ def _restore_layers(
 
 
 def _fit_to_machine(estimator: BaseEnsembleClassifier) -> None:
-    """Replace what only the machine that saved it has."""
+    """Replace settings that need a device of the machine that saved it."""
     try:
         device = resolve_device(estimator.device)
     except ValueError:
@@ -466,7 +465,7 @@ def _fit_to_machine(estimator: BaseEnsembleClassifier) -> None:
 def _ask_for_missing(
     path: str | os.PathLike[str], header: EstimatorHeader, params: dict[str, Any]
 ) -> None:
-    """Raise for networks that the file could not store."""
+    """Raise for networks that are not in the file."""
     needed = {name: header.omitted[name] for name in _NEEDED if name in header.omitted}
     for name, what in needed.items():
         if name not in params:
@@ -479,7 +478,7 @@ def _ask_for_missing(
 def _warn_of_missing(
     path: str | os.PathLike[str], header: EstimatorHeader, params: dict[str, Any]
 ) -> None:
-    """Warn of other parameters that the file could not store."""
+    """Warn of other parameters that are not in the file."""
     lost = {name: what for name, what in header.omitted.items() if name not in params}
     if lost:
         listed = ", ".join(f"{str(name)[:40]} ({str(what)[:80]})" for name, what in lost.items())

@@ -1,4 +1,4 @@
-"""What a file says of its estimator, beside the net."""
+"""The description of an estimator in the header of its file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .values import ENSEMBLES, NETWORKS, decode_object, encode, storable_params
 
 @dataclass(frozen=True)
 class EstimatorHeader:
-    """The description of an estimator, in plain values that JSON knows.
+    """The description of an estimator, in plain values for JSON.
 
     Parameters
     ----------
@@ -25,13 +25,13 @@ class EstimatorHeader:
     params : dict
         Its parameters.
     omitted : dict of str to str
-        Parameters that could not be stored, and what they were.
+        Parameters that could not be stored, with a description.
     classes, feature_names : dict or None
         Arrays.
     input_shape : list of int
     clip_values : list of two floats, or None
     layers : list of lists of str, or None
-        `layers_` of the methods that look into their members.
+        `layers_` of methods that use features of their members.
     """
 
     kind: str
@@ -45,7 +45,7 @@ class EstimatorHeader:
 
 
 def describe(estimator: BaseEnsembleClassifier) -> dict[str, Any] | str:
-    """What a file says of an estimator whose data are known.
+    """Describe an estimator that has the attributes learned from its data.
 
     Parameters
     ----------
@@ -54,8 +54,8 @@ def describe(estimator: BaseEnsembleClassifier) -> dict[str, Any] | str:
     Returns
     -------
     plain : dict or str
-        The fields of an `EstimatorHeader`, or why there are none: `load` can make estimators of
-        this package only, with labels that JSON knows.
+        The fields of an `EstimatorHeader`, or why there are none: `load` can only make estimators
+        of this package, with labels that JSON can hold.
     """
     kind = type(estimator)
     if ENSEMBLES.get(kind.__name__) is not kind:
@@ -132,7 +132,7 @@ def unfitted(header: EstimatorHeader) -> BaseEnsembleClassifier:
 
 
 def set_fitted(estimator: BaseEnsembleClassifier, header: EstimatorHeader) -> None:
-    """Set what a fit learns from the shape of X and from y.
+    """Set the attributes that a fit learns from the shape of X and from y.
 
     Parameters
     ----------

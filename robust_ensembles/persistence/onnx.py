@@ -1,4 +1,4 @@
-"""The deployed rule as an ONNX model."""
+"""Export of the deployed rule as an ONNX model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..estimators import BaseEnsembleClassifier
 
 INPUT, OUTPUT = "X", "log_proba"
 _INPUT_DTYPES = ("float32", "float64", "uint8")
-# sizes of the batches that are compared; the model was traced with another one
+# sizes of the batches to compare; the model is traced with another one
 _TRACED, _COMPARED = 3, (1, 8)
 
 
@@ -32,32 +32,32 @@ def export_onnx(
     input_dtype: str = "float32",
     tolerance: float = 1e-5,
 ) -> None:
-    """Write a fitted ensemble as an ONNX model and compare it with the estimator.
+    """Export a fitted ensemble as an ONNX model and compare it with the estimator.
 
     The model takes ``X`` of shape (n_samples, n_features) if the estimator was given an
     `input_shape`, else ``(n_samples, *input_shape_)``, for any n_samples, and returns
     ``log_proba`` of shape (n_samples, n_classes): logarithms of the members' mean probability, in
-    the order of `classes_`, which stand in the model's metadata as JSON. For other ways of
-    serving, ``torch.export.export(estimator.as_module(), ...)`` takes the same module.
+    the order of `classes_`, which the model's metadata contain as JSON. For other ways of serving,
+    ``torch.export.export(estimator.as_module(), ...)`` takes the same module.
 
     Parameters
     ----------
     estimator : fitted estimator of this package
         On any device; it stays there.
     path : path-like
-        Replaced as a whole, or left as it was.
+        An existing file is replaced atomically.
     input_dtype : {"float32", "float64", "uint8"}, default="float32"
-        What X will be there; ``"uint8"`` is divided by 255.
+        The dtype of X in the ONNX model; ``"uint8"`` is divided by 255.
     tolerance : float, default=1e-5
-        How far the model's outputs may be from the estimator's on random X in the box, absolutely
-        and relatively, when onnxruntime computes them on the CPU.
+        Largest allowed absolute and relative difference between the outputs of onnxruntime on the
+        CPU and of the estimator, on random X in the box.
 
     Raises
     ------
     ImportError
         Without onnx, onnxscript and onnxruntime.
     RuntimeError
-        If the outputs differ by more, or torch cannot write the networks as ONNX (2.6 cannot write
+        If the outputs differ by more, or torch cannot export the networks (2.6 cannot export
         ResNets); nothing is written.
     """
     check_is_fitted(estimator)

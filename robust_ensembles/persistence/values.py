@@ -1,7 +1,7 @@
-"""Parameters as JSON, and back: plain values, and objects and classes that a file may name.
+"""Encoding of parameters as JSON: plain values, and the objects and classes that a file may name.
 
-``{"object": "PGD", "params": {...}}`` is an object made of its parameters, ``{"type": "Adam"}`` a
-class. Nothing is looked up but in the tables of this module.
+``{"object": "PGD", "params": {...}}`` is an object made from its parameters, ``{"type": "Adam"}`` a
+class. Names are only looked up in the tables of this module.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from ..state.values import refuse_to_decode, refuse_to_encode
 ENSEMBLES: dict[str, type[BaseEnsembleClassifier]] = {
     method.cls.__name__: method.cls for method in _registry.methods().values()
 }
-"""The estimators, by name."""
+"""Estimators by name."""
 
 OBJECTS: dict[str, type[BaseEstimator]] = {
     **ENSEMBLES,
-    # what the others are made of is a function or a trained model, not parameters
+    # the others contain a function or a trained model
     **{name: a.cls for name, a in _registry.attacks().items() if a.from_parameters},
     **{
         name: kind
         for name in _training.__all__
-        # on Python 3.10, aliases such as dict[str, Tensor] pass for types as well
+        # on Python 3.10, aliases such as dict[str, Tensor] count as types
         if isinstance(kind := getattr(_training, name), type)
         and not isinstance(kind, GenericAlias)
         and issubclass(kind, _training.BatchTransform)
@@ -42,12 +42,12 @@ OBJECTS: dict[str, type[BaseEstimator]] = {
     "CollaborativeCalibration": CollaborativeCalibration,
     "GradientAttack": GradientAttack,  # a base, but one that can be used as it is
 }
-"""What is made of its parameters alone: estimators, attacks, transforms, by name."""
+"""Classes whose objects are defined by their parameters, by name: estimators, attacks, etc."""
 
 NETWORKS: dict[str, type] = {
     kind.__name__: kind for kind in (*_modules.MODULES.values(), _modules.CifarResNet)
 }
-"""Members, by the names of their classes."""
+"""Networks of the package by class name."""
 
 TYPES: dict[str, type] = {
     **NETWORKS,
@@ -59,19 +59,19 @@ TYPES: dict[str, type] = {
         and kind is not torch.optim.Optimizer
     },
 }
-"""Classes that are themselves values of `module` and `optimizer`, by name."""
+"""Classes that may be values of `module` and `optimizer`, by name."""
 
-# where a fit writes is its owner's affair: a file from elsewhere must not choose
+# a file must not choose where a fit writes
 _OF_THE_MACHINE = {"checkpoint_dir"}
 
 
 def encode(value: Any) -> Any:
-    """Describe a parameter by what JSON knows.
+    """Describe a parameter by values that JSON can hold.
 
     Parameters
     ----------
     value : object
-        Plain, an object or a class that this module lists, or a container of these.
+        A plain value, an object or class that this module lists, or a container of these.
 
     Returns
     -------
@@ -88,7 +88,7 @@ def encode(value: Any) -> Any:
 def _encode_object(value: Any) -> Any:
     if isinstance(value, type) and TYPES.get(value.__name__) is value:
         return {"type": value.__name__}
-    # the class itself: a user's class of the same name, or one derived from ours, is another
+    # the exact class: a user's class of the same name or a subclass is not the same
     if isinstance(value, BaseEstimator) and OBJECTS.get(type(value).__name__) is type(value):
         params = {name: encode(param) for name, param in storable_params(value).items()}
         return {"object": type(value).__name__, "params": params}
@@ -96,18 +96,18 @@ def _encode_object(value: Any) -> Any:
 
 
 def storable_params(estimator: BaseEstimator) -> dict[str, Any]:
-    """The parameters of an object that a file may give, undescribed."""
+    """The parameters of an object that a file may set, not yet encoded."""
     params = estimator.get_params(deep=False)
     return {name: value for name, value in params.items() if name not in _OF_THE_MACHINE}
 
 
 def decode(plain: Any) -> Any:
-    """Make what `encode` described.
+    """The inverse of `encode`.
 
     Parameters
     ----------
     plain : object
-        From a file, so that it may hold anything that JSON does.
+        From a file, so it may be anything that JSON can hold.
 
     Returns
     -------
@@ -116,7 +116,7 @@ def decode(plain: Any) -> Any:
     Raises
     ------
     ValueError
-        If it is nothing that `encode` makes, or names a class that is not allowed.
+        If `encode` does not make such values, or for a class that is not allowed.
     """
     return decode_plain(plain, _decode_object)
 
@@ -130,7 +130,7 @@ def _decode_object(plain: dict[str, Any]) -> Any:
 
 
 def decode_object(name: Any, params: Any, allowed: dict[str, Any]) -> Any:
-    """Make an object of its parameters; nothing is looked up but in the given dict.
+    """Make an object from its parameters; the class is only looked up in the given dict.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ def decode_object(name: Any, params: Any, allowed: dict[str, Any]) -> Any:
     Raises
     ------
     ValueError
-        For a class or a parameter that is not there.
+        For an unknown class or parameter.
     """
     kind = _look_up(name, allowed)
     if not isinstance(params, dict):

@@ -1,8 +1,8 @@
-"""Each paper's evaluation to the letter, with sound numbers beside it.
+"""Evaluation protocols of the papers, exactly as published, with sound numbers beside them.
 
 A protocol takes one fitted estimator, or several by name, and returns a `ProtocolResult`: a table
 with the numbers as the paper or its code computes them (``faithful``) and as they should be
-(``sound``), the settings that repeat them, and the quirks that set the two apart.
+(``sound``), the settings to reproduce them, and the quirks that explain the differences.
 
 >>> from robust_ensembles import protocols
 >>> protocols.cldl_split()[0][:3].tolist()

@@ -1,4 +1,4 @@
-"""CEAT's evaluation (Li et al. 2025): white box, of all images."""
+"""CEAT's evaluation protocol (Li et al. 2025): white box, on all images."""
 
 from __future__ import annotations
 
@@ -68,33 +68,33 @@ def ceat(
     """CEAT's white box: PGD-20, MIM-20, CW-20 and AutoAttack on all images.
 
     The numbers of the paper are ``faithful`` with ``metric == "unconditional"``. Beside them,
-    ``sound`` is the worst of the row's attack and of PGD-20 by steps of eps / 4 on two losses,
-    and of an attack on ensembles if one is asked for.
+    ``sound`` is the worst case of the row's attack, PGD-20 with steps of eps / 4 on two losses,
+    and `ensemble_attack` if given.
 
     Parameters
     ----------
     estimators : fitted estimator or dict of these
         By name.
     X : array-like of shape (n_samples, ...)
-        Test images in [0, 1] or uint8; in the paper taken to be all 10,000.
+        Test images in [0, 1] or uint8; in the paper presumably all 10,000.
     y : array-like of shape (n_samples,)
         Labels.
     eps : float, default=0.031
         Radius in the maximum norm, in the units of X.
     step_size : float, default=0.007
-        Of PGD, MIM and CW, in the units of X.
+        Step size of PGD, MIM and CW, in the units of X.
     n_steps : int, default=20
-        Of PGD, MIM and CW, the sound ones too.
+        Number of steps of PGD, MIM and CW, including the sound ones.
     n_queries : int, default=5000
-        Of Square, the last part of AutoAttack.
+        Queries of Square, the last part of AutoAttack.
     attacks : sequence of {"PGD", "MIM", "CW", "AA"}, default=None
-        Which of the paper's attacks are run; None is all. AutoAttack takes far longer than the
-        others together.
+        The attacks of the paper to run; None is all. AutoAttack takes far longer than the others
+        together.
     ensemble_attack : {"mora", "autoattack"}, default=None
-        What is added to the sound numbers: `MORA`, or `EnsembleAutoAttack`, which has MORA in it.
-        Both are slow, so by default the sound numbers do without, as `quirks` then says.
+        Attack to add to the sound numbers: `MORA`, or `EnsembleAutoAttack`, which includes MORA.
+        Both are slow, so the default is none, as `quirks` then states.
     clip_values : tuple of two floats or None, default=(0, 1)
-        Box of the examples; None is that of the estimator.
+        Box of the examples; None uses that of the estimator.
     batch_size : int, default=256
         Images attacked at once. Does not change the result.
     random_state : int, default=0
@@ -150,7 +150,7 @@ def ceat(
 
 
 def published_attacks(walk: dict[str, Any], autoattack: AutoAttack) -> dict[str, Sequence[Attack]]:
-    """The attacks of the paper's tables, by the names there."""
+    """The attacks of the paper's tables, by their names there."""
     n_steps = walk["n_steps"]
     return {
         f"PGD{n_steps}": [PGD(loss="cross_entropy", **walk)],
@@ -163,7 +163,7 @@ def published_attacks(walk: dict[str, Any], autoattack: AutoAttack) -> dict[str,
 def _selected(
     made: dict[str, Sequence[Attack]], names: Sequence[str] | None
 ) -> dict[str, Sequence[Attack]]:
-    """Those of the attacks that are asked for."""
+    """The requested attacks."""
     if names is None:
         return made
     for name in names:

@@ -1,4 +1,4 @@
-"""CLDL's evaluation (Wang and Liu 2022): examples transferred from vanilla ensembles."""
+"""CLDL's evaluation protocol (Wang and Liu 2022): examples transferred from vanilla ensembles."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ _N_IMAGES, _N_TUNING = 10_000, 1_000
 
 
 def cldl_split() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """How CLDL's code splits the 10,000 test images of each data set.
+    """Split of the 10,000 test images of each data set in CLDL's code.
 
     Returns
     -------
     hyper_parameters : ndarray of shape (1000,)
-        Indices of the images that hyper-parameters are chosen on.
+        Indices of the images for choosing hyper-parameters.
     evaluation : ndarray of shape (9000,)
         Indices of the others.
     """
-    # a generator of our own draws what the global one does after random.seed(0)
+    # a private generator draws what the global one does after random.seed(0)
     order = np.array(random.Random(0).sample(range(_N_IMAGES), _N_IMAGES), dtype=np.int64)
     return order[:_N_TUNING], order[_N_TUNING:]
 
 
 def check_subset(subset: str, y: ArrayLike) -> None:
-    """Raise for an unknown subset, or if X cannot be what it is a part of."""
+    """Raise for an unknown subset, or if y does not have the size of a test set."""
     one_of(subset, _SUBSETS, "cldl: subset")
     n_images = len(np.asarray(y))
     if subset in ("evaluation", "hyper-parameters") and n_images != _N_IMAGES:
@@ -61,7 +61,7 @@ def check_subset(subset: str, y: ArrayLike) -> None:
 
 
 def selected(subset: str, targets: list[Target]) -> NDArray[np.int64]:
-    """Indices of the images of a subset, in the order of the code."""
+    """Indices of the images of a subset, in the order of the released code."""
     if subset == "all":
         return np.arange(len(targets[0].y))
     if subset == "common_correct":
@@ -121,16 +121,16 @@ def cldl(
     clip_values: Box | None = (0.0, 1.0),
     batch_size: int = 256,
 ) -> ProtocolResult:
-    """CLDL's black box: examples made on vanilla ensembles and tried on each estimator.
+    """CLDL's black box: examples made on vanilla ensembles and evaluated on each estimator.
 
     BIM, FGSM, MIM and PGD in the maximum norm, 10 steps of eps / 5, on each surrogate's log mean
     probability, with cross-entropy and with a CW loss, PGD from three random starts. An image
-    withstands an attack if an estimator has it right when clean and in every one of these sets.
+    withstands an attack if an estimator classifies it correctly when clean and in all these sets.
     They are made once, for all estimators.
 
-    The numbers of the paper are ``faithful`` with ``metric == "conditional"``. Sound ones are
-    ``sound`` with ``metric == "unconditional"``: of all images, and with examples on the correct
-    CW margin beside those of the paper.
+    The numbers of the paper are ``faithful`` with ``metric == "conditional"``. The sound numbers
+    are ``sound`` with ``metric == "unconditional"``: on all images, with additional examples on the
+    correct CW margin.
 
     Parameters
     ----------
@@ -142,24 +142,24 @@ def cldl(
     y : array-like of shape (n_samples,)
         Labels.
     surrogates : fitted estimator or sequence of these
-        What the examples are made on; in the paper vanilla ensembles of 3 and of 5 members, see
+        Models to make the examples on; in the paper vanilla ensembles of 3 and of 5 members, see
         `train_surrogates`.
     dataset : {"cifar10", "mnist", "fashion-mnist"}, default=None
-        Gives the radii. None needs `eps`.
+        Sets the radii. None requires `eps`.
     eps : float or sequence of float, default=None
         Radii in the units of X, instead of those of the data set.
     cw : {"released", "sound"}, default="released"
         The CW loss of the faithful numbers: that of the code, or the correct margin.
     subset : {"evaluation", "hyper-parameters", "all", "common_correct"}, default="evaluation"
         The 9,000 images of the paper's tables I to XI, or the 1,000 of XII to XIV, see
-        `cldl_split`; all of X; or those of X that all estimators have right, which the code's
-        documentation speaks of, but the code does not take.
+        `cldl_split`; all of X; or the images of X that all estimators classify correctly, which the
+        code's documentation mentions, but the code does not use.
     white_box : bool, default=False
-        Whether to attack each estimator itself too, as the code does: the same four attacks with
-        cross-entropy, the worst of 5 seeds. ``sound`` is then the worst of these and of PGD-20
-        by steps of eps / 4, on the margin and on the mean of the members' cross-entropies.
+        Whether to also attack each estimator itself, as the code does: the same four attacks with
+        cross-entropy, the worst of 5 seeds. ``sound`` is then the worst case of these and PGD-20
+        with steps of eps / 4, on the margin and on the mean of the members' cross-entropies.
     clip_values : tuple of two floats or None, default=(0, 1)
-        Box of the examples; None is that of the attacked estimator.
+        Box of the examples; None uses that of the attacked estimator.
     batch_size : int, default=256
         Images attacked at once. Does not change the result.
 
@@ -170,8 +170,8 @@ def cldl(
     Raises
     ------
     ValueError
-        For unknown names, a number of images that `subset` is no part of, a surrogate that is
-        one of the targets, or where neither `dataset` nor `eps` is given.
+        For unknown names, a number of images that does not match `subset`, a surrogate that is
+        one of the targets, or if neither `dataset` nor `eps` is given.
 
     References
     ----------
@@ -214,7 +214,7 @@ def cldl(
 def transfer_attacks(
     eps: float, losses: Iterable[str], seeds: Iterable[int], **shared: Any
 ) -> dict[str, list[Attack]]:
-    """The four attacks of the paper, by name, each with every loss and, for PGD, every seed."""
+    """The four attacks of the paper by name, each with every loss and, for PGD, every seed."""
     walk = {"eps": eps, "n_steps": _N_STEPS, "step_size": eps / 5, **shared}
     losses = list(losses)
     return {
@@ -232,7 +232,7 @@ def _black_box(
     faithful_losses: tuple[str, ...],
     shared: dict[str, Any],
 ) -> list[Row]:
-    """Make each set of examples once, try it on every target, and forget it."""
+    """Make each set of examples once, evaluate it on every target, and discard it."""
     outcomes: list[dict[str, tuple[Mask, Mask]]] = [{} for _ in targets]
     attacks = transfer_attacks(eps, _with_sound(faithful_losses), _SEEDS, **shared)
     for name, several in attacks.items():
@@ -283,7 +283,7 @@ def _refuse_targets(sources: list[Target], targets: list[Target]) -> None:
 def _described_attacks(
     radii: tuple[float, ...], losses: tuple[str, ...], shared: dict[str, Any], white_box: bool
 ) -> dict[str, list[str]]:
-    """Everything that is run, as it would be written."""
+    """All attacks of the protocol as text."""
 
     def listed(losses: tuple[str, ...], seeds: Iterable[int]) -> list[str]:
         named = (transfer_attacks(eps, losses, seeds, **shared) for eps in radii)

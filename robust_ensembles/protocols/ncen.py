@@ -1,4 +1,4 @@
-"""NCEn's evaluation (Luo et al. 2022): white box, of the images that an ensemble has right."""
+"""NCEn's evaluation protocol (Luo et al. 2022): white box, on correctly classified images."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def has_batch_norm(module: nn.Module) -> bool:
 
 
 def right_by_batch(target: Target) -> Mask:
-    """Which images are right in batches of 64, in their order, by the batch's own statistics."""
+    """Images classified correctly in batches of 64, in order, with the batch's own statistics."""
     with _batch_statistics(target.module) as module, torch.no_grad():
         batches = zip(_batches(target.x), _batches(target.y), strict=True)
         return _joined([_right(module, x, y) for x, y in batches])
 
 
 def attacked_by_batch(target: Target, attack: BoundedAttack, clean: Mask) -> tuple[Mask, Tensor]:
-    """Attack batches of 64 of the images that were right, and judge each batch by itself.
+    """Attack correct images in batches of 64, and evaluate each batch separately.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def attacked_by_batch(target: Target, attack: BoundedAttack, clean: Mask) -> tup
     Returns
     -------
     right : bool ndarray of shape (n_samples,)
-        Who was attacked and is still right.
+        Attacked images that are still correct.
     x_adv : Tensor of the shape of ``target.x``
     """
     chosen = torch.from_numpy(clean).to(target.x.device)
@@ -79,7 +79,7 @@ def attacked_by_batch(target: Target, attack: BoundedAttack, clean: Mask) -> tup
 
 @contextmanager
 def _batch_statistics(module: nn.Module) -> Iterator[nn.Module]:
-    """Eval mode for all but BatchNorm; everything is put back."""
+    """Eval mode for all but BatchNorm; the modes are restored afterwards."""
     with frozen(module):
         for layer in module.modules():
             if isinstance(layer, _LAYERS):
@@ -89,7 +89,7 @@ def _batch_statistics(module: nn.Module) -> Iterator[nn.Module]:
 
 def _batches(values: Tensor) -> list[Tensor]:
     parts = list(values.split(_BATCH_SIZE))
-    # one image alone has no statistics: it joins the batch before
+    # a single image has no statistics: it joins the previous batch
     if len(parts) > 1 and len(parts[-1]) == 1:
         parts[-2:] = [torch.cat(parts[-2:])]
     return parts
@@ -103,7 +103,7 @@ def _joined(masks: list[Tensor]) -> Mask:
     return torch.cat(masks).cpu().numpy()
 
 
-# of FGSM and MI-FGSM, and of PGD and BIM
+# radii of FGSM and MI-FGSM, and of PGD and BIM
 _FGSM_GRIDS = {"cifar10": (0.03, 0.09), "fashion-mnist": (0.1, 0.3)}
 _PGD_GRIDS = {"cifar10": (0.01, 0.02), "fashion-mnist": (0.1, 0.15)}
 _LOSSES = {"released": "double_softmax", "paper": "member_cross_entropy"}
@@ -146,14 +146,15 @@ def ncen(
     batch_size: int = 256,
     random_state: int = 123,
 ) -> ProtocolResult:
-    """NCEn's white box: FGSM, MI-FGSM, PGD and BIM on the images that an ensemble has right.
+    """NCEn's white box: FGSM, MI-FGSM, PGD and BIM on images that an ensemble has correct.
 
     In the maximum norm: FGSM; MI-FGSM with 40 steps of 0.01; PGD with 40 steps of length eps from
     a random start; BIM with 10 steps of length eps.
 
     The numbers of the paper are ``faithful``: ACE in the rows ``attack == "clean"``, AAE with
-    ``metric == "conditional"``. Sound ones are ``sound`` with ``metric == "unconditional"``: of
-    all images, the worst of the row's attack and of PGD-40 by steps of eps / 4 on two losses.
+    ``metric == "conditional"``. The sound numbers are ``sound`` with ``metric ==
+    "unconditional"``: on all images, the worst case of the row's attack and PGD-40 with steps of
+    eps / 4 on two losses.
 
     Parameters
     ----------
@@ -164,19 +165,19 @@ def ncen(
     y : array-like of shape (n_samples,)
         Labels.
     dataset : {"cifar10", "fashion-mnist"}, default=None
-        Gives the radii. None needs `eps`.
+        Sets the radii. None requires `eps`.
     eps : float or sequence of float, default=None
         Radii for all four attacks in the units of X, instead of those of the data set.
     loss : {"released", "paper"}, default="released"
-        What the faithful attacks ascend: as in the code, cross-entropy behind three softmax; or
-        as in the text, the mean of the members' cross-entropies.
+        Loss of the faithful attacks: cross-entropy behind three softmax, as in the code; or the
+        mean of the members' cross-entropies, as in the text.
     batch_norm : {"released", "eval"}, default="released"
-        Whether the faithful numbers let BatchNorm use the statistics of each batch of 64, in the
-        order of X, as the code does, or the running ones. Without BatchNorm they are the same.
+        Whether BatchNorm in the faithful numbers uses the statistics of each batch of 64, in the
+        order of X, as the code does, or the running statistics. No effect without BatchNorm.
     clip_values : tuple of two floats or None, default=(0, 1)
-        Box of the examples; None is that of the estimator.
+        Box of the examples; None uses that of the estimator.
     batch_size : int, default=256
-        Images attacked at once where BatchNorm has no say. Does not change the result.
+        Images attacked at once if batch statistics are not used. Does not change the result.
     random_state : int, default=123
         Seed of the random starts; the default is that of the code.
 
@@ -187,7 +188,7 @@ def ncen(
     Raises
     ------
     ValueError
-        For unknown names, or where neither `dataset` nor `eps` is given.
+        For unknown names, or if neither `dataset` nor `eps` is given.
 
     References
     ----------
@@ -241,7 +242,7 @@ def released_attacks(
         Radii of each attack.
     loss : str
     **shared
-        Further parameters of each attack.
+        Other parameters of each attack.
 
     Returns
     -------
@@ -272,14 +273,14 @@ def _grids(
 
 
 class _Play:
-    """The paper's attacks on one ensemble, counted as the paper counts."""
+    """Runs the paper's attacks on one ensemble and counts successes as the paper does."""
 
     def __init__(self, target: Target, batch_norm: str) -> None:
         self.by_batch = batch_norm == "released" and has_batch_norm(target.module)
         self.clean = right_by_batch(target) if self.by_batch else target.right()
 
     def __call__(self, target: Target, attack: BoundedAttack) -> tuple[Mask, Mask]:
-        """Who was right and still is, as the paper counts; who is right, as deployed."""
+        """Images that remain correct as the paper counts, and images correct as deployed."""
         if self.by_batch:
             right, x_adv = attacked_by_batch(target, attack, self.clean)
             return right, ~target.broken(x_adv)

@@ -1,4 +1,4 @@
-"""What the protocols share: who is attacked, who stays right, and how that is counted."""
+"""Common parts of the protocols: targets, accuracies under attack, and the result table."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ProtocolResult:
-    """Numbers as a paper computes them, and sound ones beside them.
+    """Numbers as a paper computes them, with sound numbers beside them.
 
     Parameters
     ----------
@@ -44,10 +44,10 @@ class ProtocolResult:
         Name of the paper's method.
     rows : list of Row
     settings : dict
-        All that is needed to repeat the numbers, with versions. Only strings, numbers, lists and
-        dicts, so that it can be written as JSON.
+        Everything needed to reproduce the numbers, including versions. Only strings, numbers,
+        lists and dicts, so that it can be written as JSON.
     quirks : list of str
-        What sets the faithful numbers apart from the sound ones, a sentence each.
+        Differences between the faithful and the sound numbers, a sentence each.
     """
 
     protocol: str
@@ -65,16 +65,16 @@ class ProtocolResult:
 
             - ``estimator``: its name;
             - ``threat``: ``"none"``, ``"black"`` or ``"white"`` box;
-            - ``attack``: as the paper calls it, ``"clean"``, or ``"worst"``, the per-sample worst
+            - ``attack``: the paper's name, ``"clean"``, or ``"worst"``, the per-sample worst case
               of all attacks at this eps;
             - ``eps``: in the units of X; 0 for clean;
-            - ``metric``: ``"conditional"``, the part of the images that the estimator has right
-              when clean, or ``"unconditional"``, the part of all images;
+            - ``metric``: ``"conditional"``, the fraction of the images that the estimator
+              classifies correctly when clean, or ``"unconditional"``, the fraction of all images;
             - ``faithful``: accuracy, a fraction, under the paper's attack as the paper counts;
-            - ``sound``: accuracy when also attacked soundly, of images that are right when clean;
-              not above ``faithful``, unless that uses other statistics of BatchNorm (`ncen`);
-            - ``n_samples``: number of images that ``faithful`` is a fraction of;
-            - ``published``: whether the paper prints this metric of this attack.
+            - ``sound``: accuracy under additional sound attacks, of images that are correct when
+              clean; at most ``faithful``, unless that uses other statistics of BatchNorm (`ncen`);
+            - ``n_samples``: number of images behind ``faithful``;
+            - ``published``: whether the paper reports this metric of this attack.
         """
         return pd.DataFrame(self.rows, columns=list(Row._fields))
 
@@ -119,7 +119,7 @@ _SOUND_LOSSES = ("margin", "member_cross_entropy")
 
 
 def named_targets(estimators: Any, X: ArrayLike, y: ArrayLike) -> list[Target]:
-    """One fitted estimator, or several by name, with the images.
+    """Targets of one fitted estimator, or several by name, with the images.
 
     Parameters
     ----------
@@ -134,8 +134,8 @@ def named_targets(estimators: Any, X: ArrayLike, y: ArrayLike) -> list[Target]:
     Raises
     ------
     ValueError
-        For no estimators, no images, lengths that differ, or uint8 images where eps would not be
-        in units of [0, 1].
+        If there are no estimators or no images, for different lengths of X and y, or for uint8
+        images where eps would not be in units of [0, 1].
     """
     named = by_name(estimators)
     if not named:
@@ -146,14 +146,14 @@ def named_targets(estimators: Any, X: ArrayLike, y: ArrayLike) -> list[Target]:
 
 
 def by_name(estimators: Any) -> dict[str, Any]:
-    """Estimators by name; a single one is called by its class."""
+    """Estimators by name; a single one is named after its class."""
     if isinstance(estimators, Mapping):
         return {str(name): estimator for name, estimator in estimators.items()}
     return {type(estimators).__name__: estimators}
 
 
 def named_target(name: str, estimator: Any, X: ArrayLike, y: ArrayLike) -> Target:
-    """One fitted estimator with the images; see `named_targets`."""
+    """Target of one fitted estimator with the images; see `named_targets`."""
     n_images, n_labels = len(np.asarray(X)), len(np.asarray(y))
     if n_images != n_labels or not n_images:
         raise ValueError(f"X must hold an image for each label; got {n_images} and {n_labels}")
@@ -167,14 +167,14 @@ def named_target(name: str, estimator: Any, X: ArrayLike, y: ArrayLike) -> Targe
 
 
 def sound_attacks(eps: float, *, n_steps: int, **shared: Any) -> list[Attack]:
-    """Projected ascent by steps of eps / 4, on losses that neither saturate nor cancel.
+    """PGD with steps of eps / 4, on losses that neither saturate nor cancel.
 
     Parameters
     ----------
     eps : float
     n_steps : int
     **shared
-        Further parameters of `PGD`.
+        Other parameters of `PGD`.
 
     Returns
     -------
@@ -188,11 +188,11 @@ def sound_attacks(eps: float, *, n_steps: int, **shared: Any) -> list[Attack]:
 
 
 Play = Callable[[Target, Any], tuple[Mask, Mask]]
-"""Runs one attack of a paper: who is right as the paper counts, and who is as deployed."""
+"""Runs one attack of a paper; returns correct images as the paper counts, and as deployed."""
 
 
 def last_iterate(attacked: Target, attack: Attack) -> tuple[Mask, Mask]:
-    """The plain `Play`: whoever is right after the last step, also if not so when clean."""
+    """The default `Play`: images that are correct after the last step, also if not when clean."""
     right = ~attacked.broken(attacked.last_iterates(attack))
     return right, right
 
@@ -207,21 +207,21 @@ def white_box_rows(
     published: str | None,
     clean: Mask | None = None,
 ) -> list[Row]:
-    """Rows of each attack at one eps, and of the worst if there are several.
+    """Rows of each attack at one eps, and of the worst case if there are several.
 
     Parameters
     ----------
     attacked : Target
     eps : float
     attacks : dict of sequences of Attack
-        The paper's, by name; the worst of a sequence counts.
+        The paper's attacks by name; the worst case of a sequence counts.
     sound : sequence of Attack
-        Their worst counts, beside that of the paper's attack, as the sound number.
+        The sound number is the worst case of these and the paper's attack.
     play : callable
     published : str or None
-        The metric that the paper prints.
+        The metric that the paper reports.
     clean : bool ndarray of shape (n_samples,), default=None
-        Who is right before the attack as the paper counts, where that is not as deployed.
+        Images that are correct before the attack as the paper counts, if not as deployed.
 
     Returns
     -------
@@ -245,7 +245,7 @@ def outcome_rows(
     published: str | None,
     clean: Mask | None = None,
 ) -> list[Row]:
-    """Rows of each attack at one eps, and of the worst if there are several.
+    """Rows of each attack at one eps, and of the worst case if there are several.
 
     Parameters
     ----------
@@ -253,9 +253,9 @@ def outcome_rows(
     threat : str
     eps : float
     outcomes : dict of pairs of bool ndarray of shape (n_samples,)
-        Who stays right, faithfully and soundly, by the name of the attack.
+        Images that remain correct, in the faithful and the sound count, by the name of the attack.
     published : str or None
-        The metric that the paper prints.
+        The metric that the paper reports.
     clean : bool ndarray of shape (n_samples,), default=None
         See `white_box_rows`.
 
@@ -291,7 +291,7 @@ def clean_row(attacked: Target, *, published: bool, clean: Mask | None = None) -
 
 
 def fraction(mask: Mask, of: Mask) -> float:
-    """Part of some samples that a mask selects; NaN of none."""
+    """Fraction of some samples that a mask selects; NaN without samples."""
     return float(mask[of].mean()) if of.any() else float("nan")
 
 
@@ -301,15 +301,15 @@ def fixed_radii(
     eps: float | Sequence[float] | None,
     grids: Mapping[str, tuple[float, ...]],
 ) -> tuple[float, ...]:
-    """The radii that are given, or those of a data set.
+    """The given radii, or those of a data set.
 
     Parameters
     ----------
     owner : str
-        For messages.
+        Name for messages.
     dataset : str or None
     eps : float, sequence of float, or None
-        Wins over the data set's.
+        Overrides the data set's.
     grids : dict of tuples of float
 
     Returns
@@ -319,7 +319,7 @@ def fixed_radii(
     Raises
     ------
     ValueError
-        For an unknown data set, bad radii, or if neither is given.
+        For an unknown data set, invalid radii, or if neither is given.
     """
     if dataset is not None:
         one_of(dataset, grids, f"{owner}: dataset")
@@ -331,7 +331,7 @@ def fixed_radii(
 
 
 def check_grid(eps: float | Sequence[float], owner: str) -> tuple[float, ...]:
-    """The radii as a tuple; raise unless there are some, all finite and positive."""
+    """The radii as a tuple; raise unless there is at least one, and all are finite and positive."""
     radii: list[Any] = [eps] if isinstance(eps, Real) else list(eps)  # type: ignore[arg-type]
     if not radii or not all(isinstance(r, Real) and 0 < float(r) < float("inf") for r in radii):
         raise ValueError(
@@ -341,7 +341,7 @@ def check_grid(eps: float | Sequence[float], owner: str) -> tuple[float, ...]:
 
 
 def described_all(estimators: Any) -> dict[str, str]:
-    """One estimator, or several by name, described."""
+    """Descriptions of one estimator, or several by name."""
     return {name: described(estimator) for name, estimator in by_name(estimators).items()}
 
 
@@ -359,7 +359,7 @@ def train_surrogates(
     ----------
     recipe : estimator or dict
         Any ensemble of this package, fitted or not, whose network and training settings are
-        taken over (what its method adds is left out), or such settings. As published:
+        used (without the parameters of its method), or a dict of such settings. As published:
         ``recipes.get("vanilla", "cifar10", source="cldl")``; there the targets GAL and CLDL have
         leaky ReLUs and noise in training, and the surrogates have neither.
     X : array-like of shape (n_samples, ...)

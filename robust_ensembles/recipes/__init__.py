@@ -1,12 +1,12 @@
-"""Recipes: each method with the settings that were published for a data set.
+"""Recipes: estimators with the settings published for a data set.
 
 >>> from robust_ensembles import recipes
 >>> clf = recipes.get("cldl", "fashion-mnist", device="cpu", random_state=0)
 >>> clf.gamma, clf.alpha, clf.beta, clf.max_epochs, clf.lr_milestones
 (3.0, 2.0, 4.0, 30, [10, 20])
 
-`get` returns an unfitted estimator, `list` a table of all values and where each is from. All
-ensembles have the default three members, for which every source has results.
+`get` returns an unfitted estimator, `list` a table of all values with their sources. All ensembles
+have the default three members, for which every source has results.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ __all__ = ["DATASETS", "METHODS", "SOURCES", "get", "list"]
 METHODS: dict[str, type[BaseEnsembleClassifier]] = {
     name: method.cls for name, method in _registry.methods().items()
 }
-"""Estimators by the name that `get` takes."""
+"""Estimators by the name used in `get`."""
 
 DATASETS = ("mnist", "fashion-mnist", "cifar10", "cifar100")
 """Names of the data sets."""
 
 SOURCES = ("adp", "dverge", "trs", "fasten", "lafed", "cldl", "ncen", "ceat")
-"""Papers and their code that training settings are from, in the order of the default."""
+"""Sources of training settings: papers and their code, in the order of preference."""
 
 _DATASET_OF = {name.replace("-", ""): name for name in DATASETS} | {"fmnist": "fashion-mnist"}
 
@@ -47,7 +47,7 @@ _DATASET_OF = {name.replace("-", ""): name for name in DATASETS} | {"fmnist": "f
 def get(
     method: str, dataset: str, *, source: str | None = None, **overrides: Any
 ) -> BaseEnsembleClassifier:
-    """An unfitted estimator with the settings that were published for a data set.
+    """An unfitted estimator with the settings published for a data set.
 
     Parameters
     ----------
@@ -56,15 +56,15 @@ def get(
     dataset : {"mnist", "fashion-mnist", "cifar10", "cifar100"}
         In any case, with or without hyphens or underscores; "F-MNIST" too.
     source : str, default=None
-        Whose training settings: network, optimizer, epochs, decay, batch size, augmentation.
-        None is the method's own paper or code. Where that has none for the data set, it is the
-        first of `SOURCES` that trains the method there: first the code of the older methods,
-        then the papers that compare with them (CLDL, NCEn, CEAT). With "ceat" every method is
+        Source of the training settings: network, optimizer, epochs, decay, batch size,
+        augmentation. None is the method's own paper or code. If that has none for the data set, it
+        is the first of `SOURCES` that trains the method on it: first the code of the older methods,
+        then the papers that compare with them (CLDL, NCEn, CEAT). With "ceat", every method is
         trained adversarially, as in that paper.
     **overrides
-        Parameters of the estimator, which win over the recipe's: ``device="cpu"``,
+        Parameters of the estimator, which override the recipe's: ``device="cpu"``,
         ``random_state=0``, ``formulation="released"``, also ``attack__n_steps=5`` or
-        ``module__width=8``. With another `max_epochs`, the recipe's `lr_milestones` move in
+        ``module__width=8``. With another `max_epochs`, the recipe's `lr_milestones` are scaled in
         proportion, unless they are given too.
 
     Returns
@@ -74,13 +74,13 @@ def get(
     Raises
     ------
     ValueError
-        For unknown names, and where nobody has published settings.
+        For unknown names, and if there are no published settings.
 
     Notes
     -----
-    DVERGE, LAFED and FASTEN start from a vanilla ensemble where their code does: `pretrained` is
-    then the recipe of that ensemble, with those overrides that concern the network and the
-    training but with its own epochs. Give ``pretrained=10`` for a shorter one.
+    DVERGE, LAFED and FASTEN start from a vanilla ensemble if their code does: `pretrained` is then
+    the recipe of that ensemble, with the overrides of network and training but with its own number
+    of epochs. Give ``pretrained=10`` for a shorter pretraining.
 
     Examples
     --------
@@ -109,20 +109,20 @@ def get(
 
 
 def list() -> pd.DataFrame:
-    """All values of all recipes, and where each is from.
+    """All values of all recipes, with their sources.
 
     Returns
     -------
     table : pandas.DataFrame
         A row for each value, with the columns
 
-        - ``method``, ``dataset``, ``source``: what `get` takes; the default source comes first;
+        - ``method``, ``dataset``, ``source``: arguments of `get`; the default source comes first;
         - ``parameter``: its name in `set_params`. ``module__``, ``optimizer__`` and ``attack__``
           are arguments of the network, of the optimizer and of the PGD attack in training;
         - ``value``;
         - ``tag``: "P" printed in one of the papers, "C" read in released code, "M" from memory of
-          the original paper, "I" our inference, where the source is silent or has not used the
-          data set.
+          the original paper, "I" our inference, if the source does not state it or has not used
+          the data set.
 
         Parameters that are not listed have the estimator's defaults. pandas prints six decimals:
         1e-7 looks like 0.0 unless ``pandas.options.display.precision`` is 7 or more.
@@ -146,7 +146,7 @@ def list() -> pd.DataFrame:
 
 
 def _published(method: str, dataset: str, source: str | None) -> Mapping[str, tuple[Any, str]]:
-    """The block that is asked for."""
+    """The requested block."""
     method = str(method).lower()
     one_of(method, METHODS, "method")
     dataset = known_dataset(dataset)
@@ -165,7 +165,7 @@ def _published(method: str, dataset: str, source: str | None) -> Mapping[str, tu
 
 
 def known_dataset(dataset: str) -> str:
-    """Return the name of a data set as `DATASETS` spells it, or raise a ValueError."""
+    """Return the name of a data set as in `DATASETS`, or raise a ValueError."""
     lowered = str(dataset).lower()
     name = _DATASET_OF.get(re.sub(r"[-_ ]", "", lowered), lowered)
     one_of(name, DATASETS, "dataset")
@@ -178,7 +178,7 @@ def _available(datasets: Mapping[str, Iterable[str]]) -> str:
 
 
 def _constructor_params(values: Mapping[str, Any]) -> dict[str, Any]:
-    """New arguments of the estimator: the names with double underscores become components."""
+    """Arguments of the estimator, in which names with double underscores become components."""
     plain: dict[str, Any] = {}
     parts: defaultdict[str, dict[str, Any]] = defaultdict(dict)
     for name, value in copy.deepcopy(values).items():
@@ -193,7 +193,7 @@ def _constructor_params(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_training(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Those overrides that a recipe's vanilla ensemble shares: all but the number of epochs."""
+    """The overrides for a recipe's vanilla ensemble: all but the number of epochs."""
     shared = {field.name for field in fields(EnsembleParameters)} - {"max_epochs", "lr_milestones"}
     parts = ("module", "optimizer")
     return {
@@ -204,7 +204,7 @@ def _of_training(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scaled(milestones: Sequence[int], published: int, epochs: Any) -> Sequence[int] | None:
-    """The same parts of another number of epochs; None if none is left."""
+    """Milestones in proportion to another number of epochs; None if none is left."""
     if not isinstance(epochs, Integral):
         return milestones  # `fit` says what is wrong
     moved = {max(1, round(milestone * int(epochs) / published)) for milestone in milestones}

@@ -1,4 +1,4 @@
-"""The published settings: every value once, with where it is from.
+"""The published settings: every value once, with its source.
 
 A `Block` holds constructor parameters, ``name: (value, tag)``; ``module__x``, ``optimizer__x``
 and ``attack__x`` are arguments of the network, the optimizer and PGD. Blocks are joined with
@@ -32,17 +32,17 @@ def _m(**values: Any) -> Block:
 
 
 def _i(**values: Any) -> Block:
-    """Values that we infer."""
+    """Values inferred by us."""
     return {name: (value, "I") for name, value in values.items()}
 
 
 def _printed(block: Block) -> Block:
-    """Settings of a code that a paper states too."""
+    """Settings of released code that a paper states too."""
     return {name: (value, "P") for name, (value, _) in block.items()}
 
 
 def _inferred(block: Block) -> Block:
-    """Settings taken over to a data set that they were not published for."""
+    """Settings transferred to a data set that they were not published for."""
     return {name: (value, "I") for name, (value, _) in block.items()}
 
 
@@ -57,7 +57,7 @@ _CROP_FLIP = [RandomCrop(4), RandomHorizontalFlip()]
 _CROP_FLIP_NOISE = [*_CROP_FLIP, GaussianNoise(0.045)]
 _DECAY_200 = _c(max_epochs=200, lr_milestones=[100, 150])
 
-# one optimizer in GAL's, TRS's and CLDL's line of code: shared, or one for each member
+# the optimizer in the code of GAL, TRS and CLDL: one for all members, or one for each
 _ADAM = _c(
     optimizer="adam", lr=1e-3, optimizer__weight_decay=1e-4, optimizer__eps=1e-7, batch_size=128
 )
@@ -68,8 +68,8 @@ _AT_CIFAR = _c(attack__eps=8 / 255, attack__step_size=2 / 255, attack__n_steps=1
 
 # ------------------------------------------------- training settings: <source>, <source>_<data set>
 
-# CLDL's code, "LSD": a 64-d embedding in the networks of all methods. On MNIST its decay, after
-# 100 epochs, is never reached, and its random crop does not move the image.
+# CLDL's code, "LSD": a 64-d embedding in the networks of all methods. On MNIST, its decay after
+# 100 epochs is never reached, and its random crop does not move the image.
 _CLDL_LENET = _c(module="lenet5", module__embedding_size=64) | _ADAM | _c(augmentation=_FLIP)
 _CLDL = {
     "mnist": _CLDL_LENET | _c(module__normalize=(0.1307, 0.3081), max_epochs=20),
@@ -81,11 +81,11 @@ _CLDL = {
     | _printed(_DECAY_200)
     | _p(augmentation=_CROP_FLIP),
 }
-# what CLDL's code gives to GAL and CLDL, and to no other method, on CIFAR-10
+# settings that CLDL's code uses only for GAL and CLDL on CIFAR-10
 _CLDL_SMOOTH = _CLDL["cifar10"] | _LEAKY | _c(augmentation=_CROP_FLIP_NOISE)
 
 # NCEn: leaky ReLU in all methods, no normalisation, no weight decay; its epochs are twice as
-# long, since they go through a noisy copy of the data too
+# long, since they also include a noisy copy of the data
 _NCEN_ALL = _p(module="resnet20", optimizer="adam", lr=1e-3, batch_size=64) | _LEAKY
 _NCEN = {
     "fashion-mnist": _NCEN_ALL
@@ -96,8 +96,8 @@ _NCEN = {
     | _c(augmentation=[RandomHorizontalFlip(), RandomCrop(4), NoisyCopies(0.045)]),
 }
 
-# CEAT: adversarial training under every method, the same on CIFAR-10 and CIFAR-100. The paper
-# states neither attack, batch size, weight decay nor augmentation.
+# CEAT: adversarial training in every method, the same on CIFAR-10 and CIFAR-100. The paper does not
+# state attack, batch size, weight decay or augmentation.
 _CEAT_ALL = (
     _p(module="resnet20")
     | _i(batch_size=128, optimizer__weight_decay=1e-4, augmentation=_CROP_FLIP)
@@ -112,15 +112,15 @@ _CEAT_SGD = _CEAT_ALL | _p(
 _CEAT_ENSEMBLE = _CEAT_SGD | _p(attack_target="ensemble")
 _CEAT_MEMBER = _CEAT_SGD | _p(attack_target="member")
 
-# DVERGE's code, and what FASTEN and LAFED made of it
+# DVERGE's code, and its variants in FASTEN and LAFED
 _DVERGE_NET = _c(module="resnet20", augmentation=_CROP_FLIP) | _CIFAR_SCALE | _DECAY_200
 _DVERGE_SGD = _DVERGE_NET | _SGD
 _DVERGE_ADAM = _DVERGE_NET | _ADAM
 # the name of another recipe: the vanilla ensemble of the same data set
 _DVERGE_BASELINE = _c(pretrained="vanilla")
 
-# ADP's code. Its shift by up to 10% of the width is, but for what fills the border, a crop with
-# 3 pixels of padding. It subtracts the mean image, which is left out here.
+# ADP's code. Its shift by up to 10% of the width is, except for the filling of the border, a crop
+# with 3 pixels of padding. It subtracts the mean image, which is omitted here.
 _ADP_ALL = _c(
     module="resnet20", optimizer="adam", lr=1e-3, optimizer__weight_decay=1e-4, batch_size=64
 ) | _i(augmentation=[RandomCrop(3), RandomHorizontalFlip()])
@@ -136,7 +136,7 @@ _TRS_CIFAR = _c(module="resnet20", augmentation=_CROP_FLIP) | _CIFAR_SCALE | _AD
 
 _ADP = _c(alpha=2.0, beta=0.5)
 _GAL = _c(lam=0.5)
-# not stated by CEAT: leaky ReLU and noise belong to GAL elsewhere
+# not stated by CEAT: GAL uses leaky ReLU and noise elsewhere
 _GAL_CEAT = _GAL | _inferred(_LEAKY) | _i(augmentation=_CROP_FLIP_NOISE)
 _GPMR_FASHION = _p(lambda_div=0.1, lambda_eq=10.0)
 _GPMR_CIFAR = _p(lambda_div=0.04, lambda_eq=10.0)
@@ -163,7 +163,7 @@ PUBLISHED: dict[str, dict[str, dict[str, Block]]] = {
         "cifar100": {"lafed": _DVERGE_SGD},
     },
     "adversarial": {
-        # attacks: Madry et al. for MNIST, ours for Fashion-MNIST; nothing was published with CLDL
+        # attacks: Madry et al. for MNIST, ours for Fashion-MNIST; CLDL published none
         "mnist": {
             "cldl": _CLDL["mnist"] | _m(attack__eps=0.3, attack__step_size=0.01, attack__n_steps=40)
         },
@@ -241,7 +241,7 @@ PUBLISHED: dict[str, dict[str, dict[str, Block]]] = {
         "mnist": {"cldl": _CLDL["mnist"] | _p(gamma=3.0, alpha=4.0, beta=4.0)},
         "fashion-mnist": {"cldl": _CLDL["fashion-mnist"] | _p(gamma=3.0, alpha=2.0, beta=4.0)},
         "cifar10": {"cldl": _CLDL_SMOOTH | _p(gamma=4.0, alpha=2.0, beta=4.0)},
-        # gamma has to grow with the number of classes
+        # gamma must grow with the number of classes
         "cifar100": {"cldl": _inferred(_CLDL_SMOOTH) | _i(gamma=6.5, alpha=2.0, beta=4.0)},
     },
     "ncen": {

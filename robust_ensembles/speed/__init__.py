@@ -1,8 +1,8 @@
-"""What makes a training step fast without changing what it computes, and when it is used.
+"""Techniques that make training steps faster without changing their result, and their selection.
 
-`resolve_acceleration` chooses techniques from what was measured to pay on a device, and
-`accelerated` lets modules train by them. A technique that no measurement backs yet lies in
-`robust_ensembles.contrib`, in a file of its name, and is imported by `opt_in` where `accelerate`
+`resolve_acceleration` chooses the techniques measured to be faster on a device, and `accelerated`
+applies them to modules. A technique whose benefit has not been measured yet is in
+`robust_ensembles.contrib`, in a file of its name, and is imported by `opt_in` if `accelerate`
 names it. bfloat16 arithmetic, which does change results, is `mixed_precision`.
 """
 
@@ -25,7 +25,7 @@ from ..modules import Ensemble
 from ..modules.layers import patched_forwards
 from .double_backward import fast_double_backward
 
-# "auto" is what was measured to pay on a kind of device
+# "auto" uses the techniques measured to be faster on a kind of device
 _DECLARED = {
     technique.name: technique
     for technique in (
@@ -39,21 +39,21 @@ _DECLARED = {
 }
 
 OPT_IN = tuple(name for name, technique in _DECLARED.items() if not technique.auto)
-"""Techniques that are used only where `accelerate` names them."""
+"""Techniques that are only used if `accelerate` names them."""
 
 TECHNIQUES = tuple(_DECLARED)
-"""Names that `accelerate` takes beside ``"auto"`` and ``"none"``."""
+"""Names for `accelerate` besides ``"auto"`` and ``"none"``."""
 
 
 def resolve_acceleration(
     accelerate: str | Sequence[str], device: torch.device, *, second_order: bool
 ) -> frozenset[str]:
-    """Techniques that are used on a device.
+    """Techniques to use on a device.
 
     Parameters
     ----------
     accelerate : {"auto", "none"}, the name of a technique, or a sequence of names
-        ``"auto"`` is what was measured to pay on this kind of device.
+        ``"auto"`` uses those measured to be faster on this kind of device.
     device : torch.device
     second_order : bool
         Whether the loss contains input gradients.
@@ -88,7 +88,7 @@ def resolve_acceleration(
 
 
 def opt_in(technique: str) -> Any:
-    """The module of an opt-in technique, imported now.
+    """Import the module of an opt-in technique.
 
     Parameters
     ----------
@@ -106,21 +106,21 @@ def opt_in(technique: str) -> Any:
 def accelerated(
     techniques: frozenset[str], modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer
 ) -> Iterator[None]:
-    """Let modules train fast, for as long as the context lasts.
+    """Apply acceleration techniques to modules within the context.
 
     Parameters
     ----------
     techniques : frozenset of str
     modules : sequence of nn.Module
     optimizer : torch.optim.Optimizer
-        Of their parameters; its state follows their layout in memory.
+        The optimizer of their parameters; its state gets their memory layout.
     """
     vectorized = _vectorized(techniques, modules)
     with ExitStack() as stack:
         if vectorized is not None:
             stack.enter_context(opt_in("vmap").vectorized_members(vectorized))
         if "double_backward" in techniques:
-            # torch cannot vectorise functions of ours
+            # torch cannot vectorise custom autograd functions
             for module in [m for m in modules if m is not vectorized]:
                 stack.enter_context(fast_double_backward(module))
         if "channels_last" in techniques:
@@ -131,7 +131,7 @@ def accelerated(
 
 
 def _vectorized(techniques: frozenset[str], modules: Sequence[nn.Module]) -> Ensemble | None:
-    """The ensemble, if its members are to run as one network and can."""
+    """The ensemble, if its members shall and can run as one network."""
     ensembles = [module for module in modules if isinstance(module, Ensemble)]
     if "vmap" not in techniques or not ensembles:
         return None
@@ -146,7 +146,7 @@ def _vectorized(techniques: frozenset[str], modules: Sequence[nn.Module]) -> Ens
 def _channels_last(
     modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer
 ) -> Iterator[None]:
-    """Convolutions' weights with the channels as the innermost axis; activations follow them."""
+    """Convert weights of convolutions to channels-last; activations follow their layout."""
     layers = [layer for module in modules for layer in module.modules()]
     weights = [layer.weight for layer in layers if isinstance(layer, nn.Conv2d)]
     try:
@@ -163,7 +163,7 @@ def _lay_out(
         weight.data = weight.data.clone(memory_format=layout)
         if weight.grad is not None:
             weight.grad = weight.grad.clone(memory_format=layout)
-        # fused steps take it for granted that a weight and its state lie alike
+        # fused steps assume that a weight and its state have the same layout
         state = optimizer.state.get(weight, {})
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == weight.shape:
@@ -172,7 +172,7 @@ def _lay_out(
 
 @contextmanager
 def _flushed_denormals() -> Iterator[None]:
-    """Round numbers below the smallest normal one to zero: processors are slow with them."""
+    """Round denormal numbers to zero: processors are slow with them."""
     before = _flushes_denormals()
     torch.set_flush_denormal(True)
     try:
@@ -191,15 +191,15 @@ def make_optimizer(
     given: dict[str, Any],
     techniques: frozenset[str],
 ) -> torch.optim.Optimizer:
-    """Make an optimizer, with a step that is one kernel where it can and nobody objects.
+    """Make an optimizer, with a fused step if possible and not set otherwise.
 
     Parameters
     ----------
     optimizer : type
     groups : list of dict
-        Of parameters.
+        Parameter groups.
     given : dict
-        Its arguments.
+        Arguments of the optimizer.
     techniques : frozenset of str
 
     Returns
@@ -209,7 +209,7 @@ def make_optimizer(
     Raises
     ------
     TypeError, ValueError
-        If it does not take these arguments, or not several groups.
+        If it does not accept these arguments, or several groups.
     """
     try:
         return optimizer(groups, **given, **_one_kernel(optimizer, given, techniques))
@@ -224,7 +224,7 @@ def make_optimizer(
 def _one_kernel(
     optimizer: type[torch.optim.Optimizer], given: dict[str, Any], techniques: frozenset[str]
 ) -> dict[str, Any]:
-    """Further arguments for that."""
+    """Additional arguments for a fused step."""
     ways = {"fused", "foreach", "differentiable", "capturable"}
     fusible = "fused" in inspect.signature(optimizer).parameters and not ways & set(given)
     return {"fused": True} if fusible and "fused_optimizer" in techniques else {}
@@ -232,15 +232,15 @@ def _one_kernel(
 
 @contextmanager
 def mixed_precision(members: Iterable[nn.Module]) -> Iterator[None]:
-    """Let members compute in bfloat16, for as long as the context lasts.
+    """Let members compute in bfloat16 within the context.
 
-    Weights, inputs and outputs stay as they are, and so do losses, input gradients and updates.
+    Weights, inputs and outputs keep their precision, and so do losses, input gradients and updates.
 
     Parameters
     ----------
     members : iterable of nn.Module
     """
-    # partials, not closures: copies of the members have to call themselves
+    # partials, not closures: copies of the members must call themselves
     with patched_forwards({member: partial(_in_bfloat16, member.forward) for member in members}):
         yield
 
@@ -251,5 +251,5 @@ def _in_bfloat16(forward: Callable[..., Tensor], x: Tensor) -> Tensor:
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """What a layer in mixed precision returns, for use outside the network."""
+    """Convert the output of a layer in mixed precision for use outside the network."""
     return x.float() if x.dtype == torch.bfloat16 else x

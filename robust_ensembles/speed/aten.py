@@ -1,8 +1,7 @@
-"""The one door to private parts of torch: ATen's kernels, and what a running backward pass wants.
+"""Private parts of torch: ATen kernels, and the gradients that a running backward pass needs.
 
-torch promises nothing of these: what a new release changes is mended here. The kernels are those
-that torch's own layers come to, given directly because autograd functions of ours need them one by
-one.
+torch gives no guarantees for these, so changes of a new release are handled here. The kernels are
+those that torch's own layers call; custom autograd functions need them individually.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ _aten = torch.ops.aten
 
 
 def rectify(x: Tensor, slope: float) -> Tensor:
-    """A tensor where it is positive, else itself times the slope."""
-    # a ReLU of its own: 0 times infinity is no number
+    """Leaky ReLU with a negative slope."""
+    # slope 0 separately: 0 times infinity is NaN
     y: Tensor = _aten.leaky_relu(x, slope) if slope else _aten.relu(x)
     return y
 
 
 def rectify_backward(grad_y: Tensor, kept: Tensor, slope: float) -> Tensor:
-    """A gradient where another tensor is positive, else times the slope."""
+    """Gradient of `rectify`: scaled by the slope where `kept` is not positive."""
     grad_x: Tensor = (
         _aten.leaky_relu_backward(grad_y, kept, slope, False)
         if slope
@@ -44,7 +43,7 @@ def convolution(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """Convolution in as many dimensions as the weight has."""
+    """Convolution in the number of dimensions of the weight."""
     y: Tensor = _aten.convolution(x, weight, bias, stride, padding, dilation, False, (0,), groups)
     return y
 
@@ -59,7 +58,7 @@ def convolution_backward(
     groups: int,
     mask: Sequence[bool],
 ) -> Gradients:
-    """Gradients of a convolution by x, weight and bias, as far as the mask asks for them."""
+    """Gradients of a convolution by x, weight and bias, where the mask is true."""
     sizes = [len(weight)] if mask[2] else None
     gradients: Gradients = _aten.convolution_backward(
         grad_y, x, weight, sizes, stride, padding, dilation, False, (0,), groups, list(mask)
@@ -93,16 +92,16 @@ def batch_norm_backward(
     of_batch: bool,
     mask: Sequence[bool],
 ) -> Gradients:
-    """Gradients of batch normalisation by x, weight and bias, as far as the mask asks for them.
+    """Gradients of batch normalisation by x, weight and bias, where the mask is true.
 
     Parameters
     ----------
     grad_y, x : Tensor of shape (n_samples, n_channels, ...)
     weight : Tensor of shape (n_channels,) or None
     mean, invstd : Tensor of shape (n_channels,)
-        What x is normalised by.
+        Statistics that normalise x.
     of_batch : bool
-        Whether they depend on x.
+        Whether the statistics depend on x.
     mask : sequence of three bools
 
     Returns
@@ -120,16 +119,16 @@ def batch_norm_backward(
 
 
 def needed_gradients(ctx: Any, n: int) -> tuple[bool, ...]:
-    """Which of a node's first inputs the running backward pass wants a gradient of.
+    """Whether the running backward pass needs the gradient of each of a node's first inputs.
 
-    `needs_input_grad` is fixed in the forward pass: by it, a gradient by the input alone would
-    cost those of all parameters too.
+    `needs_input_grad` is fixed in the forward pass: with it, a gradient by the input alone would
+    also compute those of all parameters.
 
     Parameters
     ----------
     ctx : torch.autograd.function.FunctionCtx
     n : int
-        How many inputs.
+        Number of inputs.
 
     Returns
     -------
@@ -144,6 +143,6 @@ def _will_execute(node: Any) -> bool:
     try:
         return bool(torch._C._will_engine_execute_node(node))
     except (AttributeError, RuntimeError):
-        # torch does not tell for a leaf that `autograd.grad` is asked for, and the function is
-        # private: without it nothing is skipped, and the result is the same
+        # torch raises for a leaf given to `autograd.grad`, and the function is private: without
+        # it, nothing is skipped, and the result is the same
         return True

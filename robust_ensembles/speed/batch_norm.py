@@ -6,8 +6,8 @@ Per channel, with N values x, r the inverse standard deviation and
 .. math:: P(u) = u - \bar u - \hat x\, \overline{u \hat x}, \qquad
     \partial_x L = w r P(g), \quad \partial_w L = \sum g \hat x, \quad \partial_b L = \sum g
 
-for :math:`g = \partial_y L`. P is symmetric, which gives the derivative of the inner product of
-a tensor v with :math:`\partial_x L` at once: by g it is :math:`w r P(v)`, by w it is
+for :math:`g = \partial_y L`. P is symmetric, which directly gives the derivative of the inner
+product of a tensor v with :math:`\partial_x L`: by g it is :math:`w r P(v)`, by w it is
 :math:`N r q` with :math:`q = \overline{v g} - \bar v \bar g - \overline{v \hat x}\,
 \overline{g \hat x}`, and by x
 
@@ -30,7 +30,7 @@ from .aten import Gradients, batch_norm, batch_norm_backward, needed_gradients
 
 
 class _Statistics(NamedTuple):
-    """What x is normalised by; `of_batch` tells whether it depends on x."""
+    """Statistics that normalise x; `of_batch` is whether they depend on x."""
 
     mean: Tensor
     invstd: Tensor
@@ -44,7 +44,7 @@ class _Statistics(NamedTuple):
 
 
 class FastBatchNorm(Function):
-    """As `torch.nn.functional.batch_norm`; running statistics are updated in place."""
+    """Like `torch.nn.functional.batch_norm`; running statistics are updated in place."""
 
     @staticmethod
     def forward(
@@ -63,7 +63,7 @@ class FastBatchNorm(Function):
             x, weight, bias, running_mean, running_var, of_batch, momentum, eps
         )
         if not of_batch and running_mean is not None and running_var is not None:
-            # copies: the next batch of a training pass may move the buffers before the backward
+            # copies: the next batch may update the buffers before the backward pass
             mean, invstd = running_mean.clone(), (running_var + eps).rsqrt()
         ctx.save_for_backward(x, weight, mean, invstd)
         ctx.of_batch = of_batch
@@ -133,7 +133,7 @@ def _batch_term(
     sums: Sequence[Tensor],
     wanted: tuple[bool, ...],
 ) -> Gradients:
-    """Derivatives of <v, grad_x> by grad_y, x and weight where the statistics are the batch's."""
+    """Derivatives of <v, grad_x> by grad_y, x and weight with batch statistics."""
     n = x.numel() // x.shape[1]
     r = statistics.invstd
     gx_mean, g_mean = sums[0] / n, sums[1] / n
@@ -165,7 +165,7 @@ def _fixed_term(
     sums: Sequence[Tensor],
     wanted: tuple[bool, ...],
 ) -> Gradients:
-    """Derivatives of <v, grad_x> by grad_y, x and weight where the statistics are running ones."""
+    """Derivatives of <v, grad_x> by grad_y, x and weight with running statistics."""
     by_grad_y = statistics.backward(v, x, weight, (True, False, False))[0]
     if not wanted[2]:
         return by_grad_y, None, None
@@ -212,14 +212,14 @@ def _is_channels_last(x: Tensor) -> bool:
 
 
 def _laid_out_as(u: Tensor, x: Tensor) -> Tensor:
-    """Mixed layouts take the kernels' slow path."""
+    """Give u the layout of x: mixed layouts take the kernels' slow path."""
     if _is_channels_last(x):
         return u.contiguous(memory_format=torch.channels_last)
     return u.contiguous()
 
 
 def _rows(x: Tensor) -> Tensor:
-    """View in which a factor for each channel meets long contiguous stretches of memory."""
+    """View in which a factor for each channel applies to long contiguous runs of memory."""
     if _is_channels_last(x):
         n, channels, height, width = x.shape
         return x.permute(0, 2, 3, 1).view(n * height, width * channels)
@@ -236,5 +236,5 @@ def _chosen(gradients: Sequence[Tensor | None], mask: Sequence[bool]) -> Gradien
 
 
 def total(terms: Sequence[Tensor]) -> Tensor | None:
-    """Sum of tensors; None for the sum of none."""
+    """Sum of tensors; None for an empty sequence."""
     return reduce(torch.add, terms) if terms else None

@@ -1,9 +1,9 @@
-"""Convolution, normalisation and ReLU whose gradient is cheap to differentiate once more.
+"""Convolution, batch normalisation and ReLU with a fast double backward pass.
 
-The methods that penalise input gradients run backward through a backward pass. Torch's own second
-derivative of batch normalisation is a long chain of elementwise operations, and that of a
-convolution permutes its operands; here both are closed forms around the fused kernels. That of a
-ReLU is zero, which torch writes into memory and adds.
+Methods that penalise input gradients differentiate a backward pass. Torch's own second derivative
+of batch normalisation is a long chain of elementwise operations, and that of a convolution permutes
+its operands; here both are closed forms based on the fused kernels. That of a ReLU is zero, which
+torch writes into memory and adds.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @contextmanager
 def fast_double_backward(module: nn.Module) -> Iterator[nn.Module]:
-    """Give the layers of a module a fast double backward, for as long as the context lasts.
+    """Give the layers of a module a fast double backward pass within the context.
 
     Values, gradients, second derivatives and running statistics are those of torch, up to
     rounding; third derivatives raise torch's RuntimeError. A graph made inside may be
     differentiated outside. Only `forward` of the layers is replaced, so parameters, buffers,
-    hooks and `state_dict` are as they were.
+    hooks and `state_dict` are unchanged.
 
     Parameters
     ----------
     module : nn.Module
-        Its convolutions, batch normalisations and ReLUs are accelerated, other layers left alone,
-        and with a line in the log convolutions and normalisations of another kind. A layer
-        computes as usual where its input needs no gradient and under autocast.
+        Its convolutions, batch normalisations and ReLUs are accelerated; other layers are left
+        unchanged, as are convolutions and normalisations of another kind, which are logged. A layer
+        computes as usual if its input needs no gradient, and under autocast.
 
     Yields
     ------
@@ -65,9 +65,9 @@ def fast_double_backward(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _fast_forward(layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """Forward pass to exchange a layer's own for; None where that is not torch's.
+    """Replacement of a layer's forward pass; None if this is not torch's own.
 
-    A partial, not a closure: copies of the layer, made meanwhile, have to call themselves.
+    A partial, not a closure: copies of the layer made in the meantime must call themselves.
     """
     if "forward" in vars(layer):
         return None
@@ -75,7 +75,7 @@ def _fast_forward(layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
         return _fast_rectifier(layer)
     if not isinstance(layer, (_BatchNorm, _ConvNd)):
         return None
-    # the three batch normalisations share one forward pass, each convolution has its own
+    # the three batch normalisation classes share one forward pass, each convolution has its own
     if isinstance(layer, _BATCH_NORMS) and type(layer).forward is nn.BatchNorm2d.forward:
         return partial(_batch_norm_forward, layer)
     if isinstance(layer, _CONVOLUTIONS) and layer.padding_mode == "zeros":
@@ -106,7 +106,7 @@ def _rectifier_forward(layer: nn.Module, slope: float, x: Tensor) -> Tensor:
 
 
 def _both_sides(layer: _ConvNd) -> Sequence[int] | None:
-    """Zeros at either side; None where there are more at one than at the other."""
+    """Padding at both sides; None if it is not symmetric."""
     if not isinstance(layer.padding, str):
         return layer.padding
     sides = layer._reversed_padding_repeated_twice[::-1]
@@ -114,7 +114,7 @@ def _both_sides(layer: _ConvNd) -> Sequence[int] | None:
 
 
 def _pays(x: Tensor, *parameters: Tensor | None) -> bool:
-    """Whether there may be a second derivative, of operands of one type."""
+    """Whether a second derivative is possible, with operands of one dtype."""
     return (
         torch.is_grad_enabled()
         and x.requires_grad
@@ -138,7 +138,7 @@ def _batch_norm_forward(layer: _BatchNorm, x: Tensor) -> Tensor:
 
 
 class _Geometry(NamedTuple):
-    """What a convolution is made of, apart from its parameters."""
+    """Settings of a convolution other than its parameters."""
 
     stride: Sequence[int]
     padding: Sequence[int]
@@ -221,10 +221,10 @@ class _ConvBackward(Function):
 
 
 class FastRectifier(Function):
-    """As `torch.nn.functional.leaky_relu` with a slope of 0 (ReLU) or more.
+    """Like `torch.nn.functional.leaky_relu` with a slope of 0 (ReLU) or more.
 
-    Like torch's own, a ReLU keeps its output and a leaky one its input: either tells the sign,
-    and what comes next may change the other in place.
+    As in torch, a ReLU keeps its output and a leaky ReLU its input: either has the sign, and a
+    later layer may change the other in place.
     """
 
     @staticmethod

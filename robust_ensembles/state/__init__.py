@@ -1,1 +1,1 @@
-"""What a net remembers between epochs, as numbers in files."""
+"""The state of a training net in files: container, model files and checkpoints."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a fit: saved models that also hold what the fit needs to go on."""
+"""Checkpoints of a fit: saved models with the additional state that the fit needs to resume."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LOGGER = logging.getLogger("robust_ensembles")
 
 
 class Checkpointed(Protocol):
-    """The estimator whose fit is checkpointed."""
+    """Interface of an estimator with checkpoints."""
 
     def _method_state(self) -> dict[str, Tensor]: ...
 
@@ -31,22 +31,22 @@ class Checkpointed(Protocol):
 
 
 class CheckpointedNet(TrainedNet, Protocol):
-    """Its net."""
+    """Interface of the net of such an estimator."""
 
     callbacks_: list[tuple[str, Callback]]
 
 
 class Checkpoints:
-    """Checkpoints of one fit, to be killed at any time and go on to the same result.
+    """Checkpoints of one fit, which can be killed at any time and resumes with the same result.
 
-    A checkpoint is the file of a saved model with the optimizer's memory. It also holds what the
-    callbacks and the method remember. Random streams have no state: they follow from the seed,
-    which is in it too, and the epoch.
+    A checkpoint is the file of a saved model with the optimizer's state. It also contains the state
+    of callbacks and of the method, and the seed. Random streams have no state: they follow from the
+    seed and the epoch.
 
     Parameters
     ----------
     path : path-like
-        Folder of this fit alone.
+        Folder for this fit only.
     about : dict of plain values
         Data and parameters, by name.
     estimator : Checkpointed
@@ -54,7 +54,7 @@ class Checkpoints:
     Raises
     ------
     ValueError
-        If the folder holds epochs of another fit, or of a later version of this package.
+        If the folder has epochs of another fit, or of a later version of this package.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class Checkpoints:
 
     @property
     def seed(self) -> int | None:
-        """Seed of the fit that goes on, or None if it begins."""
+        """Seed of a resumed fit, or None for a new one."""
         return None if self._saved is None else _fit_of(self._saved[0]).seed
 
     def begin(self, seed: int) -> None:
-        """Write down the seed, unless a fit goes on, so that pretraining can be resumed."""
+        """Store the seed of a new fit, so that its pretraining can be resumed."""
         if self._saved is not None:
             return
         fit = FitState(self._about, epoch=0, seed=seed, finished=False, callbacks={})
@@ -93,18 +93,18 @@ class Checkpoints:
         )
 
     def resume(self, net: CheckpointedNet, epochs: int) -> int:
-        """Bring a new net, for which training has just begun, to where the last one was.
+        """Restore the state of the last checkpoint in a new net, at the beginning of its training.
 
         Parameters
         ----------
         net : CheckpointedNet
         epochs : int
-            All epochs of the fit.
+            Number of epochs of the fit.
 
         Returns
         -------
         epochs : int
-            Those that are left.
+            Number of remaining epochs.
         """
         saved, self._saved, self._epochs = self._saved, None, epochs
         if saved is None or saved[0].net is None:
@@ -127,15 +127,15 @@ class Checkpoints:
         ----------
         net : CheckpointedNet
         finished : bool, default=False
-            Whether training has ended before all epochs, on purpose. Of a finished fit only the
-            last and the best checkpoint are kept.
+            Whether training has ended early on purpose. Only the last and the best checkpoint of
+            a finished fit are kept.
 
         Raises
         ------
         OSError
             If it cannot be written.
         TypeError, ValueError
-            If a module or the optimizer has a state that a file cannot hold.
+            If a module or the optimizer has a state that cannot be stored.
         """
         epoch = len(net.history)
         finished = finished or epoch == self._epochs
@@ -162,7 +162,7 @@ def _fit_of(header: Header) -> FitState:
 
 @contextmanager
 def checkpointed(net: CheckpointedNet, checkpoints: Checkpoints | None) -> Iterator[None]:
-    """Write a checkpoint after each epoch of a net, for as long as the context lasts.
+    """Within the context, write a checkpoint after each epoch of a net.
 
     Parameters
     ----------
@@ -188,16 +188,16 @@ class _AfterEachEpoch(Callback):
         self.checkpoints = checkpoints
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # a copy of the net, made meanwhile by another callback, writes none
+        # a copy of the net made by another callback writes none
         return Callback, ()
 
     def on_epoch_end(self, net: CheckpointedNet, **kwargs: Any) -> None:
-        """Write one; called by skorch."""
+        """Write a checkpoint; called by skorch."""
         self.checkpoints.save(net)
 
 
 def state_of_callbacks(net: CheckpointedNet, aside: TensorsAside) -> dict[str, dict[str, Any]]:
-    """What callbacks have learned: attributes that skorch does not take for parameters.
+    """State of callbacks: the attributes that skorch does not regard as parameters.
 
     Parameters
     ----------
@@ -208,7 +208,7 @@ def state_of_callbacks(net: CheckpointedNet, aside: TensorsAside) -> dict[str, d
     Returns
     -------
     states : dict
-        Encoded; what cannot be stored is left out.
+        Encoded, without attributes that cannot be stored.
     """
     states = {}
     for name, callback in _resumable_callbacks(net).items():
@@ -221,7 +221,7 @@ def state_of_callbacks(net: CheckpointedNet, aside: TensorsAside) -> dict[str, d
 def restore_callbacks(
     net: CheckpointedNet, states: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Let callbacks go on with what they had learned; others than those are left alone.
+    """Restore the state of callbacks; other callbacks are left unchanged.
 
     Parameters
     ----------
@@ -242,12 +242,12 @@ def restore_callbacks(
 
 
 def _resumable_callbacks(net: CheckpointedNet) -> dict[str, Callback]:
-    # a table that goes on in another process begins with its head again
+    # a table that continues in another process prints its header again
     return {name: c for name, c in net.callbacks_ if not isinstance(c, PrintLog)}
 
 
 def _inner_state(value: Any, aside: TensorsAside) -> Any:
-    """The storable part of a schedule's state; other values as they are."""
+    """The storable part of a schedule's state; other values unchanged."""
     if isinstance(value, type) or not hasattr(value, "load_state_dict"):
         return value
     state = value.state_dict()
@@ -256,7 +256,7 @@ def _inner_state(value: Any, aside: TensorsAside) -> Any:
 
 
 def _storable(values: Mapping[str, Any], aside: TensorsAside) -> dict[str, Any]:
-    """Those values, encoded, that can be stored."""
+    """The values that can be stored, encoded."""
     encoded = {}
     for name, value in values.items():
         try:
@@ -268,7 +268,7 @@ def _storable(values: Mapping[str, Any], aside: TensorsAside) -> dict[str, Any]:
 
 @contextmanager
 def _readable(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Say of a state that nothing can be made of where it came from."""
+    """Let errors in restoring a state name its checkpoint folder."""
     try:
         yield
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -281,14 +281,14 @@ def _readable(path: str | os.PathLike[str]) -> Iterator[None]:
 def differences(
     here: dict[str, Any], there: dict[str, Any], places: tuple[str, str] = ("here", "there")
 ) -> list[str]:
-    """What differs between two fits, in words.
+    """Differences between two fits, in words.
 
     Parameters
     ----------
     here, there : dict
         From `describe_fit`.
     places : tuple of two str, default=("here", "there")
-        What they are called in the words.
+        Names of the two fits in the words.
 
     Returns
     -------
@@ -307,7 +307,7 @@ def _difference(name: str, values: tuple[Any, Any], places: tuple[str, str]) -> 
 
 
 def best_epoch(history: Any) -> int:
-    """The epoch with the lowest loss on what was held back, or else in training."""
+    """The epoch with the lowest validation loss, or else training loss."""
     rows = list(history)
     column = "valid_loss" if all("valid_loss" in row for row in rows) else "train_loss"
     losses = [float(row[column]) for row in rows]

@@ -1,8 +1,8 @@
-"""The safetensors container: numbers behind a table of what they are, checked before it is used.
+"""The safetensors container: tensors described by a table, which is checked before it is used.
 
-A file is eight bytes that hold the table's length, the table as JSON, and the numbers of all
-tensors one after the other. That the table's claims fit each other and the file is checked by
-safetensors, without reading numbers; here, how long the table is, and what its names and types are.
+A file consists of eight bytes with the table's length, the table as JSON, and the values of all
+tensors one after the other. safetensors checks that the table is consistent with itself and the
+file, without reading values; the length of the table, its names and dtypes are checked here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from ..exceptions import ModelFileError
 
 MAX_TABLE = 32 * 2**20
-"""Bytes that a table may have; that of ten ResNets after 200 epochs has a quarter of a million."""
+"""Largest table in bytes; that of ten ResNets after 200 epochs has a quarter of a million."""
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -41,7 +41,7 @@ DTYPES: dict[str, torch.dtype] = {
     "U16": torch.uint16,
     "C64": torch.complex64,
 }
-"""Types of numbers by the names that safetensors gives them."""
+"""Dtypes by their names in safetensors."""
 
 _MAX_NAME = 1024
 _MAX_REASON = 800
@@ -50,7 +50,7 @@ _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f/\\]|\.\.")
 
 @dataclass(frozen=True)
 class Entry:
-    """What the table says of one tensor, without its numbers."""
+    """Dtype and shape of one tensor in the table."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -61,7 +61,7 @@ Table = dict[str, Entry]
 
 @contextmanager
 def refused(path: str | os.PathLike[str]) -> Iterator[Callable[[str], NoReturn]]:
-    """Give a function that refuses a file for a reason; other errors on its content do the same.
+    """Give a function that refuses a file; other errors about its content are converted.
 
     Parameters
     ----------
@@ -90,21 +90,21 @@ def refused(path: str | os.PathLike[str]) -> Iterator[Callable[[str], NoReturn]]
         TypeError,
         ValueError,
     ) as error:
-        # torch adds pages to some of its messages
+        # some messages of torch are pages long
         raise ModelFileError(f"{path} cannot be loaded: {str(error)[:_MAX_REASON]}") from error
 
 
 def to_bytes(tensors: Mapping[str, Tensor], text: str, key: str) -> bytes:
-    """The content of a file of tensors and a text.
+    """The content of a file with tensors and a text.
 
     Parameters
     ----------
     tensors : mapping of str to Tensor
         On any device.
     text : str
-        Kept in the metadata.
+        Stored in the metadata.
     key : str
-        Its name there.
+        Name of the text in the metadata.
 
     Returns
     -------
@@ -113,8 +113,7 @@ def to_bytes(tensors: Mapping[str, Tensor], text: str, key: str) -> bytes:
     Raises
     ------
     ValueError
-        If a tensor is of a type, or has a name, that would not be read again, or the table gets
-        too long.
+        If a tensor has a dtype or name that would not be read again, or if the table is too long.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
     for name, tensor in tensors.items():
@@ -134,7 +133,7 @@ def to_bytes(tensors: Mapping[str, Tensor], text: str, key: str) -> bytes:
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU, none of which shares its memory: safetensors refuses that."""
+    """The tensors on the CPU, without shared memory, which safetensors refuses."""
     apart: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
@@ -146,7 +145,7 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_tensors(path: str | os.PathLike[str], names: list[str]) -> dict[str, Tensor]:
-    """Some tensors of a file whose table was checked, on the CPU.
+    """Read some tensors of a file with a checked table, on the CPU.
 
     Parameters
     ----------
@@ -156,14 +155,14 @@ def read_tensors(path: str | os.PathLike[str], names: list[str]) -> dict[str, Te
     Returns
     -------
     tensors : dict of str to Tensor
-        Copies: the file may change or vanish later.
+        Copies, because the file may change or be removed later.
     """
     with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
         return {name: file.get_tensor(name).clone() for name in names}
 
 
 def read_text(path: str | os.PathLike[str], key: str) -> tuple[str, Table]:
-    """The text and the table of a file, without reading any tensor.
+    """Read the text and the table of a file, without any tensor.
 
     Parameters
     ----------
@@ -180,7 +179,7 @@ def read_text(path: str | os.PathLike[str], key: str) -> tuple[str, Table]:
     ------
     FileNotFoundError
     ModelFileError
-        If the file is no safetensors file, is damaged, claims more than it holds, or has no such
+        If the file is not a safetensors file, is damaged, claims more than it has, or has no such
         text.
     """
     metadata, table = _read_table(path)
@@ -194,13 +193,13 @@ def read_text(path: str | os.PathLike[str], key: str) -> tuple[str, Table]:
 
 
 def parse_json(text: str | bytes, what: str) -> Any:
-    """Strict JSON: no key twice, no NaN.
+    """Parse strict JSON, without repeated keys or NaN.
 
     Parameters
     ----------
     text : str or bytes
     what : str
-        What it is, for the message.
+        Name of the text, for the message.
 
     Returns
     -------
@@ -237,7 +236,7 @@ def _read_table(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Table]:
             refuse("its metadata are no JSON object")
         for name, claimed in found.items():
             _check_claim(name, claimed, refuse)
-        # shapes and places, against each other and the length of the file
+        # checks shapes and offsets against each other and the length of the file
         with safe_open(os.fspath(path), framework="pt", device="cpu"):
             pass
     table = {n: Entry(DTYPES[claim["dtype"]], tuple(claim["shape"])) for n, claim in found.items()}
@@ -245,7 +244,7 @@ def _read_table(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Table]:
 
 
 def _table_bytes(file: BinaryIO, refuse: Callable[[str], NoReturn]) -> bytes:
-    """The table, if it is one that may be read."""
+    """Read the table, if its length is allowed."""
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > size - 8:
@@ -259,7 +258,7 @@ def _table_bytes(file: BinaryIO, refuse: Callable[[str], NoReturn]) -> bytes:
 
 
 def _check_claim(name: str, claimed: Any, refuse: Callable[[str], NoReturn]) -> None:
-    """Refuse what safetensors itself would take: strange names and fields, types unknown here."""
+    """Refuse what safetensors would accept: unusual names and fields, and unknown dtypes."""
     if _is_bad_name(name):
         refuse(f"it has a tensor with the name {name[:80]!r}")
     if not isinstance(claimed, dict) or set(claimed) != {"dtype", "shape", "data_offsets"}:
@@ -269,5 +268,5 @@ def _check_claim(name: str, claimed: Any, refuse: Callable[[str], NoReturn]) -> 
 
 
 def _is_bad_name(name: str) -> bool:
-    """Whether a tensor's name could mean a place on a disk."""
+    """Whether a tensor's name could be a path."""
     return not 0 < len(name) <= _MAX_NAME or _FORBIDDEN.search(name) is not None

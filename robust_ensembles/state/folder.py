@@ -1,4 +1,4 @@
-"""The folder of a fit's checkpoints: files whole or absent, of one fit at a time."""
+"""The folder of a fit's checkpoints, with atomic writes and a lock for one fit at a time."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .former import FORMER_SUFFIX
 from .model_file import Header, OtherFormatError, read_checkpoint
 
 LAST_KEPT = 2
-"""How many of the last checkpoints are kept beside the best one, while a fit goes on."""
+"""Number of last checkpoints that are kept, besides the best one, during a fit."""
 
 SUFFIX = ".safetensors"
-"""How names of checkpoints end."""
+"""Suffix of checkpoint files."""
 
-# the content's digest is part of the name: nobody else notices altered numbers
+# the content's digest is part of the name: altered numbers are not noticed otherwise
 _NAME = re.compile(r"epoch-(\d+)\.([0-9a-f]{16})(\.safetensors|\.pt)")
 _UNFINISHED = ".epoch-*.tmp"
 _BEST = "best"
@@ -36,12 +36,12 @@ _LOGGER = logging.getLogger("robust_ensembles")
 
 
 class CheckpointFolder:
-    """The checkpoints of one fit: the last ones, the best one, and ``best.safetensors``, its link.
+    """The checkpoints of one fit: the last ones, the best one, and its link ``best.safetensors``.
 
     Parameters
     ----------
     path : path-like
-        Made with the first checkpoint, if it does not exist.
+        Created with the first checkpoint, if it does not exist.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -52,16 +52,16 @@ class CheckpointFolder:
         return any(epoch for epoch, _ in self._files())
 
     def read_newest(self) -> tuple[Header, dict[str, Tensor]] | None:
-        """What the newest whole checkpoint holds.
+        """Read the newest intact checkpoint.
 
-        Files that are torn or altered are skipped with a warning. What a writer that was killed
-        has left behind is removed.
+        Truncated or altered files are skipped with a warning. Temporary files of killed processes
+        are removed.
 
         Returns
         -------
         header : Header
         tensors : dict of str to Tensor
-            Or None for both, if there is no checkpoint.
+            None instead of both, if there is no checkpoint.
 
         Raises
         ------
@@ -79,23 +79,23 @@ class CheckpointFolder:
     def write(
         self, epoch: int, content: bytes, *, best: int | None = None, last: int = LAST_KEPT
     ) -> None:
-        """Add a checkpoint, then remove those that are no longer needed.
+        """Add a checkpoint, then remove old ones.
 
         Parameters
         ----------
         epoch : int
-            Finished epochs.
+            Number of finished epochs.
         content : bytes
-            Of the file.
+            Content of the file.
         best : int, default=None
-            The epoch whose checkpoint is kept whatever its age.
+            The epoch whose checkpoint is always kept.
         last : int, default=LAST_KEPT
-            How many of the last ones are kept.
+            Number of last checkpoints to keep.
 
         Raises
         ------
         OSError
-            If the disk is full or cannot be written to. The former checkpoints are untouched.
+            If the disk is full or cannot be written to. Earlier checkpoints are kept.
         """
         file = self.path / f"epoch-{epoch:05d}.{digest(content)}{SUFFIX}"
         try:
@@ -119,8 +119,8 @@ class CheckpointFolder:
         return sorted((int(match[1]), file) for match, file in named if match)
 
     def _tidy(self, epoch: int, newest: Path, best: int | None, last: int) -> None:
-        """Keep the newest checkpoints up to this epoch and the best one, which gets its link."""
-        # of an epoch that was trained again there may be a torn one beside
+        """Keep the newest checkpoints up to this epoch and the best one, and link the best one."""
+        # an epoch that was trained again may also have a truncated checkpoint
         files = [(n, file) for n, file in self._files() if n != epoch] + [(epoch, newest)]
         earlier = sorted({number for number, _ in files if number <= epoch})
         kept = {best, *earlier[-last:]}
@@ -146,12 +146,12 @@ class CheckpointFolder:
 
 
 def digest(content: bytes) -> str:
-    """What the name of a file says of its content."""
+    """The digest of a file's content in its name."""
     return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _read(file: Path) -> tuple[Header, dict[str, Tensor]] | None:
-    """What a checkpoint holds, or None, with a warning, if it is not what was written."""
+    """Read a checkpoint, or return None with a warning if it is not intact."""
     match: Any = _NAME.fullmatch(file.name)
     try:
         if digest(file.read_bytes()) != match[2]:
@@ -173,19 +173,19 @@ def _reason(error: OSError) -> str:
 
 @contextmanager
 def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Keep other fits, here or in other processes, out of a folder; death of the process frees it.
+    """Lock a folder against other fits, in this or other processes; released if the process dies.
 
-    Where the file system has no locks, or nothing can be written, there is none.
+    Without effect if the file system has no locks or cannot be written to.
 
     Parameters
     ----------
     folder : path-like
-        Made if it does not exist.
+        Created if it does not exist.
 
     Raises
     ------
     RuntimeError
-        If another fit is at work in it.
+        If another fit is using it.
     """
     file = Path(folder) / _LOCK
     lock = FileLock(file, timeout=0)

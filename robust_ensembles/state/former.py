@@ -1,4 +1,4 @@
-"""Files of format 1, in the words of the present one. To be removed with version 0.2.
+"""Conversion of files of format 1 to the present format. To be removed in version 0.2.
 
 A model's header was flat, and a checkpoint was a file of `torch.save`.
 """
@@ -16,7 +16,7 @@ from .net_state import AUXILIARY, CALLBACKS, METHOD, MODULE, describe_parts
 from .values import TensorsAside
 
 FORMER, FORMER_SUFFIX = 1, ".pt"
-"""The version that is read beside the present one, and how names of its checkpoints end."""
+"""The former format version, which is still read, and the suffix of its checkpoints."""
 
 _OF_THE_ESTIMATOR = (
     "kind",
@@ -32,7 +32,7 @@ _OF_THE_NET = ("seed", "history", "optimizer")
 
 
 def upgrade_header(plain: dict[str, Any]) -> dict[str, Any]:
-    """The header of a model that format 1 described.
+    """Convert the header of a model of format 1.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def upgrade_header(plain: dict[str, Any]) -> dict[str, Any]:
     Returns
     -------
     plain : dict
-        As the present format has it, to be checked.
+        In the present format, to be checked.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def upgrade_header(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _largest(batches: list[dict[str, Any]]) -> int | None:
-    """The size of the largest training batch, which is what ``batch_size="auto"`` had come to."""
+    """The size of the largest training batch, which is the one found by ``batch_size="auto"``."""
     named = [dict(batch["dict"]) for batch in batches]
     sizes = [int(batch["train_batch_size"]) for batch in named if "train_batch_size" in batch]
     return max(sizes, default=None)
@@ -77,7 +77,7 @@ def _largest(batches: list[dict[str, Any]]) -> int | None:
 def upgrade_checkpoint(
     path: str | os.PathLike[str],
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The header and the tensors of a checkpoint that `torch.save` wrote.
+    """Convert a checkpoint written by `torch.save`.
 
     Parameters
     ----------
@@ -87,14 +87,14 @@ def upgrade_checkpoint(
     Returns
     -------
     plain : dict
-        As the present format has it, to be checked.
+        In the present format, to be checked.
     tensors : dict of str to Tensor
 
     Raises
     ------
     OSError
     ValueError, LookupError, RuntimeError, TypeError, pickle.UnpicklingError
-        If it is none.
+        If it is not a checkpoint.
     """
     saved = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(saved, dict) or saved.get("format") != FORMER:

@@ -1,7 +1,7 @@
-"""The file of a fitted ensemble, saved or a checkpoint: what its header says, and its tensors.
+"""The file of a fitted ensemble, a saved model or a checkpoint: its header and its tensors.
 
-The header is JSON: the estimator in the words of `robust_ensembles.persistence`, the net in those
-of `net_state`, and in a checkpoint the fit that it belongs to.
+The header is JSON: the estimator as described by `robust_ensembles.persistence`, the net as
+described by `net_state`, and in a checkpoint the fit that it belongs to.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from .former import FORMER, FORMER_SUFFIX, upgrade_checkpoint, upgrade_header
 from .net_state import NetState, check_seed, read_net_state
 
 FORMAT = 2
-"""Version of the format; raised when older versions of this package could not read a file."""
+"""Version of the format; increased when older versions of this package cannot read new files."""
 
 KEY = "robust_ensembles"
-"""Under which name the header stands in the file's metadata."""
+"""Key of the header in the file's metadata."""
 
 
 class OtherFormatError(ModelFileError):
-    """A file of a version of the format that is not read here."""
+    """The file has another version of the format."""
 
 
 @dataclass(frozen=True)
 class FitState:
-    """What a checkpoint says of its fit, beside the net.
+    """State of a fit in a checkpoint, besides the net.
 
     Parameters
     ----------
     about : dict
-        Data and parameters, to be compared.
+        Data and parameters, for comparison.
     epoch : int
-        Finished epochs.
+        Number of finished epochs.
     seed : int
     finished : bool
-        Whether all epochs are trained, or training was ended before on purpose.
+        Whether all epochs are trained, or training was stopped early on purpose.
     callbacks : dict
-        What each callback remembers, encoded.
+        State of each callback, encoded.
     """
 
     about: dict[str, Any]
@@ -66,9 +66,9 @@ class Header:
     net : NetState or None
         None before the first epoch.
     fit : FitState or None
-        None of a model that was saved.
+        None for a saved model.
     versions : dict of str to str
-        Of what the file was written with. For the reader's information only.
+        Versions of the package and its dependencies that wrote the file, for information only.
     """
 
     estimator: dict[str, Any] | str
@@ -88,7 +88,7 @@ def model_bytes(
     Parameters
     ----------
     estimator, net, fit
-        Of the header.
+        Parts of the header.
     tensors : mapping of str to Tensor
 
     Returns
@@ -112,7 +112,7 @@ def model_bytes(
 
 
 def read_header(path: str | os.PathLike[str]) -> tuple[Header, Table]:
-    """The header and the table of a file, without reading any tensor.
+    """Read the header and the table of a file, without any tensor.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def read_header(path: str | os.PathLike[str]) -> tuple[Header, Table]:
     FileNotFoundError
     ModelFileError
         If the file is damaged, crafted or of another kind. An OtherFormatError if another version
-        of this package may read it.
+        of this package can read it.
     """
     text, table = read_text(path, KEY)
     with refused(path):
@@ -140,7 +140,7 @@ def read_header(path: str | os.PathLike[str]) -> tuple[Header, Table]:
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Tensor]]:
-    """The header and all tensors of a checkpoint.
+    """Read the header and all tensors of a checkpoint.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[Header, dict[str, Ten
     ------
     OSError
     ModelFileError
-        As in `read_header`, or if it is no checkpoint.
+        As in `read_header`, or if it is not a checkpoint.
     """
     with refused(path) as refuse:
         if os.fspath(path).endswith(FORMER_SUFFIX):
@@ -185,7 +185,7 @@ def _check_format(plain: Any, path: str | os.PathLike[str]) -> None:
 
 
 def _checked(plain: dict[str, Any]) -> Header:
-    """The header of JSON, if it has all that it must have."""
+    """Make a header from JSON, if it is complete."""
     names = {"format", *(field.name for field in fields(Header))}
     if set(plain) != names:
         raise ValueError(f"its header has other fields than {sorted(names)}")

@@ -1,6 +1,6 @@
-"""A trained net as tensors and plain values, and back: the part that models and checkpoints share.
+"""The state of a trained net as tensors and plain values, shared by models and checkpoints.
 
-Per-batch values of the history stay out, so that what an epoch adds is one short row.
+Per-batch values of the history are not stored, so that an epoch adds one short row.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from .optimizer import OPTIMIZER, restore_state, split_state
 from .values import NotStorableError, TensorsAside, decode, decode_with, encode
 
 MODULE, AUXILIARY, ASIDE = "module.", "auxiliary.", "values."
-"""How names of tensors begin: of the members, of what is trained beside them, within values."""
+"""Prefixes of tensor names: of the members, of the auxiliary module, of tensors within values."""
 
 METHOD, CALLBACKS = "method.", "callbacks."
-"""And in a checkpoint: of what a method, and what callbacks remember."""
+"""Prefixes in checkpoints: of the state of the method, and of callbacks."""
 
 MAX_SEED = np.iinfo(np.int32).max
-"""The greatest seed of a fit."""
+"""The largest seed of a fit."""
 
 _BATCHES = "batches"
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f/\\]")
 
 
 class TrainedNet(Protocol):
-    """What is stored of a net."""
+    """Interface of a net whose state is stored."""
 
     module_: Any
     auxiliary_: Any
@@ -44,20 +44,20 @@ class TrainedNet(Protocol):
 
 @dataclass(frozen=True)
 class NetState:
-    """The plain part of a net's state, in values that JSON knows.
+    """The plain part of a net's state, in values for JSON.
 
     Parameters
     ----------
     seed : int
-        Of the random streams of the fit.
+        Seed of the random streams of the fit.
     batch_size : int or None
-        None in former files of fits without an epoch.
+        None in files of the former format for fits without an epoch.
     history : list of dict
         One row for each epoch, with encoded values.
     optimizer : dict
-        What its parameter groups have become, and what of its memory is no tensor.
+        Its parameter groups, and the parts of its state that are not tensors.
     extra : dict
-        What the modules' states hold beside tensors, by its full name, encoded.
+        Entries of the modules' states that are not tensors, by full name, encoded.
     """
 
     seed: int
@@ -71,7 +71,7 @@ class NetState:
         return asdict(self)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The history as skorch has it, with no batches.
+        """The history in skorch's form, without batches.
 
         Raises
         ------
@@ -84,7 +84,7 @@ class NetState:
 
 
 def read_net_state(plain: Any) -> NetState:
-    """Check the state of a net that a file gives.
+    """Check the state of a net from a file.
 
     Parameters
     ----------
@@ -115,19 +115,19 @@ def read_net_state(plain: Any) -> NetState:
 
 
 def check_seed(seed: Any) -> None:
-    """Raise for what is no seed of a fit."""
+    """Raise for an invalid seed of a fit."""
     if type(seed) is not int or not 0 <= seed <= MAX_SEED:
         raise ValueError("its seed is no whole number of 32 bits")
 
 
 def describe_net(net: TrainedNet, *, memory: bool) -> tuple[NetState, dict[str, Tensor]]:
-    """Take a net apart into plain values and tensors.
+    """Split the state of a net into plain values and tensors.
 
     Parameters
     ----------
     net : TrainedNet
     memory : bool
-        Whether to take what the optimizer remembers of past gradients.
+        Whether to include the optimizer's state of past gradients.
 
     Returns
     -------
@@ -137,7 +137,7 @@ def describe_net(net: TrainedNet, *, memory: bool) -> tuple[NetState, dict[str, 
     Raises
     ------
     NotStorableError
-        If the modules or the optimizer have a state that is more than tensors and plain values.
+        If the modules or the optimizer have a state other than tensors and plain values.
     """
     parts = {MODULE: net.module_.state_dict()}
     if net.has_auxiliary_:
@@ -166,7 +166,7 @@ def describe_parts(
     Parameters
     ----------
     modules : mapping
-        From prefixes to states.
+        States by prefix.
     optimizer : mapping
     memory : bool
     seed, batch_size : int
@@ -197,12 +197,12 @@ def describe_parts(
 
 
 def storable_name(name: str) -> str:
-    """The name of a tensor of a module in a file, where it must not look like a path."""
+    """The name of a module's tensor in a file, where it must not look like a path."""
     return _UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", name)
 
 
 def module_state(prefix: str, state: NetState, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What a module's state holds in a file, by the names that `storable_name` gives.
+    """The state of a module in a file, by the names from `storable_name`.
 
     Parameters
     ----------
@@ -210,7 +210,7 @@ def module_state(prefix: str, state: NetState, tensors: Mapping[str, Tensor]) ->
         `MODULE` or `AUXILIARY`.
     state : NetState
     tensors : mapping of str to Tensor
-        With those that values refer to.
+        Including those that values refer to.
 
     Returns
     -------
@@ -223,7 +223,7 @@ def module_state(prefix: str, state: NetState, tensors: Mapping[str, Tensor]) ->
 
 
 def load_module(module: nn.Module, stored: Mapping[str, Any], *, assign: bool = False) -> None:
-    """Put a stored state into a module.
+    """Load a stored state into a module.
 
     Parameters
     ----------
@@ -231,7 +231,7 @@ def load_module(module: nn.Module, stored: Mapping[str, Any], *, assign: bool = 
     stored : mapping
         From `module_state`.
     assign : bool, default=False
-        Whether the module takes the tensors themselves, not their values.
+        Whether to use the tensors themselves instead of copying their values.
 
     Raises
     ------
@@ -243,7 +243,7 @@ def load_module(module: nn.Module, stored: Mapping[str, Any], *, assign: bool = 
 
 
 def restore_net(net: TrainedNet, state: NetState, tensors: Mapping[str, Tensor]) -> None:
-    """Bring a new net to where a stored one was.
+    """Restore a stored state in a new net.
 
     Parameters
     ----------
@@ -280,7 +280,7 @@ def _encode_extra(name: str, value: Any, aside: TensorsAside) -> Any:
 
 
 def _encode_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What of an epoch's row can be stored, but for its batches."""
+    """The storable entries of an epoch's row, without its batches."""
     encoded = {}
     for name, value in row.items():
         if name == _BATCHES:

@@ -1,4 +1,4 @@
-"""The state of an optimizer: what its groups have become, and its memory of past gradients."""
+"""The state of an optimizer: its parameter groups, and its memory of past gradients."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .._checks import is_number
 from .values import NotStorableError, TensorsAside, decode_with
 
 OPTIMIZER = "optimizer."
-"""How names of the tensors begin that an optimizer remembers."""
+"""Prefix of the names of an optimizer's tensors."""
 
-# how a step is computed, which each machine decides for itself
+# settings of how a step is computed, which each machine chooses itself
 _TECHNICAL = {"params", "fused", "foreach", "capturable", "differentiable"}
 # settings that training adds to those of the optimizer
 _DECAYED_IN = "decayed_in"
@@ -25,27 +25,27 @@ _DECAYED_IN = "decayed_in"
 def split_state(
     state: Mapping[str, Any], aside: TensorsAside, *, memory: bool
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Take the state of an optimizer apart into plain values and tensors.
+    """Split the state of an optimizer into plain values and tensors.
 
     Parameters
     ----------
     state : mapping
         From `Optimizer.state_dict`.
     aside : TensorsAside
-        Takes the tensors that do not belong to one parameter alone.
+        Takes the tensors that do not belong to a single parameter.
     memory : bool
-        Whether to take more than the groups (learning rates and such).
+        Whether to include more than the groups (learning rates etc.).
 
     Returns
     -------
     plain : dict
     tensors : dict of str to Tensor
-        By the number of the parameter and the name of what is remembered of it.
+        By the number of the parameter and the name of its state.
 
     Raises
     ------
     NotStorableError
-        If its memory is of a kind that cannot be stored.
+        If its state cannot be stored.
     """
     groups = [_storable(group, aside) for group in state["param_groups"]]
     tensors: dict[str, Tensor] = {}
@@ -65,7 +65,7 @@ def split_state(
 
 
 def _storable(group: Mapping[str, Any], aside: TensorsAside) -> dict[str, Any]:
-    """Settings of a group; functions among them come from the estimator's parameters again."""
+    """Settings of a group, without functions, which the estimator's parameters provide again."""
     stored = {}
     for name in group.keys() - _TECHNICAL:
         try:
@@ -83,7 +83,7 @@ def restore_state(
     keep: Iterable[str] = (),
     whole: bool = False,
 ) -> None:
-    """Put a stored state into a fresh optimizer of the same parameters.
+    """Load a stored state into a new optimizer of the same parameters.
 
     Parameters
     ----------
@@ -91,12 +91,12 @@ def restore_state(
     plain : mapping
         From `split_state`.
     tensors : mapping of str to Tensor
-        Those of `split_state`, and those that it has put aside.
+        Those returned by `split_state`, and those put aside.
     keep : iterable of str
-        Settings of the groups that stay as they are now.
+        Settings of the groups that are not changed.
     whole : bool, default=False
-        Whether to take settings too that the optimizer does not have, such as those of a schedule
-        that goes on.
+        Whether to also set what the optimizer does not have, such as settings of a schedule that
+        continues.
 
     Raises
     ------
@@ -122,7 +122,7 @@ def restore_state(
 def _memory(
     optimizer: Optimizer, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> dict[Any, dict[str, Any]]:
-    """What the optimizer remembers of each parameter."""
+    """The optimizer's state of each parameter."""
     owned = [p for group in optimizer.param_groups for p in group["params"]]
     decode = decode_with(tensors)
     memory: dict[Any, dict[str, Any]] = {}
@@ -145,7 +145,7 @@ def _memory(
 
 
 def _check_group(optimizer: Optimizer, group: dict[str, Any], values: dict[str, Any]) -> None:
-    """Raise for settings that no training could have led to."""
+    """Raise for settings that no training could produce."""
     usual = {_DECAYED_IN: 0, **group}
     for name, value in values.items():
         if name in usual and not _is_like(value, _number(usual[name])):
@@ -154,7 +154,7 @@ def _check_group(optimizer: Optimizer, group: dict[str, Any], values: dict[str, 
         return
     taken = inspect.signature(type(optimizer)).parameters
     settings = {**group, **values}
-    # torch itself knows the ranges
+    # torch itself checks the ranges
     type(optimizer)(
         [torch.zeros(1, requires_grad=True)],
         **{name: value for name, value in settings.items() if name in set(taken) - {"params"}},
@@ -162,17 +162,17 @@ def _check_group(optimizer: Optimizer, group: dict[str, Any], values: dict[str, 
 
 
 def _is_of_torch(optimizer: Optimizer) -> bool:
-    """Whether it is an optimizer of torch's, and none of the user's."""
+    """Whether it is an optimizer of torch, not of the user."""
     return getattr(torch.optim, type(optimizer).__name__, None) is type(optimizer)
 
 
 def _is_elementwise(optimizer: Optimizer) -> bool:
-    """Whether what it remembers of a parameter has that parameter's shape, or a summary's."""
+    """Whether its state of a parameter has that parameter's shape, or that of a summary."""
     return _is_of_torch(optimizer) and not isinstance(optimizer, torch.optim.LBFGS)
 
 
 def _is_like(value: Any, usual: Any) -> bool:
-    """Whether a stored setting is of the kind of the one that it replaces: schedules do that."""
+    """Whether a stored setting is of the same kind as the present one, as after a schedule."""
     if isinstance(usual, (tuple, list)):
         same = isinstance(value, (tuple, list)) and len(value) == len(usual)
         return same and all(map(_is_like, value, usual))
@@ -184,7 +184,7 @@ def _is_like(value: Any, usual: Any) -> bool:
 
 
 def _as_in(group: dict[str, Any], name: str, value: Any) -> Any:
-    """The value as a tensor, where the optimizer has one."""
+    """The value as a tensor, if the optimizer has one."""
     own = group.get(name)
     return torch.full_like(own, value) if isinstance(own, Tensor) and is_number(value) else value
 
@@ -204,5 +204,5 @@ def _goes_with(tensor: Tensor, parameter: Tensor) -> bool:
 
 
 def _number(value: Any) -> Any:
-    """A number instead of a tensor of one, as learning rates may be."""
+    """A number instead of a scalar tensor, as learning rates may be."""
     return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value

@@ -1,7 +1,7 @@
-"""Plain values as JSON, and back.
+"""Encoding of plain values as JSON, and decoding.
 
-What JSON knows stays as it is. Everything else is an object with one key, a tag that says how to
-read it: ``{"tuple": [1, 2]}``, ``{"float": "nan"}``.
+Values that JSON has are unchanged. Everything else is an object with one key, a tag for its
+decoding: ``{"tuple": [1, 2]}``, ``{"float": "nan"}``.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# bytes of an array in a header, where labels and names of columns are
+# largest size in bytes of an array in a header, such as labels and column names
 _MAX_ARRAY = 64 * 2**20
 _DTYPE = re.compile(r"[<>|=]?[biufU]\d{1,6}")
 _CONTAINERS: dict[str, type] = {"tuple": tuple, "set": set, "frozenset": frozenset}
 
 
 class NotStorableError(TypeError):
-    """A value that only code could make again."""
+    """A value cannot be stored, because only code could restore it."""
 
 
 def refuse_to_encode(value: Any) -> NoReturn:
@@ -33,14 +33,14 @@ def refuse_to_encode(value: Any) -> NoReturn:
     Raises
     ------
     NotStorableError
-        With the name of its type.
+        The message is the name of its type.
     """
     named = value if hasattr(value, "__qualname__") else type(value)
     raise NotStorableError(f"{named.__module__}.{named.__qualname__}")
 
 
 def refuse_to_decode(plain: Any) -> NoReturn:
-    """Raise for what no encoder makes.
+    """Raise for a value that no encoder makes.
 
     Raises
     ------
@@ -50,14 +50,14 @@ def refuse_to_decode(plain: Any) -> NoReturn:
 
 
 def encode(value: Any, encode_other: Callable[[Any], Any] = refuse_to_encode) -> Any:
-    """Describe a value by what JSON knows.
+    """Describe a value by values that JSON can hold.
 
     Parameters
     ----------
     value : object
         None, a number, a string, an array, a device, or a container of these.
     encode_other : callable, default=refuse_to_encode
-        Describes any other value, here or within a container.
+        Describes any other value, also within a container.
 
     Returns
     -------
@@ -92,7 +92,7 @@ def encode(value: Any, encode_other: Callable[[Any], Any] = refuse_to_encode) ->
 
 
 def encode_array(array: NDArray[Any]) -> dict[str, Any]:
-    """Describe an array of one axis: numbers, truth values or strings.
+    """Describe a one-dimensional array of numbers, booleans or strings.
 
     Parameters
     ----------
@@ -117,14 +117,14 @@ def encode_array(array: NDArray[Any]) -> dict[str, Any]:
 
 
 def decode(plain: Any, decode_other: Callable[[Any], Any] = refuse_to_decode) -> Any:
-    """Make what `encode` described.
+    """The inverse of `encode`.
 
     Parameters
     ----------
     plain : object
-        From a file, so that it may hold anything that JSON does.
+        From a file, so it may be anything that JSON can hold.
     decode_other : callable, default=refuse_to_decode
-        Makes what the encoder's `encode_other` described.
+        The inverse of the encoder's `encode_other`.
 
     Returns
     -------
@@ -133,7 +133,7 @@ def decode(plain: Any, decode_other: Callable[[Any], Any] = refuse_to_decode) ->
     Raises
     ------
     ValueError
-        If it is nothing that `encode` makes.
+        If `encode` does not make such values.
     """
     if isinstance(plain, list):
         return [decode(entry, decode_other) for entry in plain]
@@ -155,7 +155,7 @@ def decode(plain: Any, decode_other: Callable[[Any], Any] = refuse_to_decode) ->
 
 
 def decode_array(plain: Any) -> NDArray[Any]:
-    """Make an array that `encode_array` described.
+    """The inverse of `encode_array`.
 
     Parameters
     ----------
@@ -193,14 +193,14 @@ def _decode_float(text: Any) -> float:
 
 
 class TensorsAside:
-    """Encodes values that may hold tensors, which are put aside under names.
+    """Encodes values that may contain tensors, which are put aside under names.
 
     Containers are simplified: mappings become dicts, named tuples become tuples.
 
     Parameters
     ----------
     prefix : str
-        What the names begin with.
+        Prefix of the names.
 
     Attributes
     ----------
@@ -239,7 +239,7 @@ class TensorsAside:
 
 
 def decode_with(tensors: Mapping[str, Tensor]) -> Callable[[Any], Any]:
-    """A function that decodes what `TensorsAside` encoded.
+    """Make a function that decodes values encoded by `TensorsAside`.
 
     Parameters
     ----------

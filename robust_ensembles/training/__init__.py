@@ -1,7 +1,7 @@
-"""How an ensemble trains: the skorch net, its batches and augmentation, features, random streams.
+"""Training of an ensemble: the skorch net, batches, augmentation, features, random streams.
 
-`EnsembleNet.train_step` asks an estimator's objective for the terms of the loss; the objective sees
-a `TrainingStep`. What makes steps fast is in `robust_ensembles.speed`, what is written to disk in
+`EnsembleNet.train_step` calls an estimator's objective with a `TrainingStep`; it returns the terms
+of the loss. Techniques for faster steps are in `robust_ensembles.speed`, files in
 `robust_ensembles.state`.
 """
 

@@ -1,4 +1,4 @@
-"""Random changes of a training batch, on its device, each sample drawn independently."""
+"""Random transforms of training batches, on their device, independent for each sample."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 @dataclass(repr=False, eq=False)
 class BatchTransform(BaseEstimator, ABC):
-    """Base of the transforms: called with a batch and a generator on the batch's device."""
+    """Base class of transforms, called with a batch and a generator on the batch's device."""
 
     @abstractmethod
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Change a batch.
+        """Transform a batch.
 
         Parameters
         ----------
@@ -37,7 +37,7 @@ class BatchTransform(BaseEstimator, ABC):
 
 @dataclass(repr=False, eq=False)
 class RandomCrop(BatchTransform):
-    """Pad each image with zeros and cut a window of its size at a random place.
+    """Pad each image with zeros and crop a window of its size at a random position.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ class GaussianNoise(BatchTransform):
         Standard deviation, in the units of X.
     p : float, default=0.5
     clip_values : tuple of two floats, default=None
-        Box to clip into; the released code does not.
+        Box to clip into; the released code does not clip.
     """
 
     sigma: float = 0.045
@@ -109,7 +109,7 @@ class GaussianNoise(BatchTransform):
 class NoisyCopies(BatchTransform):
     """Train on the data and a noisy copy of it, NCEn's D + D_noise: an epoch is twice as long.
 
-    The copy gets this noise only, none of the other transforms.
+    Only this noise is applied to the copy, none of the other transforms.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ class NoisyCopies(BatchTransform):
         Standard deviation, in the units of X: eps / 2 in the paper, 0.15 for Fashion-MNIST and
         0.045 for CIFAR-10.
     clip_values : tuple of two floats, default=(0, 1)
-        Box that copies are clipped into.
+        Box to clip the copies into.
     """
 
     sigma: float
@@ -154,7 +154,7 @@ class AugmentationPipeline:
         self.noisy_copies = copies[0] if copies else None
 
     def check(self, x: Tensor) -> None:
-        """Raise, before any training, for transforms that do not give a batch for a batch.
+        """Raise, before any training, for transforms that do not return a batch like the given one.
 
         Parameters
         ----------
@@ -185,7 +185,7 @@ class AugmentationPipeline:
 
     @property
     def n_copies(self) -> int:
-        """How many times an epoch goes through the data."""
+        """Number of passes over the data in an epoch."""
         return 1 if self.noisy_copies is None else self.noisy_copies.n_copies
 
     def __call__(self, x: Tensor, copy: Tensor, generator: torch.Generator) -> Tensor:

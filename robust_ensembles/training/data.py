@@ -1,8 +1,8 @@
 """Training data as batches on the device.
 
-`MiniBatches` cuts an `EnsembleDataset` into a `Batch` for each step, in an order that follows from
-the seed and the epoch. The samples come from an array (`ArrayBatches`), or, if there are too many
-for memory, from a data set that is read when they are needed (`DatasetBatches`, `StreamedX`).
+`MiniBatches` divides an `EnsembleDataset` into a `Batch` for each step, in an order that follows
+from the seed and the epoch. Samples come from an array (`ArrayBatches`) or, if they do not fit into
+memory, from a data set that is read when needed (`DatasetBatches`, `StreamedX`).
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from ..attacks.engine.balls import box_excess
 from .augmentation import AugmentationPipeline
 from .random import derive_seed, generator, private_global_rng
 
-# the part of a device's free memory that the training set may take
+# fraction of a device's free memory that the training set may use
 _RESIDENT_SHARE = 0.5
 
-# samples of a pass that is not cut into training batches
+# batch size of passes other than training
 _CHUNK = 256
 
-# samples that tell one data set from another
+# number of samples that identify a data set
 _PROBES = 16
 
-# how torch begins to tell of a process that has died
+# beginning of torch's message about a process that has died
 _DEATH = "DataLoader worker (pid"
 
 Read = tuple[Tensor, list[Any]]
@@ -49,9 +49,9 @@ class Batch(NamedTuple):
         Class indices.
     sample_weight : Tensor of shape (n_samples,) or None
     sample_index : int64 Tensor of shape (n_samples,)
-        Which sample of the training set each is; copies (`NoisyCopies`) count as further ones.
+        Index of each sample in the training set; copies (`NoisyCopies`) have their own indices.
     x_target : Tensor of the shape of x, or None
-        An independent draw of other inputs, for methods that pair samples at random.
+        Another, independently drawn batch, for methods that pair samples at random.
     """
 
     x: Tensor
@@ -62,7 +62,7 @@ class Batch(NamedTuple):
 
 
 class EnsembleDataset(SkorchDataset):
-    """skorch's data set of arrays, with sample weights beside.
+    """skorch's data set of arrays, with sample weights.
 
     Parameters
     ----------
@@ -82,9 +82,9 @@ class EnsembleDataset(SkorchDataset):
 
 
 class MiniBatches:
-    """Mini-batches of a data set, in an order that the epoch determines.
+    """Mini-batches of a data set, in an order determined by the epoch.
 
-    Close what iterates over it, to end the processes that read a streamed data set.
+    Close the iterator to end the processes that read a streamed data set.
 
     Parameters
     ----------
@@ -92,11 +92,11 @@ class MiniBatches:
     batch_size : int
     device : torch.device
     dtype : torch.dtype
-        Of the members' parameters.
+        The dtype of the members' parameters.
     seed : int
         Seed of the fit.
     augmentation : AugmentationPipeline or None
-        None also means in the order of the data, for validation.
+        None is for validation, in the order of the data.
     paired : bool, default=False
         Whether batches have an `x_target`.
     """
@@ -138,7 +138,7 @@ class MiniBatches:
 
     @property
     def _ends(self) -> list[int]:
-        """Where one batch ends and the next begins."""
+        """Positions where one batch ends and the next begins."""
         ends = list(range(self.batch_size, self._n_samples, self.batch_size))
         # BatchNorm cannot train on a last batch of one sample
         return ends[:-1] if ends and self._n_samples - ends[-1] == 1 else ends
@@ -162,7 +162,7 @@ class MiniBatches:
         noise = generator(noise_seed, self.device)
         copy, position = np.divmod(order, len(self.indices))
         rows = self.indices[position]
-        # to the device once, since each transfer makes the host wait
+        # to the device once, because the host waits for each transfer
         where, copies = (
             torch.from_numpy(of_all).to(self.device).tensor_split(self._ends)
             for of_all in (rows, copy)
@@ -174,7 +174,7 @@ class MiniBatches:
                 yield self._batch(x, there, copy_of, noise)
 
     def _batch(self, x: Tensor, where: Tensor, copy: Tensor, noise: torch.Generator) -> Batch:
-        """The raw samples from `where`, as they are trained on."""
+        """The batch of the raw samples x from `where`, converted and augmented."""
         x = to_float(x, self.dtype)
         if self.augmentation is not None:
             x = self.augmentation(x, copy, noise)
@@ -183,7 +183,7 @@ class MiniBatches:
 
 
 def _base_and_indices(dataset: Any) -> tuple[EnsembleDataset, NDArray[np.int64]]:
-    """The arrays below nested Subsets, and which of their rows are meant."""
+    """The data set below nested Subsets, and their rows in it."""
     if isinstance(dataset, Subset):
         base, indices = _base_and_indices(dataset.dataset)
         return base, indices[np.asarray(dataset.indices, dtype=np.int64)]
@@ -191,15 +191,15 @@ def _base_and_indices(dataset: Any) -> tuple[EnsembleDataset, NDArray[np.int64]]
 
 
 def to_float(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Floating point values of raw X: uint8 is divided by 255, all else is cast."""
+    """Floating point values of raw X: uint8 is divided by 255, other dtypes are cast."""
     return x.to(dtype) / 255 if x.dtype == torch.uint8 else x.to(dtype)
 
 
 class ArrayBatches:
-    """Samples of an array.
+    """Batches of an array.
 
-    It moves to an accelerator once, if it takes at most half of the free memory there, else batch
-    by batch.
+    The array moves to an accelerator once, if it takes at most half of the free memory there, else
+    batch by batch.
 
     Parameters
     ----------
@@ -226,9 +226,9 @@ class ArrayBatches:
         rows : list of int64 ndarray
             The samples of each batch.
         where : tuple of int64 Tensor
-            The same, on the device.
+            The same samples, on the device.
         seed : int
-            Of what reading draws; here nothing.
+            Seed of reading, which draws no random numbers here.
 
         Yields
         ------
@@ -242,7 +242,7 @@ class ArrayBatches:
 
 
 class DatasetBatches:
-    """Samples that are read for each batch.
+    """Batches that are read from a data set.
 
     Parameters
     ----------
@@ -263,22 +263,22 @@ class DatasetBatches:
 
 
 class StreamedX(Dataset[Tensor]):
-    """The inputs of a data set, which stands in for an array of them.
+    """The inputs of a data set, in place of an array.
 
-    Samples are checked when they are read, since none is kept.
+    Samples are checked when they are read, since none are kept.
 
     Parameters
     ----------
     dataset : torch.utils.data.Dataset
         With a length; an item is x, or begins with x and its label.
     sample_shape : tuple of int
-        Of x as it comes.
+        Shape of x in the data set.
     input_shape : tuple of int
-        What it becomes.
+        Shape of x for the members.
     dtype : dtype
-        uint8, or float32, to which all else is cast.
+        uint8, or float32, to which other dtypes are cast.
     num_workers : int
-        Processes that read ahead; 0 is none.
+        Number of processes that read ahead.
     """
 
     def __init__(
@@ -306,15 +306,15 @@ class StreamedX(Dataset[Tensor]):
 
     @property
     def ndim(self) -> int:
-        """Axes of the array that this stands for."""
+        """Number of axes of the equivalent array."""
         return len(self.shape)
 
     def min(self) -> float:
-        """Smallest number; takes a pass over the data, for the largest one as well."""
+        """Smallest value; makes one pass over the data, also for the largest value."""
         return self._extremes()[0]
 
     def max(self) -> float:
-        """Largest number."""
+        """Largest value."""
         return self._extremes()[1]
 
     def _extremes(self) -> tuple[float, float]:
@@ -343,30 +343,30 @@ class StreamedX(Dataset[Tensor]):
     def batches(
         self, rows: Iterable[NDArray[np.int64]], *, seed: int
     ) -> Generator[Read, None, None]:
-        """Read batches; close the iterator to end the processes that do it.
+        """Read batches; close the iterator to end the reading processes.
 
         Parameters
         ----------
         rows : iterable of int64 ndarray
             The samples of each batch.
         seed : int
-            Of what the data set draws from torch's global generator: it depends on the batch, and
-            not on the process that reads it.
+            Seed of torch's global generator, from which a data set may draw: it depends on the
+            batch, not on the process that reads it.
 
         Yields
         ------
         x : Tensor of shape (n_samples, `*input_shape`), float32 or uint8
         labels : list
-            What stands beside each x, or None.
+            The label of each x, or None.
 
         Raises
         ------
         ValueError, TypeError
             For a sample unlike the first one, with its index.
         RuntimeError
-            If a process that reads has died.
+            If a reading process has died.
         """
-        # what DataLoader takes for a list of indices
+        # DataLoader treats each entry as a list of indices
         orders: list[Any] = [
             (derive_seed(seed, "samples", i), part.tolist()) for i, part in enumerate(rows)
         ]
@@ -388,21 +388,21 @@ class StreamedX(Dataset[Tensor]):
                 reading._shutdown_workers()  # now, and not when an exception is forgotten
 
     def _outcomes(self, reading: Iterator[Any]) -> Iterator[Any]:
-        """What is read, with one error for the end of a process."""
+        """The read batches, with one error for the death of a process."""
         while True:
             try:
                 outcome = next(reading)
             except StopIteration:
                 return
             except (OSError, EOFError) as error:
-                # errors inside a process begin with "Caught"; this is a connection that broke
+                # errors inside a process begin with "Caught"; this is a broken connection
                 if self.num_workers == 0 or str(error).startswith("Caught"):
                     raise
                 raise RuntimeError(f"{_DEATH}?) is gone: {error!r}") from error
             yield outcome
 
     def read(self, indices: Sequence[int]) -> Read:
-        """Read some samples, here and now; see `batches`."""
+        """Read some samples in this process; see `batches`."""
         if hasattr(self.dataset, "__getitems__"):
             items = self.dataset.__getitems__(list(indices))
         else:
@@ -437,7 +437,7 @@ class StreamedX(Dataset[Tensor]):
         return tensor.reshape(self.shape[1:])
 
     def fingerprint(self) -> str:
-        """Digest of size and type, and of a few samples from the first to the last."""
+        """Digest of shape, dtype, and a few samples from the first to the last."""
         probed = np.linspace(0, len(self) - 1, min(_PROBES, len(self))).astype(np.int64)
         hashed = hashlib.sha256(f"{self.shape} {self.dtype}".encode())
         with private_global_rng(0):
@@ -446,7 +446,7 @@ class StreamedX(Dataset[Tensor]):
 
 
 class _Reader(Dataset[Any]):
-    """Reads whole batches, in any process; errors of a sample are results there."""
+    """Reads whole batches, in any process, and returns errors of samples as results."""
 
     def __init__(self, rows: StreamedX) -> None:
         self.rows = rows
@@ -466,9 +466,9 @@ def _as_it_is(batch: Any) -> Any:
 
 @contextmanager
 def death_of_a_reader_explained() -> Iterator[None]:
-    """Say in plain words that a process that reads has died.
+    """Explain the error of torch about a reading process that has died.
 
-    torch raises that wherever the main thread is at that moment.
+    torch raises it wherever the main thread is at that moment.
 
     Raises
     ------
@@ -487,7 +487,7 @@ def death_of_a_reader_explained() -> Iterator[None]:
 
 
 class BadSampleError(ValueError):
-    """A sample that cannot be trained on; told where the data are asked for."""
+    """A sample cannot be trained on; raised in the process that requests the data."""
 
 
 def split_item(item: Any) -> tuple[Any, Any]:
@@ -498,13 +498,13 @@ def split_item(item: Any) -> tuple[Any, Any]:
 
 
 def to_tensor(x: Any, index: int) -> Tensor:
-    """A sample as float32, or uint8 if it is.
+    """Convert a sample to float32, or keep it as uint8.
 
     Parameters
     ----------
     x : ndarray or Tensor
     index : int
-        For the message.
+        Index of the sample, for the message.
 
     Returns
     -------
@@ -514,7 +514,7 @@ def to_tensor(x: Any, index: int) -> Tensor:
     Raises
     ------
     BadSampleError
-        For anything else, such as an image of PIL.
+        For other objects, such as a PIL image.
     """
     if isinstance(x, np.ndarray) and x.dtype.kind in "buif":
         x = torch.from_numpy(np.array(x))  # a copy: torch warns of arrays that are read-only

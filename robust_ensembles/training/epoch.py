@@ -1,8 +1,8 @@
-"""One epoch: the means of its loss terms, and what is left if it fails.
+"""One epoch: the means of its loss terms, and recovery from failures.
 
-`EpochMeter` collects the terms, moves them from the device once and finds those that are not
-finite. `LastGood` puts the weights back that were good before. `explained_out_of_memory` says what
-to do when memory runs out.
+`EpochMeter` collects the terms, moves them from the device once and finds non-finite ones.
+`LastGood` restores the last good weights. `explained_out_of_memory` adds advice to errors when
+memory runs out.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ class EpochMeter:
     Parameters
     ----------
     prefix : str
-        ``"train"`` or ``"valid"``; columns of the history are called prefix_term.
+        ``"train"`` or ``"valid"``; columns of the history are named prefix_term.
     epoch : int
         Counted from 0, for messages.
     immediate : bool
-        Look for non-finite terms at each batch, free on a CPU, instead of at the end of the
-        epoch, which spares an accelerator the waiting.
+        Whether to check for non-finite terms at each batch, which costs nothing on a CPU, instead
+        of at the end of the epoch, so that the host does not wait for an accelerator.
 
     Attributes
     ----------
     first_bad : int or None
-        Number of the first batch with a non-finite term, once that was noticed.
+        Number of the first batch with a non-finite term, once found.
     """
 
     def __init__(self, prefix: str, epoch: int, *, immediate: bool) -> None:
@@ -48,7 +48,7 @@ class EpochMeter:
         self._sizes: list[int] = []
 
     def add(self, terms: dict[str, Tensor], n_samples: int) -> None:
-        """Take the scalar terms of a batch.
+        """Add the scalar terms of a batch.
 
         Raises
         ------
@@ -94,7 +94,7 @@ class EpochMeter:
             (i, row) for i, row in enumerate(table) if not all(map(math.isfinite, row))
         )
         self.first_bad = number
-        # the total is non-finite whenever a term is: name the term
+        # the total is non-finite if a term is: name the term
         guilty = [i for i, name in enumerate(self._names) if name != "loss"] or [0]
         column = next((i for i in guilty if not math.isfinite(bad[i])), guilty[0])
         before = [row[column] for row in table[:number]]
@@ -107,7 +107,7 @@ class EpochMeter:
 
 
 class LastGood:
-    """Keeps the state of modules and their optimizer from the start of each epoch.
+    """Keeps the state of modules and their optimizer at the start of each epoch.
 
     Parameters
     ----------
@@ -121,16 +121,16 @@ class LastGood:
 
     @contextmanager
     def protect(self, meter: EpochMeter, *, training: bool) -> Iterator[None]:
-        """Put the last good state back if a loss turns non-finite, or memory runs out, within.
+        """Restore the last good state if a loss becomes non-finite or memory runs out inside.
 
         The state from the start of an epoch is good if the loss of its first batch is finite.
 
         Parameters
         ----------
         meter : EpochMeter
-            Of this epoch, which raises the error.
+            The meter of this epoch, which raises the error.
         training : bool
-            Whether the block trains, so that the state at its start is worth keeping.
+            Whether the block trains, so that the state at its start must be kept.
         """
         earlier = self.states
         if training:
@@ -153,12 +153,12 @@ class LastGood:
             return
         for module, state in zip(self.modules, good[0], strict=True):
             module.load_state_dict(state)
-        # gradients are of what is not wanted
+        # the gradients are those of the discarded weights
         self.optimizer.zero_grad()
         self.optimizer.load_state_dict(good[1])
 
     def check(self, epoch: int) -> None:
-        """Raise for weights that a last step has ruined: no loss has seen them yet.
+        """Raise for non-finite weights after the last step, which no loss has used yet.
 
         Parameters
         ----------
@@ -179,12 +179,12 @@ class LastGood:
 
 @contextmanager
 def explained_out_of_memory(batches: MiniBatches) -> Iterator[None]:
-    """Say which batch size to try, if memory runs out within the block.
+    """Add the batch size to try to the error if memory runs out within the block.
 
     Parameters
     ----------
     batches : MiniBatches
-        That are trained on.
+        The training batches.
 
     Raises
     ------

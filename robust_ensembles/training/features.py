@@ -1,10 +1,10 @@
-"""Features of any network by layer name, and images made to have them.
+"""Features of any network by layer name, and images crafted in feature space.
 
-`features` reads a layer, `replaced_output` exchanges what it gives, `captured_embedding` collects
-what the classifier sees; all by forward hooks, so that networks need not know. `resolve_layers`
-finds the layers to look at. From features come images that look like one sample and have a
-member's features of another (`distill`) or none of their own (`repel`), which `PerturbationMemory`
-keeps from epoch to epoch.
+`features` reads a layer, `replaced_output` replaces its output, `captured_embedding` collects the
+classifier's input; all use forward hooks, so that networks need no change. `resolve_layers` finds
+suitable layers. `distill` crafts images that look like one sample and have a member's features of
+another, `repel` images far from their own features; `PerturbationMemory` keeps perturbations from
+epoch to epoch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 def features(member: nn.Module, layer: str, x: Tensor) -> Tensor:
-    """Output of one layer; the network is run up to there only.
+    """Output of one layer; the network is only run up to this layer.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def features(member: nn.Module, layer: str, x: Tensor) -> Tensor:
     Returns
     -------
     output : Tensor of shape (n_samples, ...)
-        Of the first call, if the forward pass calls the layer more than once.
+        The first one, if the forward pass calls the layer more than once.
     """
 
     def leave(_module: nn.Module, _args: Any, output: Tensor) -> None:
@@ -64,14 +64,14 @@ def features(member: nn.Module, layer: str, x: Tensor) -> Tensor:
 def replaced_output(
     member: nn.Module, layer: str, replace: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
-    """Put something else in place of a layer's output within the block.
+    """Replace a layer's output within the block.
 
     Parameters
     ----------
     member : nn.Module
     layer : str
     replace : callable
-        From the output to what the rest of the network gets, of the same shape.
+        Takes the output and returns its replacement, of the same shape.
     """
 
     def exchange(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def captured_embedding(member: nn.Module) -> Iterator[list[Tensor]]:
     ------
     embeddings : list of Tensors of shape (n_samples, embedding_size)
         One for each forward pass: the output of a linear layer named `embedding`, before its
-        activation, where the network has one; else the input of its last linear layer.
+        activation, if the network has one; else the input of its last linear layer.
     """
     embeddings: list[Tensor] = []
     layer = getattr(member, "embedding", None)
@@ -113,12 +113,12 @@ def captured_embedding(member: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _read(output: Tensor) -> Tensor:
-    """What a hook has got of a layer: of all samples, in full precision."""
+    """The output of a layer from a hook, for all samples and in full precision."""
     return current_strategy().gather_rows(full_precision(output))
 
 
 class _LayerReachedError(Exception):
-    """Raised by a hook to leave a forward pass early; holds what it came for."""
+    """Raised by a hook to leave a forward pass early, with the layer's output."""
 
     def __init__(self, output: Tensor) -> None:
         self.output = output
@@ -129,18 +129,17 @@ def resolve_layers(
     layers: Sequence[str] | Sequence[Sequence[str]] | None,
     input_shape: tuple[int, ...],
 ) -> list[list[str]]:
-    """Names of the layers whose outputs a method looks at, for each member.
+    """Names of the layers whose outputs a method uses, for each member.
 
     Parameters
     ----------
     members : sequence of nn.Module
     layers : sequence of str, sequence of such sequences, or None
-        Names as in `named_modules`, one list for all members or one for each. None takes what
-        the network itself declares as its attribute `feature_layers` (those of this package
-        do), else its convolutions (with the normalisation that follows), residual blocks and
-        linear layers.
+        Names as in `named_modules`, one list for all members or one for each. None takes the
+        network's attribute `feature_layers` if it has one, as in this package, else its
+        convolutions (with the normalisation that follows), residual blocks and linear layers.
     input_shape : tuple of int
-        Of one sample, to try the layers with.
+        Shape of one sample, to try out the layers.
 
     Returns
     -------
@@ -150,7 +149,7 @@ def resolve_layers(
     ------
     ValueError
         For a name that does not exist, with the nearest one; for a layer that the forward pass
-        does not reach, or whose output is no tensor with one row per sample.
+        does not reach, or whose output is not a tensor with one row per sample.
     """
     nested = layers is not None and not all(isinstance(name, str) for name in layers)
     if nested and layers is not None and not all(_are_names(names) for names in layers):
@@ -195,7 +194,7 @@ def _check_layers(chosen: list[str], member: nn.Module, index: int, usable: set[
 
 
 def feature_layers(member: nn.Module) -> list[str]:
-    """Layers that a network declares in its attribute `feature_layers`, or that look like them.
+    """Layers in a network's attribute `feature_layers`, or suitable ones if it has none.
 
     Parameters
     ----------
@@ -209,7 +208,7 @@ def feature_layers(member: nn.Module) -> list[str]:
     if declared is not None:
         return list(declared)
     position = {name: place for place, (name, _) in enumerate(member.named_modules())}
-    # the network itself may hold its convolutions without being a block
+    # the network itself may contain its convolutions directly without being a block
     blocks = [name for name, module in member.named_modules() if name and _is_block(module)]
     found: dict[str, int] = {}
     for parent, module in member.named_modules():
@@ -223,13 +222,13 @@ def feature_layers(member: nn.Module) -> list[str]:
 
 
 def _is_block(module: nn.Module) -> bool:
-    """Whether a module looks like a residual block: two convolutions or more, no plain chain."""
+    """Whether a module looks like a residual block: at least two convolutions, not sequential."""
     convolutions = [c for c in module.children() if isinstance(c, _CONVOLUTIONS)]
     return len(convolutions) > 1 and not isinstance(module, nn.Sequential)
 
 
 def _layers_of(module: nn.Module) -> list[str]:
-    """Children that convolve or map linearly, or the normalisation right behind them."""
+    """Children that are convolutions or linear layers, or the normalisation right after them."""
     children = list(module.named_children())
     names = []
     for position, (name, child) in enumerate(children):
@@ -241,7 +240,7 @@ def _layers_of(module: nn.Module) -> list[str]:
 
 
 def _usable_layers(member: nn.Module, input_shape: tuple[int, ...]) -> set[str]:
-    """Layers that a forward pass calls, with a tensor of one row per sample as a result."""
+    """Layers that a forward pass calls and whose output is a tensor with one row per sample."""
     parameter = next(member.parameters(), torch.empty(0))
     probe = torch.zeros((2, *input_shape), dtype=parameter.dtype, device=parameter.device)
     usable: set[str] = set()
@@ -270,7 +269,7 @@ def final_linear(member: nn.Module, owner: str) -> tuple[str, nn.Linear]:
     ----------
     member : nn.Module
     owner : str
-        Who asks, for the message.
+        Name for the message.
 
     Returns
     -------
@@ -292,13 +291,13 @@ def final_linear(member: nn.Module, owner: str) -> tuple[str, nn.Linear]:
 
 
 def embedding_size(member: nn.Module, owner: str) -> int:
-    """Size of a network's embedding: what its layer `embedding` gives, or its classifier takes.
+    """Size of a network's embedding: the output of `embedding`, or the classifier's input.
 
     Parameters
     ----------
     member : nn.Module
     owner : str
-        Who asks, for the message.
+        Name for the message.
 
     Returns
     -------
@@ -319,14 +318,14 @@ def distill(
     eps: float,
     walk: StepRule,
 ) -> Tensor:
-    r"""Samples of the batch, moved to have a member's features of other samples.
+    r"""Samples of the batch, changed to have a member's features of other samples.
 
     .. math:: \arg\min_{|x' - x|_\infty \le \varepsilon} |f^l(x') - f^l(x_t)|^2
 
     Parameters
     ----------
     step : TrainingStep
-        Its x is where the walk starts. The members must be frozen.
+        The walk starts at its x. The members must be frozen.
     member : nn.Module
     layer : str
     x_target : Tensor of the shape of x
@@ -337,7 +336,7 @@ def distill(
     Returns
     -------
     x_distilled : Tensor of the shape of x
-        Crafted once in a step for the same arguments.
+        Crafted once per step for the same arguments.
     """
 
     def craft() -> Tensor:
@@ -371,9 +370,9 @@ def repel(
     member : nn.Module
     layer : str
     start : Tensor of the shape of x
-        Where the walk starts: at x itself the gradient is zero.
+        Start of the walk; not x itself, where the gradient is zero.
     ball : LinfBall
-        Around x.
+        The ball around x.
     walk : StepRule
 
     Returns
@@ -388,12 +387,12 @@ def repel(
 def _walk(
     step: TrainingStep, distance: FeatureDistance, ball: LinfBall, start: Tensor, walk: StepRule
 ) -> Tensor:
-    """All steps within the ball around the batch."""
+    """Take all steps within the ball around the batch."""
     return ascend(distance, ball, start, step.y, walk, stop_when_broken=False)[0]
 
 
 class FeatureDistance(GradientOracle):
-    """Distance of a member's features from given ones, as something to climb or to descend.
+    """Distance of a member's features from given ones, to be maximised or minimised.
 
     Parameters
     ----------
@@ -401,9 +400,9 @@ class FeatureDistance(GradientOracle):
         Its parameters must be frozen by the caller.
     layer : str
     target : Tensor of shape (n_samples, ...)
-        Features to be measured from.
+        The given features.
     descend : bool
-        Whether the gradient points downwards.
+        Whether to minimise the distance.
     """
 
     def __init__(self, member: nn.Module, layer: str, target: Tensor, *, descend: bool) -> None:
@@ -433,24 +432,24 @@ class PerturbationMemory:
         self.kept: Tensor | None = None
 
     def recall(self, index: Tensor, *, like: Tensor) -> Tensor:
-        """What is kept for some samples.
+        """Stored perturbations of some samples.
 
         Parameters
         ----------
         index : int64 Tensor of shape (n,)
-            Of the samples.
+            Indices of the samples.
         like : Tensor of shape (n, ...)
             Shape, dtype and device of the perturbations.
 
         Returns
         -------
         kept : Tensor of shape (n, ...)
-            NaN where nothing is kept yet.
+            NaN for samples without one.
         """
         return torch.full_like(like, torch.nan) if self.kept is None else self.kept[index]
 
     def keep(self, index: Tensor, perturbations: Tensor) -> None:
-        """Keep perturbations in place of the former ones.
+        """Store perturbations in place of the previous ones.
 
         Parameters
         ----------

@@ -1,9 +1,9 @@
-"""The skorch net that an estimator owns: it runs epochs and steps, and predicts.
+"""The skorch net of an estimator: it runs epochs and steps, and predicts.
 
-`EnsembleNet.train_epochs` is what a fit comes to: the list of contexts there names everything that
-holds while it trains. `EnsembleNet.train_step` is one step of it, in the order in which it
-happens. The estimator's objective gives the terms of the loss from a `TrainingStep`; the strategy
-says who trains; predictions are made here too, in batches.
+A fit calls `EnsembleNet.train_epochs`, whose list of contexts shows everything that applies during
+training. `EnsembleNet.train_step` is one step, in order. The estimator's objective returns the
+terms of the loss from a `TrainingStep`; the strategy coordinates processes. Predictions are also
+made here, in batches.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from .random import derive_seed, preserve_global_rng, reseed_global_rng
 from .step import Objective, TrainingStep
 from .termination import drop_unfinished_epoch, stopped_by_sigterm, stopped_early
 
-# samples of a batch in predictions
+# batch size of predictions
 _BATCH_SIZE = 512
 
 Components = tuple[Ensemble, nn.Module | None]
 
 
 class EnsembleNet(NeuralNetClassifier):
-    """skorch net of an ensemble and what its method trains beside it.
+    """skorch net of an ensemble and the auxiliary module of its method.
 
     The members and the auxiliary module share one optimizer, with a parameter group for each:
     the same as one optimizer each, as long as the losses are summed and each reaches its own
     member only. Cached predictions are off (`use_caching=False`), so that a robust scorer inside
-    `EpochScoring` gets predictions of what it asks for.
+    `EpochScoring` gets predictions of the samples it requests.
 
     Parameters
     ----------
@@ -55,16 +55,16 @@ class EnsembleNet(NeuralNetClassifier):
         Shape of one sample.
     clip_values : tuple of two floats or None
     seed : int
-        Of all random streams of the fit.
+        Seed of all random streams of the fit.
     augmentation : AugmentationPipeline
     lr_milestones : tuple of int
-        Epochs (finished ones) after which the learning rate is multiplied by 0.1.
+        Numbers of finished epochs after which the learning rate is multiplied by 0.1.
     paired : bool, default=False
         Whether each step gets a second, independent batch of inputs, `Batch.x_target`.
     techniques : frozenset of str, default=frozenset()
-        What makes the step fast, see `resolve_acceleration`.
+        Acceleration techniques, see `resolve_acceleration`.
     precision : {"float32", "bfloat16"}, default="float32"
-        Of the members' arithmetic in training; weights and losses stay as they are.
+        Precision of the members' arithmetic in training; weights and losses are not affected.
     """
 
     def __init__(
@@ -92,24 +92,24 @@ class EnsembleNet(NeuralNetClassifier):
         self.precision = precision
         self.objective_: Objective | None = None
         self.last_good_: LastGood | None = None
-        # steps of another kind than `train_step`'s, if a technique has them
+        # replaces `train_step` if a technique has its own steps
         self.replayed_: Any = None
 
     @property
     def strategy(self) -> SingleProcess:
-        """Who trains this net: this process alone, or several together."""
+        """The strategy of this net's training: one process, or several together."""
         return current_strategy()
 
     @property
     def trained_modules(self) -> list[nn.Module]:
-        """The ensemble, and what its method trains beside it."""
+        """The ensemble, and the auxiliary module if there is one."""
         return [getattr(self, f"{name}_") for name in self._modules]
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Any]]:
         callbacks = [
             ("epoch_timer", EpochTimer()),
-            # the columns train_loss_best and so on, which Checkpoint watches
+            # the columns train_loss_best etc., which Checkpoint monitors
             ("train_loss", PassthroughScoring("train_loss", on_train=True)),
             ("valid_loss", PassthroughScoring("valid_loss")),
             ("valid_acc", PassthroughScoring("valid_acc", lower_is_better=False)),
@@ -128,7 +128,7 @@ class EnsembleNet(NeuralNetClassifier):
         return self
 
     def initialize_module(self) -> EnsembleNet:
-        """Take the modules that the builder makes; called by skorch."""
+        """Set the modules made by the builder; called by skorch."""
         self.module_, auxiliary = self.builder_()
         self.has_auxiliary_ = auxiliary is not None
         if auxiliary is not None:
@@ -153,7 +153,7 @@ class EnsembleNet(NeuralNetClassifier):
         objective: Objective,
         checkpoints: Checkpoints | None = None,
     ) -> None:
-        """Train for some more epochs.
+        """Train for a number of epochs.
 
         Parameters
         ----------
@@ -162,15 +162,16 @@ class EnsembleNet(NeuralNetClassifier):
             Its class indices, for a stratified split.
         epochs : int
         objective : callable
-            Held for the duration of the call only: it belongs to the estimator that owns this
-            net, and a cycle would keep both in memory until the garbage collector runs.
+            Only kept during the call: it belongs to the estimator that owns this net, and a cycle
+            would keep both in memory until the garbage collector runs.
         checkpoints : Checkpoints, default=None
-            What a new net goes on from, if it holds something, and adds to; held likewise.
+            A new net resumes from them, if there are any, and adds to them; only kept during the
+            call.
 
         Raises
         ------
         KeyboardInterrupt
-            If the user interrupts. `EarlyStopping` raises it too, and that one ends here.
+            If the user interrupts. `EarlyStopping` also raises it, but that one is caught here.
         SystemExit
             At the next batch after SIGTERM.
         TrainingMemoryError
@@ -203,7 +204,7 @@ class EnsembleNet(NeuralNetClassifier):
             self.notify("on_train_end", X=dataset, y=y)
 
     def replaying(self) -> AbstractContextManager[Any]:
-        """Context that gives what runs steps in place of `train_step`, or None."""
+        """Context that yields the replacement of `train_step`, or None."""
         if "cuda_graph" not in self.techniques:
             return nullcontext()
         context: AbstractContextManager[Any] = opt_in("cuda_graph").replayed_steps(self)
@@ -256,17 +257,17 @@ class EnsembleNet(NeuralNetClassifier):
     def _begin_epoch(self, epoch: int, training: bool) -> None:
         if not training:
             return
-        # for layers that know the global generator only, such as dropout
+        # for layers that only use the global generator, such as dropout
         reseed_global_rng(derive_seed(self.seed, "layers", epoch, *self.strategy.rank_stream))
         for group in self.optimizer_.param_groups:
-            # an epoch that was interrupted comes twice
+            # an interrupted epoch is repeated
             if epoch in self.lr_milestones and group.get("decayed_in") != epoch:
                 group.update(lr=0.1 * group["lr"], decayed_in=epoch)
         self.epoch_seed_ = derive_seed(self.seed, "method", epoch)
         self.attack_seeds_ = np.random.default_rng(derive_seed(self.seed, "attack", epoch))
 
     def train_step(self, batch: Batch, *, number: int, meter: EpochMeter) -> dict[str, Any]:
-        """One optimizer step on the objective: its terms, their sum, gradients, new weights."""
+        """One optimizer step: the objective's terms, their sum, gradients, new weights."""
         if self.replayed_ is not None and self.replayed_.takes(batch):
             return self.replayed_(batch, self._next_seed(), meter)
         step: TrainingStep
@@ -292,7 +293,7 @@ class EnsembleNet(NeuralNetClassifier):
         return {"loss": loss.detach(), "y_pred": None}
 
     def make_step(self, batch: Batch, seed: Any) -> TrainingStep:
-        """The step on a batch, as an objective sees it."""
+        """The `TrainingStep` on a batch, for the objective."""
         return TrainingStep(
             module=self.module_,
             auxiliary=self.auxiliary_ if self.has_auxiliary_ else None,
@@ -304,10 +305,10 @@ class EnsembleNet(NeuralNetClassifier):
         )
 
     def losses(self, step: TrainingStep) -> dict[str, Tensor]:
-        """The objective's terms by name and before them their sum, ``loss``.
+        """The objective's terms by name, preceded by their sum, ``loss``.
 
-        They may be computed several times on one step: it remembers its crafted inputs, and no
-        state is written before `TrainingStep.commit`.
+        They may be computed several times on one step: it caches its crafted inputs, and no state
+        is written before `TrainingStep.commit`.
         """
         if self.objective_ is None:
             raise RuntimeError("this net is trained by its estimator: call the estimator's fit")
@@ -319,7 +320,7 @@ class EnsembleNet(NeuralNetClassifier):
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss, over the rows of all processes, to those of the weights."""
         weights = [p for group in self.optimizer_.param_groups for p in group["params"]]
-        # by the weights alone: leaves that a method differentiates by would get one too
+        # by the weights only: otherwise leaves that a method differentiates by get gradients too
         loss.backward(inputs=weights)
         self.strategy.sum_gradients(self.module_, self.auxiliary_ if self.has_auxiliary_ else None)
 
@@ -337,7 +338,7 @@ class EnsembleNet(NeuralNetClassifier):
         return {"loss": loss, "y_pred": y_pred}
 
     def as_module(self) -> RawInput:
-        """The members behind raw X, in eval mode."""
+        """The ensemble as a module that takes raw X, in eval mode."""
         return RawInput(self.module_, self.input_shape, self.clip_values).eval()
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -366,7 +367,7 @@ def member_log_proba(module: RawInput, X: ArrayLike) -> NDArray[np.float64]:
     Raises
     ------
     ValueError
-        Where a member's outputs are NaN or infinite, so that there is no answer.
+        If a member's outputs are NaN or infinite.
     """
     device = next(module.parameters()).device
     passes = Minibatches(_BATCH_SIZE)

@@ -1,8 +1,8 @@
 """Random streams of a fit: derived from one seed, local, and the same after a restart.
 
-Nothing here carries state from epoch to epoch. Each stream (order of the data, augmentation,
-attacks, layers such as dropout) is seeded anew for each epoch from the fit's seed, so that an
-epoch draws the same numbers whether or not the fit was interrupted before it.
+There is no state between epochs. Each stream (order of the data, augmentation, attacks, layers such
+as dropout) is seeded again in each epoch from the fit's seed, so that an epoch draws the same
+numbers whether or not the fit was interrupted before it.
 """
 
 import os
@@ -16,16 +16,16 @@ import torch
 
 
 def derive_seed(seed: int, stream: str, *position: int) -> int:
-    """Seed of one stream at one place.
+    """Seed of one stream at one position.
 
     Parameters
     ----------
     seed : int
         Seed of the fit.
     stream : str
-        What the numbers are for.
+        Purpose of the numbers.
     *position : int
-        Epoch, and what else tells one use from another.
+        Epoch, and other numbers that identify a use.
 
     Returns
     -------
@@ -37,15 +37,15 @@ def derive_seed(seed: int, stream: str, *position: int) -> int:
 
 
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator of torch's on a device, seeded."""
+    """A seeded torch generator on a device."""
     return torch.Generator(device).manual_seed(seed)
 
 
 class _GlobalState:
     """Saves torch's global random state at the first entry and restores it at the last exit.
 
-    Weight initialisation and dropout can draw from the global generators only. Fits that overlap
-    in threads share them; counting the entries keeps one from restoring the state of another.
+    Weight initialisation and dropout can only draw from the global generators. Overlapping fits in
+    threads share them; counting the entries prevents one from restoring the state of another.
     """
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ if hasattr(os, "register_at_fork"):  # a thread that has no twin in the child ma
 
 @contextmanager
 def private_global_rng(seed: int) -> Iterator[None]:
-    """Let torch's global generator of the CPU draw other numbers within the block, unnoticed.
+    """Seed torch's global CPU generator within the block, and restore its state afterwards.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def reseed_global_rng(seed: int) -> None:
 
 @contextmanager
 def seeded_global_rng(seed: int) -> Iterator[None]:
-    """Seed torch's global generators within the block only, one thread at a time.
+    """Seed torch's global generators only within the block, for one thread at a time.
 
     Parameters
     ----------

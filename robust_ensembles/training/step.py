@@ -1,8 +1,8 @@
-"""What a method's objective works with: the members, one batch, and examples made from it.
+"""The training step as an objective sees it: the members, one batch, and examples crafted from it.
 
-An objective may be asked for its terms several times in one step, such as at perturbed weights. So
-a step remembers what was crafted in it, and what an objective wants to keep for later steps is
-written when the step commits, after the weights have moved.
+An objective may be evaluated several times in one step, such as at perturbed weights. So a step
+caches its crafted examples, and state that an objective keeps for later steps is written when the
+step commits, after the update of the weights.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Objective = Callable[["TrainingStep"], dict[str, Tensor]]
-"""The addends of a method's loss by name, from one step. Their sum is minimised."""
+"""Computes the terms of a method's loss on one step, by name. Their sum is minimised."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,18 @@ class TrainingStep:
     module : Ensemble
         The members, in train mode.
     auxiliary : nn.Module or None
-        What the method trains beside the members (CLDL's label confusion model).
+        The module trained beside the members (CLDL's label confusion model).
     batch : Batch
-        Inputs, class indices, weights with mean 1 over the training set; its fields are
-        attributes of the step too.
+        Inputs, class indices, weights with mean 1 over the training set; its main fields are also
+        attributes of the step.
     clip_values : tuple of two floats or None
         Box of the data.
     seed : int
-        Of the random numbers of this step, such as the attacks' starts.
+        Seed of the random numbers of this step, such as random starts of attacks.
     epoch : int, default=0
-        Finished epochs.
+        Number of finished epochs.
     epoch_seed : int, default=0
-        Of the random numbers that all steps of an epoch share.
+        Seed of the random numbers shared by all steps of an epoch.
     """
 
     module: Ensemble
@@ -82,7 +82,7 @@ class TrainingStep:
         return self.batch.sample_weight
 
     def member_logits(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Logits of each member on inputs of its own.
+        """Logits of each member on its own inputs.
 
         Parameters
         ----------
@@ -97,12 +97,12 @@ class TrainingStep:
     def input_gradients(
         self, inputs: Sequence[Tensor], y: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Logits of each member, and the gradient of its cross-entropy by its own input.
+        """Logits of each member, and the gradient of its cross-entropy by its own inputs.
 
         Parameters
         ----------
         inputs : sequence of n_members Tensors of shape (n_samples, ...)
-            That require a gradient: `input_leaves`, or something computed.
+            They must require a gradient: `input_leaves`, or results of a computation.
         y : Tensor of shape (n_samples,), default=None
             Labels of the inputs, by default the batch's.
 
@@ -117,7 +117,7 @@ class TrainingStep:
         return logits, input_gradients(losses, inputs)
 
     def frozen(self, mode: CraftMode) -> AbstractContextManager[nn.Module]:
-        """Context in which inputs are optimised: parameters frozen, BatchNorm as asked for.
+        """Context for optimising inputs: parameters are frozen, BatchNorm is in the given mode.
 
         Parameters
         ----------
@@ -137,13 +137,13 @@ class TrainingStep:
         target: nn.Module | None = None,
         x: Tensor | None = None,
     ) -> Tensor:
-        """Adversarial examples of this batch; crafted once for the same arguments.
+        """Adversarial examples of this batch; crafted once per step for the same arguments.
 
         Parameters
         ----------
         attack : BoundedAttack
         mode : {"eval", "train_frozen_stats", "train"}
-            How BatchNorm behaves meanwhile.
+            Mode of BatchNorm while crafting.
         target : nn.Module, default=None
             A single member; None attacks the ensemble.
         x : Tensor of shape (n_samples, ...), default=None
@@ -164,15 +164,15 @@ class TrainingStep:
         return self.remembered(craft, "attack", type(attack), settings, mode, target, x)
 
     def remembered(self, craft: Callable[[], T], *key: Any) -> T:
-        """What was crafted in this step under a key, or is now.
+        """Inputs crafted in this step under a key; crafted now if there are none.
 
         Parameters
         ----------
         craft : callable
-            Makes inputs of this step, such as from its batch and seed.
+            Makes the inputs, such as from the step's batch and seed.
         *key : object
-            What they depend on: plain values, and tuples of them, count by value, others by
-            identity.
+            Everything the inputs depend on: plain values and tuples of them are compared by value,
+            others by identity.
 
         Returns
         -------
@@ -180,53 +180,53 @@ class TrainingStep:
         """
         hashed = _hashed(key)
         if hashed not in self._remembered:
-            # the key is kept too: none of its objects may leave its identity to another one
+            # the key is kept too, so that the ids of its objects are not reused
             self._remembered[hashed] = craft(), key
         crafted: T = self._remembered[hashed][0]
         return crafted
 
     def on_commit(self, name: str, act: Callable[[], None]) -> None:
-        """Do something after the weights have moved, such as writing into a method's memory.
+        """Register a function to call after the update, such as one that writes a method's state.
 
         Parameters
         ----------
         name : str
-            A later call with the same name replaces this one.
+            A later registration with the same name replaces this one.
         act : callable
         """
         self._at_commit[name] = act
 
     def commit(self) -> None:
-        """Do what was left for after the optimizer's step."""
+        """Call the registered functions, after the optimizer's step."""
         for act in self._at_commit.values():
             act()
 
     def input_leaves(self) -> list[Tensor]:
-        """A copy of the batch for each member, to differentiate its loss by."""
+        """A copy of the batch for each member, by which its loss can be differentiated."""
         return [self.x.detach().clone().requires_grad_() for _ in self.module]
 
 
 def input_gradients(losses: Tensor, leaves: Sequence[Tensor]) -> Tensor:
-    """Gradients of the members' losses by their own inputs, differentiable once more.
+    """Gradients of the members' losses by their own inputs, which can be differentiated again.
 
     Parameters
     ----------
     losses : Tensor of shape (n_members,)
-        Batch means, so that each sample's gradient carries a factor of 1 / n_samples.
+        Batch means, so that each sample's gradient has a factor of 1 / n_samples.
     leaves : sequence of n_members Tensors of shape (n_samples, ...)
-        The inputs that each member alone has seen; see `TrainingStep.input_leaves`.
+        The inputs of each member, used by no other; see `TrainingStep.input_leaves`.
 
     Returns
     -------
     g : Tensor of shape (n_members, n_samples, n_features)
     """
-    # the loss of a member reaches its own leaf only, so one call serves them all
+    # the loss of a member only reaches its own leaf, so one call computes all gradients
     gradients = torch.autograd.grad(losses.sum(), list(leaves), create_graph=True)
     return torch.stack([gradient.flatten(1) for gradient in gradients])
 
 
 def _hashed(part: Any) -> Any:
-    """Plain values and tuples of them as they are, other objects by their identity."""
+    """Plain values and tuples of them unchanged, other objects by their identity."""
     if isinstance(part, tuple):
         return tuple(_hashed(item) for item in part)
     plain = part is None or isinstance(part, bool | int | float | str | type)

@@ -1,7 +1,7 @@
-"""How training ends before its last epoch: by a signal, by patience, or amid an epoch.
+"""Early ends of training: by a signal, by early stopping, or within an epoch.
 
-That a process should end is told by SIGTERM alone: clusters send it, and in a worker process the
-watch of `end_with_main_process` does. Training handles the signal, and looks for nothing else.
+SIGTERM is the only request to end a process: clusters send it, and in a worker process the watch
+of `end_with_main_process` does. Training handles the signal and checks nothing else.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 
 
 class _StopBetweenBatches(Callback):
-    """Raises SystemExit at the next batch once SIGTERM has come, at once when it comes again."""
+    """Raises SystemExit at the next batch after SIGTERM, and immediately after a second one."""
 
     def __init__(self) -> None:
         self.n_signals = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # a copy of the net, made meanwhile by another callback, gets no signals
+        # a copy of the net made by another callback gets no signals
         return Callback, ()
 
     def ask(self, *_: Any) -> None:
-        """Be the handler of the signal."""
+        """Handle the signal."""
         self.n_signals += 1
-        # of this process alone: others that train with it cannot be asked amid a batch
+        # for this process alone: others that train with it cannot be reached within a batch
         if self.n_signals > 1 + n_signals_of_watch():
             exit_by_sigterm()
 
@@ -49,12 +49,12 @@ class _StopBetweenBatches(Callback):
         return self.n_signals > 0
 
     def check(self, strategy: SingleProcess) -> None:
-        """Stop if that was asked for, of any of the processes that train together."""
+        """Stop if any of the processes that train together has received the signal."""
         if strategy.any_rank(self.is_due):
             exit_by_sigterm()
 
     def on_batch_begin(self, net: EnsembleNet, **kwargs: Any) -> None:
-        """Stop if that was asked for; called by skorch."""
+        """Stop if the signal was received; called by skorch."""
         self.check(net.strategy)
 
 
@@ -62,10 +62,10 @@ class _StopBetweenBatches(Callback):
 def stopped_by_sigterm(net: EnsembleNet) -> Iterator[None]:
     """Let SIGTERM end the training of a net at its next batch, by ``SystemExit(143)``.
 
-    So a checkpoint that is being written gets done, and what is open gets closed. A worker process
-    of joblib's is then ended by the signal, and it ends likewise once its main process has died.
-    Only in the main thread, where Python takes signals, and only if nobody else handles SIGTERM.
-    The handler is put back when the context ends.
+    So a checkpoint that is being written is completed, and open files are closed. A worker process
+    of joblib is then ended by the signal, and likewise once its main process has died. Only in the
+    main thread, where Python receives signals, and only if SIGTERM has no other handler. The
+    previous handler is restored at the end of the context.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def stopped_by_sigterm(net: EnsembleNet) -> Iterator[None]:
 
 
 def stopped_early(net: EnsembleNet) -> bool:
-    """Whether an EarlyStopping ran out of patience; nobody else raises on its behalf."""
+    """Whether an EarlyStopping callback ran out of patience."""
     return any(
         hasattr(callback, "patience") and callback.misses_ == callback.patience
         for _, callback in net.callbacks_

@@ -1,4 +1,4 @@
-"""Which estimator has which twin, and whether a twin tells the truth."""
+"""`as_torch`: the twins of estimators, and checks that they agree with them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from .steps import (
     match_parameters,
 )
 
-# Has no public path, but is the common base of every search, those of other packages too.
+# not public, but the common base class of all searches, also of other packages
 
 
 __all__ = ["as_torch", "check_differentiable"]
@@ -53,8 +53,8 @@ def as_torch(estimator: Any) -> nn.Module:
 
     Twins exist for ``StandardScaler``, ``MinMaxScaler``, ``MaxAbsScaler``, ``RobustScaler``,
     ``Normalizer``, ``PCA``, ``FunctionTransformer``, ``Pipeline``, searches such as
-    ``GridSearchCV`` (the best estimator's twin), ``"passthrough"`` and None. Anything else with a
-    method ``as_module()`` gives that module, and an ``nn.Module`` gives itself.
+    ``GridSearchCV`` (the best estimator's twin), ``"passthrough"`` and None. For any other object
+    with a method ``as_module()``, its result is returned, and an ``nn.Module`` is returned itself.
 
     Parameters
     ----------
@@ -64,9 +64,9 @@ def as_torch(estimator: Any) -> nn.Module:
     Returns
     -------
     nn.Module
-        Takes a tensor of the X that the estimator takes. For a Pipeline that ends in a
-        classifier it has ``member_logits`` if the classifier's module has it, and its
-        ``clip_values`` are None unless every step before the classifier is an identity.
+        Takes the estimator's X as a tensor. For a Pipeline that ends in a classifier, it has
+        ``member_logits`` if the classifier's module has it, and its ``clip_values`` are None unless
+        every step before the classifier is an identity.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def as_torch(estimator: Any) -> nn.Module:
 
     Examples
     --------
-    A twin for a transformer of your own (it receives x in the dtype that raw X has)::
+    A twin for your own transformer (it receives x in the dtype of raw X)::
 
         @as_torch.register(MyTransformer)
         def _(step: MyTransformer) -> nn.Module:
@@ -108,7 +108,7 @@ def _string(step: str) -> nn.Module:
 @as_torch.register(StandardScaler)
 def _standard_scaler(step: StandardScaler) -> nn.Module:
     check_is_fitted(step)
-    # Fitted attributes exist even where the operation is switched off.
+    # fitted attributes exist even if the operation is switched off
     return StandardTwin(
         mean=step.mean_ if step.with_mean else None, scale=step.scale_ if step.with_std else None
     )
@@ -126,7 +126,7 @@ def _robust_scaler(step: RobustScaler) -> nn.Module:
 @as_torch.register(MaxAbsScaler)
 def _max_abs_scaler(step: MaxAbsScaler) -> nn.Module:
     check_is_fitted(step)
-    # The parameter `clip` came with scikit-learn 1.9.
+    # the parameter `clip` was added in scikit-learn 1.9
     clip = (-1.0, 1.0) if getattr(step, "clip", False) else None
     return CenterScaleTwin(center=None, scale=step.scale_, clip=clip)
 
@@ -149,7 +149,7 @@ def _pca(step: PCA) -> nn.Module:
     if not step.whiten:
         return PCATwin(step.components_, step.mean_, None)
     scale = np.sqrt(step.explained_variance_)
-    # scikit-learn's floor for the components of rank deficient data.
+    # scikit-learn's lower bound for the components of rank-deficient data
     return PCATwin(step.components_, step.mean_, np.maximum(scale, np.finfo(scale.dtype).eps))
 
 
@@ -175,7 +175,7 @@ def _pipeline(pipeline: Pipeline) -> nn.Module:
     final = twins.pop() if _is_predictor(pipeline.steps[-1][1]) else None
     twins = [twin for twin in twins if not isinstance(twin, nn.Identity)]
     if not twins:
-        # Behind identities alone the final module sees raw X, so its clip_values hold.
+        # after identities only, the final module receives raw X, so its clip_values apply
         return nn.Identity() if final is None else final
     if isinstance(final, HasMemberLogits):
         return TwinEnsemblePipeline(twins, final)
@@ -183,7 +183,7 @@ def _pipeline(pipeline: Pipeline) -> nn.Module:
 
 
 def _is_predictor(step: Any) -> bool:
-    """Whether the last step of a Pipeline predicts (it might be one more transformer)."""
+    """Whether the last step of a Pipeline is a predictor, not another transformer."""
     if step is None or isinstance(step, str):
         return False
     return hasattr(step, "predict_proba") or not hasattr(step, "transform")
@@ -196,7 +196,7 @@ def _step_twin(name: str, step: Any) -> nn.Module:
     except NotDifferentiableError as error:
         raise NotDifferentiableError(f"Pipeline step {name!r}: {error}") from None
     if isinstance(twin, FunctionTwin):
-        # Whether a function is differentiable shows when it is called, so its name comes along.
+        # a function may turn out not to be differentiable when called, so its name is passed on
         twin.label = f"Pipeline step {name!r}: {twin.label}"
     return twin
 
@@ -208,18 +208,17 @@ def check_differentiable(module: nn.Module, estimator: Any, X: Any) -> None:
     ----------
     module : nn.Module
         Twin of ``estimator``, from `as_torch`; gives logits (or log-probabilities) of shape
-        (n, n_classes). It is called as it is, in training or evaluation mode.
+        (n, n_classes). It is called in its present mode, training or evaluation.
     estimator : object
-        Fitted classifier. Without a ``predict_proba`` there is nothing to compare with, and
-        only the gradient is checked.
+        Fitted classifier. Without a ``predict_proba``, only the gradient is checked.
     X : array-like, DataFrame or Tensor of shape (n, ...)
         Raw data; the first 32 rows are used.
 
     Raises
     ------
     NotDifferentiableError
-        If no gradient arrives at X, or one that is not finite. A gradient of zeros passes: it
-        is what a saturated model has.
+        If X gets no gradient, or one that is not finite. A gradient of zeros is allowed: saturated
+        models have one.
     ValueError
         If a probability differs from ``estimator.predict_proba`` by more than 0.001.
     """
@@ -260,7 +259,7 @@ def _leaf(rows: Any, module: nn.Module) -> Tensor:
     x = torch.tensor(values)
     tensor = next(chain(module.parameters(), module.buffers()), None)
     if tensor is not None:
-        # MPS has no float64.
+        # MPS has no float64
         x = x.float() if tensor.device.type == "mps" else x
         x = x.to(tensor.device)
     return x.requires_grad_()
@@ -274,7 +273,7 @@ def _input_gradient(output: Tensor, x: Tensor) -> Tensor | None:
 
 
 def _check_agreement(logits: Tensor, expected: np.ndarray, name: str) -> None:
-    """Raise ValueError where the softmax of ``logits`` is not ``expected``."""
+    """Raise ValueError unless the softmax of ``logits`` is ``expected``."""
     found = logits.softmax(dim=-1).cpu().numpy()
     if found.shape != expected.shape:
         raise ValueError(
@@ -282,7 +281,7 @@ def _check_agreement(logits: Tensor, expected: np.ndarray, name: str) -> None:
             f"{expected.shape}"
         )
     gap = float(np.abs(found - expected).max())
-    # Written so that NaN fails, too.
+    # written so that NaN fails, too
     if not gap <= _TOLERANCE:
         raise ValueError(
             f"the twin does not compute what {name} does: probabilities differ by up to "

@@ -1,8 +1,8 @@
-"""Torch modules that repeat what fitted scikit-learn preprocessing steps compute.
+"""Torch modules that compute the same as fitted scikit-learn preprocessing steps.
 
-A fitted constant keeps the dtype it was fitted in (float64 nearly always) and meets the input
-in the promoted dtype, as it does in scikit-learn. Therefore float64 raw data loses nothing on
-its way, and float32 data gives what scikit-learn gives for float32 data.
+A fitted constant keeps the dtype it was fitted in (nearly always float64) and is combined with the
+input in the promoted dtype, as in scikit-learn. Therefore float64 data loses no precision, and
+float32 data gives the same results as in scikit-learn.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def as_rows(x: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (n, n_features)
-        ``x`` itself where it is floating already.
+        ``x`` itself if it is already floating.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def as_rows(x: Tensor) -> Tensor:
 
 
 class Twin(nn.Module):
-    """Base of the twins: keeps fitted constants as buffers that can go to any device."""
+    """Base class of twins: keeps fitted constants as buffers that can move to any device."""
 
     def _constant(self, name: str, values: Any) -> None:
         """Register a copy of ``values`` as the buffer ``name`` (None stays None)."""
@@ -72,7 +72,7 @@ class Twin(nn.Module):
             try:
                 return fn(tensor)
             except TypeError:
-                # What PyTorch raises for float64 on MPS.
+                # raised by PyTorch for float64 on MPS
                 if tensor.dtype != torch.float64:
                     raise
                 return fn(tensor.float())
@@ -87,7 +87,7 @@ class StandardTwin(Twin):
     Parameters
     ----------
     mean, scale : array of shape (n_features,) or None
-        Fitted constants, in the units of the features; None leaves the operation out.
+        Fitted constants, in the units of the features; None skips the operation.
     """
 
     mean: Tensor | None
@@ -101,7 +101,7 @@ class StandardTwin(Twin):
     def forward(self, x: Tensor) -> Tensor:
         """Return the standardized rows, of the shape and floating dtype of ``x``."""
         x = as_rows(x)
-        # StandardScaler is the one scaler that rounds its constants to X's dtype first.
+        # StandardScaler is the only scaler that first rounds its constants to X's dtype
         if self.mean is not None:
             x = x - self.mean.to(x.dtype)
         if self.scale is not None:
@@ -115,7 +115,7 @@ class CenterScaleTwin(Twin):
     Parameters
     ----------
     center, scale : array of shape (n_features,) or None
-        Fitted constants, in the units of the features; None leaves the operation out.
+        Fitted constants, in the units of the features; None skips the operation.
     clip : tuple (low, high) or None
         Interval for the scaled values.
     """
@@ -132,7 +132,7 @@ class CenterScaleTwin(Twin):
     def forward(self, x: Tensor) -> Tensor:
         """Return the scaled rows, of the shape and floating dtype of ``x``."""
         x = as_rows(x)
-        # Each operation is rounded back to X's dtype: scikit-learn works in place.
+        # each operation is rounded to X's dtype: scikit-learn works in place
         if self.center is not None:
             x = (x - self.center).to(x.dtype)
         if self.scale is not None:
@@ -169,7 +169,7 @@ class MinMaxTwin(Twin):
 
 
 class NormalizerTwin(Twin):
-    """Twin of ``Normalizer``: each row divided by its norm, zero rows left as they are.
+    """Twin of ``Normalizer``: each row is divided by its norm, zero rows are unchanged.
 
     Parameters
     ----------
@@ -187,7 +187,7 @@ class NormalizerTwin(Twin):
         """Return the normalized rows, of the shape and floating dtype of ``x``."""
         x = as_rows(x)
         norms = torch.linalg.vector_norm(x, ord=self.order, dim=1, keepdim=True)
-        # scikit-learn's threshold for a norm that counts as zero.
+        # scikit-learn's threshold for a norm that counts as zero
         tiny = norms < 10 * torch.finfo(x.dtype).eps
         return x / torch.where(tiny, torch.ones_like(norms), norms)
 
@@ -216,10 +216,10 @@ class PCATwin(Twin):
         self._constant("scale", scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the scores, (n, n_components), in the dtype of ``x`` and constants together."""
+        """Return the scores, (n, n_components), in the promoted dtype of ``x`` and constants."""
         x = as_rows(x)
-        # Unlike the scalers, scikit-learn's PCA gives float64 for float32 X if it was fitted in
-        # float64; unlike arithmetic, torch's matrix product does not promote by itself.
+        # unlike the scalers, scikit-learn's PCA returns float64 for float32 X if it was fitted in
+        # float64; unlike arithmetic, torch's matrix product does not promote dtypes
         x = x.to(torch.promote_types(x.dtype, self.components.dtype))
         scores = x @ self.components.to(x.dtype).T - self.offset
         return scores if self.scale is None else scores / self.scale
@@ -235,7 +235,7 @@ class FunctionTwin(Twin):
     kw_args : mapping
         Its keyword arguments.
     label : str
-        How errors name the step.
+        Name of the step in errors.
     """
 
     def __init__(self, func: Callable[..., Any], kw_args: Mapping[str, Any], label: str) -> None:
@@ -250,15 +250,14 @@ class FunctionTwin(Twin):
         Raises
         ------
         NotDifferentiableError
-            If the function fails on a tensor, gives something other than a tensor, or cuts the
-            gradient.
+            If the function fails on a tensor, does not return a tensor, or cuts the gradient.
         """
         try:
             out = self.func(x, **self.kw_args)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, AttributeError) as error:
-            # NumPy functions raise RuntimeError for tensors that require a gradient.
+            # NumPy functions raise RuntimeError for tensors that require a gradient
             raise NotDifferentiableError(
                 f"{self.label} failed on a torch tensor ({error}). {FUNCTION_WAYS_OUT}"
             ) from error
@@ -266,7 +265,7 @@ class FunctionTwin(Twin):
             raise NotDifferentiableError(
                 f"{self.label} gave {type(out).__name__} for a torch tensor. {FUNCTION_WAYS_OUT}"
             )
-        # The graph is recorded only where gradients are on.
+        # the graph is recorded only if gradients are enabled
         if torch.is_grad_enabled() and x.requires_grad and not out.requires_grad:
             raise NotDifferentiableError(
                 f"{self.label} passes no gradient to its input. {FUNCTION_WAYS_OUT}"
@@ -276,7 +275,7 @@ class FunctionTwin(Twin):
 
 @runtime_checkable
 class HasMemberLogits(Protocol):
-    """A module of several members that gives the logits of each."""
+    """A module of several members that returns the logits of each."""
 
     def member_logits(self, x: Tensor) -> Tensor:
         """Return logits of shape (n_members, n, n_classes)."""
@@ -290,13 +289,13 @@ def match_parameters(x: Tensor, module: nn.Module) -> Tensor:
     x : Tensor
         Input for ``module``.
     module : nn.Module
-        A module made by `as_torch` takes raw X in any floating dtype and casts by itself, so
-        that its steps see all digits of X: for such a module ``x`` stays as it is.
+        A module made by `as_torch` takes raw X in any floating dtype and casts it itself, so that
+        its steps use the full precision of X: for such a module, ``x`` is not changed.
 
     Returns
     -------
     Tensor
-        ``x``, differentiably cast where necessary.
+        ``x``, differentiably cast if necessary.
     """
     if isinstance(module, TwinPipeline):
         return x
@@ -320,8 +319,8 @@ class TwinPipeline(nn.Module):
     Attributes
     ----------
     clip_values : None
-        The final module's box of valid inputs lies behind the steps and says nothing about raw
-        X, so it is not passed on.
+        The final module's box applies to its input after the steps, not to raw X, so it is not
+        passed on.
     """
 
     clip_values: None = None
@@ -332,7 +331,7 @@ class TwinPipeline(nn.Module):
         self.final = final
 
     def _transform(self, x: Tensor) -> Tensor:
-        """Return what the final module takes."""
+        """Return the input of the final module."""
         x = self.steps(x)
         return x if self.final is None else match_parameters(x, self.final)
 
@@ -347,7 +346,7 @@ class TwinEnsemblePipeline(TwinPipeline):
 
     @property
     def combiner(self) -> Any:
-        """How the ensemble combines its members, if it says so."""
+        """The combiner of the ensemble, if it has one."""
         return cast(Any, self.final).combiner
 
     def member_logits(self, x: Tensor) -> Tensor:
